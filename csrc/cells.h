@@ -1,0 +1,111 @@
+// The cell equations, forward and backward: the one source for the CPU and CUDA kernels.
+//
+// Notation: sigma the logistic function, * elementwise, h and c the states of the step before.
+// Gate orders are PyTorch's. Sources: vanilla RNN, Elman 1990; LSTM, Hochreiter & Schmidhuber
+// 1997 with the forget gate of Gers et al. 2000; GRU, Cho et al. 2014 (arXiv 1406.1078) in the
+// variant that applies the reset gate after the recurrent product, as cuDNN and PyTorch do.
+//
+//   RNN    h' = tanh(a) or relu(a),                    a = W_ih x + W_hh h + b
+//   GRU    r = sigma(a_r)   z = sigma(a_z)             q = W_hn h + b_hn
+//          n = tanh(a_n + r * q)                       a_n = W_in x + b_in
+//          h' = (1 - z) * n + z * h
+//   LSTM   i, f, o = sigma(a_i, a_f, a_o)              g = tanh(a_g)
+//          c' = f * c + i * g                          h' = o * tanh(c')
+//
+// `Math` supplies the value type and the transcendental functions: a SIMD vector on the CPU, a
+// float or double in a CUDA thread.
+#pragma once
+
+#if defined(__CUDACC__)
+#define BIRNN_CELL_FN static __host__ __device__ __forceinline__
+#else
+#define BIRNN_CELL_FN static inline
+#endif
+
+namespace birnn {
+
+template <class Math>
+struct TanhCell {
+  using Value = typename Math::Value;
+  BIRNN_CELL_FN Value forward(Value a) { return Math::tanh(a); }
+  // y is the cell's own output; returns the gradient of a.
+  BIRNN_CELL_FN Value backward(Value dy, Value y) { return dy - dy * y * y; }
+};
+
+template <class Math>
+struct ReluCell {
+  using Value = typename Math::Value;
+  // NaN passes through both ways, as in torch.relu: the comparison with NaN is false.
+  BIRNN_CELL_FN Value forward(Value a) { return Math::zero_where_not_positive(a, a); }
+  BIRNN_CELL_FN Value backward(Value dy, Value y) { return Math::zero_where_not_positive(dy, y); }
+};
+
+template <class Math>
+struct GruCell {
+  using Value = typename Math::Value;
+  struct Activations {
+    Value r, z, n;
+  };
+  struct Gradients {
+    Value r, z, n;     // of the pre-activations; n: of a_n
+    Value n_recurrent;  // of q
+    Value h_direct;     // of h, along the path z * h alone
+  };
+
+  BIRNN_CELL_FN Value forward(Value a_r, Value a_z, Value a_n, Value q, Value h, Activations& out) {
+    out.r = Math::sigmoid(a_r);
+    out.z = Math::sigmoid(a_z);
+    out.n = Math::tanh(a_n + out.r * q);
+    return out.n + out.z * (h - out.n);
+  }
+
+  BIRNN_CELL_FN Gradients backward(Value dh, const Activations& act, Value q, Value h) {
+    Gradients d;
+    d.h_direct = dh * act.z;
+    d.n = (dh - d.h_direct) * (Math::one() - act.n * act.n);
+    d.z = d.h_direct * (h - act.n) * (Math::one() - act.z);
+    d.n_recurrent = d.n * act.r;
+    d.r = d.n_recurrent * q * (Math::one() - act.r);
+    return d;
+  }
+};
+
+template <class Math>
+struct LstmCell {
+  using Value = typename Math::Value;
+  struct Activations {
+    Value i, f, g, o;
+  };
+  struct Gradients {
+    Value i, f, g, o;  // of the pre-activations
+    Value c;           // of the cell state of the step before
+  };
+
+  // Returns h', replaces c by c'.
+  BIRNN_CELL_FN Value forward(Value a_i, Value a_f, Value a_g, Value a_o, Value& c,
+                              Activations& out) {
+    out.i = Math::sigmoid(a_i);
+    out.f = Math::sigmoid(a_f);
+    out.g = Math::tanh(a_g);
+    out.o = Math::sigmoid(a_o);
+    c = out.f * c + out.i * out.g;
+    return out.o * Math::tanh(c);
+  }
+
+  // c_new is the state that forward left; dc its gradient from the step after.
+  BIRNN_CELL_FN Gradients backward(Value dh, Value dc, const Activations& act, Value c_new,
+                                   Value c_old) {
+    const Value one = Math::one();
+    const Value tanh_c = Math::tanh(c_new);
+    Gradients d;
+    d.o = dh * tanh_c * act.o * (one - act.o);
+    dc = dc + dh * act.o * (one - tanh_c * tanh_c);
+    d.i = dc * act.g * act.i * (one - act.i);
+    d.g = dc * act.i * (one - act.g * act.g);
+    d.f = dc * c_old * act.f * (one - act.f);
+    d.c = dc * act.f;
+    return d;
+  }
+};
+
+}  // namespace birnn

@@ -1,0 +1,35 @@
+#include "gemm_cpu.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+namespace birnn::cpu {
+namespace {
+
+// A stored matrix as a tensor, transposed if asked: [rows, columns] of op(M).
+at::Tensor matrix(const void* data, int64_t rows, int64_t columns, int64_t leading, bool transpose,
+                  const at::TensorOptions& options) {
+  const std::vector<int64_t> sizes{rows, columns};
+  const std::vector<int64_t> strides{transpose ? 1 : leading, transpose ? leading : 1};
+  return at::from_blob(const_cast<void*>(data), sizes, strides, options);
+}
+
+}  // namespace
+
+int gemm(void*, void*, const GemmShape& s, const void* a, const void* b, void* c, Element element,
+         GemmCompute) {
+  if (s.m == 0 || s.n == 0) return 0;
+  const c10::InferenceMode no_tracking;
+  const auto options =
+      at::TensorOptions().dtype(element == Element::kFloat64 ? at::kDouble : at::kFloat);
+  at::Tensor to = matrix(c, s.m, s.n, s.ldc, false, options);
+  const at::Tensor left = matrix(a, s.m, s.k, s.lda, s.transpose_a, options);
+  const at::Tensor right = matrix(b, s.k, s.n, s.ldb, s.transpose_b, options);
+  if (s.beta == 0.0f)
+    at::mm_out(to, left, right);
+  else
+    at::addmm_out(to, to, left, right, s.beta);
+  return 0;
+}
+
+}  // namespace birnn::cpu

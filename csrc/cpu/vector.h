@@ -1,0 +1,118 @@
+// SIMD values by the compiler's vector extensions (GCC, Clang): one source for every instruction
+// set. Included once for each set, inside that set's namespace (see instruction_set.h), with
+// BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS saying what a register holds and how many there are.
+//
+// exp is 2^n * e^r with |r| <= ln(2)/2 and a Taylor polynomial in r; sigmoid and tanh follow from
+// it. tanh goes through e^x - 1, whose two parts do not cancel, so it keeps its relative accuracy
+// near zero. Tested against <cmath> through the layers, at every tolerance of the test-suite.
+
+constexpr int kVectorBytes = BIRNN_VECTOR_BYTES;
+// Registers for sums; the others hold the operands of a product.
+constexpr int kNumAccumulators = BIRNN_VECTOR_REGISTERS * 3 / 4;
+
+template <class Real>
+struct VectorTypes;
+template <>
+struct VectorTypes<float> {
+  typedef float Value __attribute__((vector_size(kVectorBytes)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorTypes<double> {
+  typedef double Value __attribute__((vector_size(kVectorBytes)));
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class Real>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860677e-6f;
+  static constexpr float kLargest = 87.0f, kTanhOne = 9.5f;  // tanh is 1 from there
+  static constexpr int kExponentBias = 127, kMantissaBits = 23, kDegree = 7;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLn2High = 6.93147180369123816490e-01;
+  static constexpr double kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLargest = 708.0, kTanhOne = 20.0;
+  static constexpr int kExponentBias = 1023, kMantissaBits = 52, kDegree = 13;
+};
+
+template <class Real>
+struct VectorMath {
+  using Value = typename VectorTypes<Real>::Value;
+  using Bits = typename VectorTypes<Real>::Bits;
+  using Constants = ExpConstants<Real>;
+  static constexpr int kLanes = kVectorBytes / sizeof(Real);
+
+  static inline Value load(const Real* p) {
+    return *reinterpret_cast<const typename VectorTypes<Real>::Unaligned*>(p);
+  }
+  static inline void store(Real* p, Value v) {
+    *reinterpret_cast<typename VectorTypes<Real>::Unaligned*>(p) = v;
+  }
+  // The first n lanes only; the others are zero.
+  static inline Value load(const Real* p, int n) {
+    if (n >= kLanes) return load(p);
+    Value v{};
+    std::memcpy(&v, p, n * sizeof(Real));
+    return v;
+  }
+  static inline void store(Real* p, Value v, int n) {
+    if (n >= kLanes) return store(p, v);
+    std::memcpy(p, &v, n * sizeof(Real));
+  }
+  static inline Value broadcast(Real x) { return Value{} + x; }
+  static inline Value one() { return broadcast(Real(1)); }
+
+  static inline Value zero_where_not_positive(Value v, Value condition) {
+    return condition <= Value{} ? Value{} : v;
+  }
+
+  // e^x = scale + scale * expm1_of_rest, with scale a power of two. NaN stays NaN.
+  static inline void exp_parts(Value x, Value& scale, Value& expm1_of_rest) {
+    const Value shifted = x * broadcast(Real(1.44269504088896340736)) + Constants::kRound;
+    const Value n = shifted - Constants::kRound;
+    const Value r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;
+    Value p = broadcast(inverse_factorial(Constants::kDegree));
+#pragma GCC unroll 16
+    for (int k = Constants::kDegree - 1; k >= 1; --k) p = p * r + inverse_factorial(k);
+    expm1_of_rest = p * r;
+    Bits bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits + Constants::kExponentBias) << Constants::kMantissaBits;
+    std::memcpy(&scale, &bits, sizeof(bits));
+  }
+
+  static inline Value sigmoid(Value x) {
+    const Value limit = broadcast(Constants::kLargest);
+    Value negated = -x;
+    negated = negated > limit ? limit : negated;
+    negated = negated < -limit ? -limit : negated;
+    Value scale, rest;
+    exp_parts(negated, scale, rest);
+    return one() / (one() + (scale * rest + scale));
+  }
+
+  static inline Value tanh(Value x) {
+    const Value limit = broadcast(Constants::kTanhOne);
+    x = x > limit ? limit : x;
+    x = x < -limit ? -limit : x;
+    Value scale, rest;
+    exp_parts(x + x, scale, rest);
+    const Value expm1 = scale * rest + (scale - one());
+    return expm1 / (expm1 + Real(2));
+  }
+
+ private:
+  static constexpr Real inverse_factorial(int k) {
+    Real f = 1;
+    for (int j = 2; j <= k; ++j) f *= j;
+    return Real(1) / f;
+  }
+};

@@ -1,0 +1,227 @@
+#include "layer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/OpMathType.h>
+
+namespace birnn {
+namespace {
+
+Cell parse_cell(const std::string& name) {
+  if (name == "tanh") return Cell::kTanh;
+  if (name == "relu") return Cell::kRelu;
+  if (name == "gru") return Cell::kGru;
+  if (name == "lstm") return Cell::kLstm;
+  TORCH_CHECK(false, "birnn_cuda: cell must be 'tanh', 'relu', 'gru' or 'lstm', got '", name, "'");
+}
+
+Element parse_element(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return Element::kFloat32;
+    case at::kDouble: return Element::kFloat64;
+    case at::kHalf: return Element::kFloat16;
+    case at::kBFloat16: return Element::kBFloat16;
+    default:
+      TORCH_CHECK(false, "birnn_cuda: dtype must be float32, float64, float16 or bfloat16, got ",
+                  type);
+  }
+}
+
+void check_like_input(const Tensor& t, const Tensor& input, const char* name,
+                      at::IntArrayRef sizes) {
+  TORCH_CHECK(t.sizes() == sizes, "birnn_cuda: expected ", name, " of size ", sizes, ", got ",
+              t.sizes());
+  TORCH_CHECK(t.scalar_type() == input.scalar_type(), "birnn_cuda: expected ", name, " of dtype ",
+              input.scalar_type(), " like the input, got ", t.scalar_type());
+  TORCH_CHECK(t.device() == input.device(), "birnn_cuda: expected ", name, " on ", input.device(),
+              " like the input, got ", t.device());
+}
+
+Problem check_problem(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+                      std::vector<Tensor> weights, const OptionalTensor& lengths,
+                      const OptionalTensor& batch_sizes, const std::string& cell,
+                      int64_t num_directions, const std::string& precision) {
+  Problem p;
+  p.shape.cell = parse_cell(cell);
+  p.shape.element = parse_element(input.scalar_type());
+  TORCH_CHECK(num_directions == 1 || num_directions == 2,
+              "birnn_cuda: num_directions must be 1 or 2, got ", num_directions);
+  TORCH_CHECK(precision == "ieee" || precision == "tf32",
+              "birnn_cuda: precision must be 'ieee' or 'tf32', got '", precision, "'");
+  p.ieee = precision == "ieee";
+  p.num_directions = static_cast<int>(num_directions);
+  TORCH_CHECK(!weights.empty() && weights.size() % num_directions == 0,
+              "birnn_cuda: expected 2 to 5 weights for each of ", num_directions,
+              " directions, got ", weights.size(), " in all");
+  p.weights_per_direction = static_cast<int>(weights.size() / num_directions);
+  TORCH_CHECK(p.weights_per_direction >= 2 && p.weights_per_direction <= 5,
+              "birnn_cuda: expected 2 to 5 weights for each direction, got ",
+              p.weights_per_direction);
+  p.has_bias = p.weights_per_direction >= 4;
+  const bool projected = p.weights_per_direction % 2 == 1;
+  TORCH_CHECK(!projected || p.shape.cell == Cell::kLstm,
+              "birnn_cuda: a projection (weight_hr) needs cell 'lstm', got '", cell, "'");
+
+  p.input = input;
+  p.weights = std::move(weights);
+  p.hx = hx;
+  p.cx = p.shape.cell == Cell::kLstm ? cx : std::nullopt;
+  p.lengths = lengths;
+  p.batch_sizes = batch_sizes;
+  if (batch_sizes) {
+    TORCH_CHECK(!lengths, "birnn_cuda: give lengths or batch_sizes, not both");
+    TORCH_CHECK(input.dim() == 2, "birnn_cuda: a packed input has 2 dimensions, got ",
+                input.dim());
+    TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
+                    batch_sizes->device().is_cpu() && batch_sizes->size(0) > 0,
+                "birnn_cuda: batch_sizes must be a non-empty int64 vector on the CPU, got ",
+                batch_sizes->scalar_type(), " of size ", batch_sizes->sizes(), " on ",
+                batch_sizes->device());
+    const Tensor sizes = batch_sizes->contiguous();
+    const int64_t* size = sizes.const_data_ptr<int64_t>();
+    p.shape.seq_len = sizes.size(0);
+    p.shape.batch_size = size[0];
+    for (int64_t t = 0; t < p.shape.seq_len; ++t) {
+      TORCH_CHECK(size[t] > 0 && (t == 0 || size[t] <= size[t - 1]),
+                  "birnn_cuda: batch_sizes must be positive and never grow, got ", size[t],
+                  " at step ", t);
+      p.num_rows += size[t];
+    }
+    TORCH_CHECK(p.num_rows == input.size(0), "birnn_cuda: batch_sizes sum to ", p.num_rows,
+                " but the packed input has ", input.size(0), " rows");
+    p.batch_sizes = sizes;
+  } else {
+    TORCH_CHECK(input.dim() == 3, "birnn_cuda: a padded input has 3 dimensions, got ",
+                input.dim());
+    p.shape.seq_len = input.size(0);
+    p.shape.batch_size = input.size(1);
+    p.num_rows = p.shape.seq_len * p.shape.batch_size;
+  }
+  TORCH_CHECK(p.shape.seq_len > 0, "Expected sequence length to be larger than 0 in RNN");
+  p.input_size = input.size(-1);
+
+  TORCH_CHECK(p.weight_hh(0).dim() == 2, "birnn_cuda: weight_hh must have 2 dimensions, got ",
+              p.weight_hh(0).dim());
+  const int64_t gates = num_gates(p.shape.cell);
+  TORCH_CHECK(p.weight_hh(0).size(0) % gates == 0 && p.weight_hh(0).size(0) > 0,
+              "birnn_cuda: weight_hh of cell '", cell, "' must have a multiple of ", gates,
+              " rows, got ", p.weight_hh(0).size(0));
+  p.shape.hidden_size = p.weight_hh(0).size(0) / gates;
+  p.shape.proj_size = projected ? p.weight_hr(0).size(0) : 0;
+  const int64_t H = p.shape.hidden_size, S = p.shape.state_size(), D = p.num_directions;
+  const int64_t B = p.shape.batch_size;
+  for (int d = 0; d < D; ++d) {
+    check_like_input(p.weight_ih(d), input, "weight_ih", {gates * H, p.input_size});
+    check_like_input(p.weight_hh(d), input, "weight_hh", {gates * H, S});
+    if (p.has_bias) {
+      check_like_input(p.bias_ih(d), input, "bias_ih", {gates * H});
+      check_like_input(p.bias_hh(d), input, "bias_hh", {gates * H});
+    }
+    if (projected) check_like_input(p.weight_hr(d), input, "weight_hr", {S, H});
+  }
+  if (p.hx) check_like_input(*p.hx, input, "hx", {D, B, S});
+  if (p.cx) check_like_input(*p.cx, input, "cx", {D, B, H});
+  if (p.lengths) {
+    TORCH_CHECK(p.lengths->dim() == 1 && p.lengths->size(0) == B,
+                "birnn_cuda: expected lengths of size [", B, "], got ", p.lengths->sizes());
+    TORCH_CHECK(p.lengths->scalar_type() == at::kLong || p.lengths->scalar_type() == at::kInt,
+                "birnn_cuda: expected lengths of dtype int64 or int32, got ",
+                p.lengths->scalar_type());
+  }
+  return p;
+}
+
+[[noreturn]] void refuse_device(const at::Device& device) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, "birnn_cuda: this build has kernels for the CPU only, got tensors on ", device,
+      ". Move the layer and its input to the CPU, or convert the layer with "
+      "birnn_cuda.to_torch to run torch's own on that device");
+}
+
+// The state that a batch without sequences, or with no step, leaves.
+Tensor initial_state(const Problem& p, const OptionalTensor& state, int64_t size) {
+  return state ? state->contiguous().clone()
+               : at::zeros({p.num_directions, p.shape.batch_size, size}, p.input.options());
+}
+
+int64_t reserve_width(const Problem& p) {
+  return reserve_blocks(p.shape.cell) * p.shape.hidden_size;
+}
+
+}  // namespace
+
+Tensor combined_bias(const Problem& p, int d) {
+  if (!p.has_bias) return {};
+  if (p.shape.cell != Cell::kGru) return p.bias_ih(d) + p.bias_hh(d);
+  const int64_t H = p.shape.hidden_size;
+  return at::cat({p.bias_ih(d).narrow(0, 0, 2 * H) + p.bias_hh(d).narrow(0, 0, 2 * H),
+                  p.bias_ih(d).narrow(0, 2 * H, H), p.bias_hh(d).narrow(0, 2 * H, H)});
+}
+
+std::vector<InputGateBlocks> input_gate_blocks(Cell cell) {
+  if (cell == Cell::kGru) return {{1, 0, 2}, {0, 2, 1}};
+  return {{0, 0, num_gates(cell)}};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+    std::string cell, int64_t num_directions, bool training, std::string precision) {
+  const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
+                                  num_directions, precision);
+  if (!input.device().is_cpu()) refuse_device(input.device());
+  if (p.shape.batch_size == 0) {
+    const int64_t D = p.num_directions, S = p.shape.state_size();
+    const auto options = input.options();
+    const bool lstm = p.shape.cell == Cell::kLstm;
+    return {at::empty({p.shape.seq_len, 0, D * S}, options), initial_state(p, p.hx, S),
+            lstm ? initial_state(p, p.cx, p.shape.hidden_size) : at::empty({0}, options),
+            training ? at::empty({D, 0, reserve_width(p)},
+                                 options.dtype(at::toOpMathType(input.scalar_type())))
+                     : at::empty({0}, options)};
+  }
+  ForwardResult r = forward_cpu(p, training);
+  return {r.output, r.h_n, r.c_n, r.reserve};
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
+    const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+    const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
+    std::string precision, std::vector<bool> needs_grad) {
+  const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
+                                  num_directions, precision);
+  if (!input.device().is_cpu()) refuse_device(input.device());
+  const int64_t D = p.num_directions, B = p.shape.batch_size, S = p.shape.state_size();
+  TORCH_CHECK(needs_grad.size() == 3 + p.weights.size(), "birnn_cuda: expected needs_grad of ",
+              3 + p.weights.size(), " values (input, hx, cx, weights), got ", needs_grad.size());
+  std::vector<int64_t> output_sizes(input.sizes().begin(), input.sizes().end());
+  output_sizes.back() = D * S;
+  check_like_input(output, input, "output", output_sizes);
+  TORCH_CHECK(reserve.dim() == 3 && reserve.size(0) == D && reserve.size(1) == p.num_rows &&
+                  reserve.size(2) == reserve_width(p),
+              "birnn_cuda: expected a reserve of size ",
+              at::IntArrayRef({D, p.num_rows, reserve_width(p)}), ", got ", reserve.sizes(),
+              ": backward needs the reserve of a forward with training=True");
+  if (d_output) check_like_input(*d_output, input, "d_output", output_sizes);
+  if (d_h_n) check_like_input(*d_h_n, input, "d_h_n", {D, B, S});
+  const bool lstm = p.shape.cell == Cell::kLstm;
+  if (d_c_n && lstm) check_like_input(*d_c_n, input, "d_c_n", {D, B, p.shape.hidden_size});
+
+  if (B == 0) {
+    const auto gradient = [&](bool needed, const Tensor& like) {
+      return needed ? at::zeros(like.sizes(), input.options()) : at::empty({0}, input.options());
+    };
+    std::vector<Tensor> d_weights;
+    for (size_t i = 0; i < p.weights.size(); ++i)
+      d_weights.push_back(gradient(needs_grad[3 + i], p.weights[i]));
+    return {gradient(needs_grad[0], input),
+            gradient(needs_grad[1] && p.hx, p.hx ? *p.hx : input),
+            gradient(needs_grad[2] && p.cx, p.cx ? *p.cx : input), d_weights};
+  }
+  BackwardResult r = backward_cpu(
+      p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt, output, reserve, needs_grad});
+  return {r.d_input, r.d_hx, r.d_cx, r.d_weights};
+}
+
+}  // namespace birnn

@@ -1,0 +1,85 @@
+// One bidirectional (or unidirectional) recurrent layer on tensors: the two functions that the
+// Python package calls. Shapes and options are those of the dispatcher schema in bindings.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "recurrence.h"
+
+namespace birnn {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// What a call computes: filled from its arguments by check_problem, which raises for whatever does
+// not fit. The tensors are as the caller gave them.
+struct Problem {
+  RecurrenceShape shape;
+  int num_directions = 1;
+  int64_t input_size = 0;
+  int64_t num_rows = 0;  // T * B, or the rows of a packed batch
+  Tensor input;          // [T, B, I] or packed [N, I]
+  OptionalTensor hx;     // [D, B, S]
+  OptionalTensor cx;     // [D, B, H]
+  std::vector<Tensor> weights;
+  int weights_per_direction = 0;
+  bool has_bias = false;
+  OptionalTensor lengths;      // [B], padded input only
+  OptionalTensor batch_sizes;  // [T], packed input only
+  bool ieee = false;           // fp32 products on a GPU
+
+  bool is_packed() const { return batch_sizes.has_value(); }
+  const Tensor& weight_ih(int d) const { return weights[d * weights_per_direction]; }
+  const Tensor& weight_hh(int d) const { return weights[d * weights_per_direction + 1]; }
+  const Tensor& bias_ih(int d) const { return weights[d * weights_per_direction + 2]; }
+  const Tensor& bias_hh(int d) const { return weights[d * weights_per_direction + 3]; }
+  const Tensor& weight_hr(int d) const { return weights[(d + 1) * weights_per_direction - 1]; }
+};
+
+// One direction's biases as the recurrence adds them (ForwardDirection::bias).
+Tensor combined_bias(const Problem& problem, int direction);
+
+// The blocks of dgates that belong to weight_ih: `count` blocks of H columns from block `column` are
+// the gradients of `count` blocks of rows from block `row`.
+struct InputGateBlocks {
+  int column, row, count;
+};
+std::vector<InputGateBlocks> input_gate_blocks(Cell cell);
+
+struct ForwardResult {
+  Tensor output, h_n, c_n, reserve;
+};
+
+struct BackwardInputs {
+  OptionalTensor d_output, d_h_n, d_c_n;
+  Tensor output, reserve;
+  std::vector<bool> needs_grad;  // input, hx, cx, weights...
+};
+
+struct BackwardResult {
+  Tensor d_input, d_hx, d_cx;
+  std::vector<Tensor> d_weights;
+};
+
+// The backends. `problem` is checked and not empty (T, B > 0).
+ForwardResult forward_cpu(const Problem& problem, bool training);
+BackwardResult backward_cpu(const Problem& problem, const BackwardInputs& inputs);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+    std::string cell, int64_t num_directions, bool training, std::string precision);
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
+    const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+    const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
+    std::string precision, std::vector<bool> needs_grad);
+
+}  // namespace birnn

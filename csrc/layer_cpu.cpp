@@ -1,0 +1,442 @@
+// A layer on the CPU: lays sequences of unequal length out in packed rows, interleaves the input
+// projection with the recurrence, and leaves the weight gradients to the BLAS.
+#include <ATen/ATen.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "cpu/gemm_cpu.h"
+#include "cpu/recurrence_cpu.h"
+#include "layer.h"
+
+namespace birnn {
+namespace {
+
+at::ScalarType compute_type(const Tensor& t) { return at::toOpMathType(t.scalar_type()); }
+
+// Sequences longest first, their steps in packed rows.
+struct Rows {
+  int64_t num_rows = 0;
+  Tensor lengths;      // [B] sorted, or undefined: all T
+  Tensor row_offsets;  // [T + 1]
+  Tensor order;        // [B] the caller's index of a sorted sequence; undefined: unchanged
+  Tensor padded_rows;  // [N] the caller's row of a packed row; undefined: unchanged
+
+  SequenceRows pointers() const {
+    if (!lengths.defined()) return {};
+    return {lengths.const_data_ptr<int64_t>(), row_offsets.const_data_ptr<int64_t>()};
+  }
+};
+
+Tensor offsets_of(const std::vector<int64_t>& batch_sizes) {
+  Tensor offsets = at::empty({static_cast<int64_t>(batch_sizes.size()) + 1}, at::kLong);
+  int64_t* offset = offsets.data_ptr<int64_t>();
+  offset[0] = 0;
+  for (size_t t = 0; t < batch_sizes.size(); ++t) offset[t + 1] = offset[t] + batch_sizes[t];
+  return offsets;
+}
+
+Rows packed_rows(const Tensor& batch_sizes) {
+  const int64_t* size = batch_sizes.const_data_ptr<int64_t>();
+  const int64_t T = batch_sizes.size(0);
+  Rows rows;
+  rows.row_offsets = offsets_of({size, size + T});
+  rows.lengths = at::empty({size[0]}, at::kLong);
+  int64_t* length = rows.lengths.data_ptr<int64_t>();
+  for (int64_t t = T - 1, b = 0; t >= 0; --t)
+    for (; b < size[t]; ++b) length[b] = t + 1;
+  rows.num_rows = rows.row_offsets.const_data_ptr<int64_t>()[T];
+  return rows;
+}
+
+Rows rows_of_lengths(const Tensor& given, int64_t T) {
+  const Tensor lengths = given.to(at::kCPU, at::kLong).contiguous();
+  const int64_t B = lengths.size(0);
+  const int64_t* length = lengths.const_data_ptr<int64_t>();
+  bool all_full = true;
+  for (int64_t b = 0; b < B; ++b) {
+    TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= T, "lengths[", b, "] is ", length[b],
+                      " but must be between 0 and the ", T, " steps of the input");
+    all_full = all_full && length[b] == T;
+  }
+  Rows rows;
+  rows.num_rows = T * B;
+  if (all_full) return rows;
+
+  rows.order = at::empty({B}, at::kLong);
+  int64_t* order = rows.order.data_ptr<int64_t>();
+  std::iota(order, order + B, int64_t(0));
+  std::stable_sort(order, order + B,
+                   [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  rows.lengths = lengths.index_select(0, rows.order);
+  const int64_t* sorted = rows.lengths.const_data_ptr<int64_t>();
+  std::vector<int64_t> batch_sizes(T);
+  int64_t active = B;
+  for (int64_t t = 0; t < T; ++t) {
+    while (active > 0 && sorted[active - 1] <= t) --active;
+    batch_sizes[t] = active;
+  }
+  rows.row_offsets = offsets_of(batch_sizes);
+  rows.num_rows = rows.row_offsets.const_data_ptr<int64_t>()[T];
+  rows.padded_rows = at::empty({rows.num_rows}, at::kLong);
+  int64_t* row = rows.padded_rows.data_ptr<int64_t>();
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t j = 0; j < batch_sizes[t]; ++j) *row++ = t * B + order[j];
+  return rows;
+}
+
+Rows rows_of(const Problem& p) {
+  if (p.is_packed()) return packed_rows(*p.batch_sizes);
+  if (p.lengths) return rows_of_lengths(*p.lengths, p.shape.seq_len);
+  Rows rows;
+  rows.num_rows = p.num_rows;
+  return rows;
+}
+
+// A tensor [T, B, C] or [N, C] as the rows that the recurrence walks, [N, C] with unit stride in
+// the last dimension: a view where the memory allows it.
+Tensor take_rows(const Tensor& t, const Rows& rows) {
+  Tensor flat;
+  const int64_t C = t.size(-1);
+  const bool mergeable = t.dim() == 3 && t.stride(2) == 1 && t.stride(1) >= C &&
+                         t.stride(0) == t.size(1) * t.stride(1);
+  if (mergeable)
+    flat = t.as_strided({t.size(0) * t.size(1), C}, {t.stride(1), 1});
+  else
+    flat = t.reshape({-1, C});
+  if (rows.padded_rows.defined()) flat = flat.index_select(0, rows.padded_rows);
+  flat = flat.to(compute_type(t));
+  const bool usable = (C == 1 || flat.stride(1) == 1) && flat.stride(0) >= C;
+  return usable ? flat : flat.contiguous();
+}
+
+// The way back: rows past a sequence's end are zero.
+Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes,
+                 at::ScalarType type) {
+  Tensor t = flat.to(type);
+  if (rows.padded_rows.defined()) {
+    int64_t num_rows = 1;
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) num_rows *= sizes[i];
+    t = at::zeros({num_rows, flat.size(1)}, t.options()).index_copy_(0, rows.padded_rows, t);
+  }
+  return t.view(sizes);
+}
+
+// A state [D, B, C] in the order of the rows, always memory of its own.
+Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef sizes,
+                  const at::TensorOptions& options) {
+  if (!state) return at::zeros(sizes, options);
+  Tensor t = state->to(options.dtype());
+  if (rows.order.defined()) return t.index_select(1, rows.order);
+  return t.clone(at::MemoryFormat::Contiguous);
+}
+
+Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
+  Tensor t = state.to(type);
+  if (!rows.order.defined()) return t;
+  return at::empty_like(t).index_copy_(1, rows.order, t);
+}
+
+std::vector<Tensor> compute_weights(const Problem& p) {
+  std::vector<Tensor> weights;
+  for (const Tensor& w : p.weights) weights.push_back(w.to(compute_type(w)).contiguous());
+  return weights;
+}
+
+// Products on rows of `element` type.
+struct Products {
+  Element element;
+
+  void operator()(GemmShape shape, const void* a, const void* b, void* c) const {
+    cpu::gemm(nullptr, nullptr, shape, a, b, c, element, GemmCompute::kIeee);
+  }
+};
+
+const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<const char*>(t.const_data_ptr()) +
+         (row * t.stride(0) + column) * t.element_size();
+}
+
+char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
+}
+
+// Steps whose projections are computed at once: few enough that they are still in the cache when
+// the recurrence reads them, enough for the product to run at full speed.
+int64_t steps_per_chunk(const cpu::Layer& layer, int64_t element_bytes) {
+  const RecurrenceShape& s = layer.shape;
+  constexpr int64_t kChunkBytes = 8 << 20, kMinRows = 256;
+  const int64_t row_bytes =
+      layer.num_directions * num_gates(s.cell) * s.hidden_size * element_bytes;
+  const int64_t rows = std::max(kChunkBytes / row_bytes, kMinRows);
+  return std::clamp<int64_t>(rows / s.batch_size, 1, s.seq_len);
+}
+
+cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
+  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions};
+  layer.shape.element =
+      p.shape.element == Element::kFloat64 ? Element::kFloat64 : Element::kFloat32;
+  return layer;
+}
+
+}  // namespace
+
+ForwardResult forward_cpu(const Problem& given, bool training) {
+  const Rows rows = rows_of(given);
+  Problem p = given;
+  p.weights = compute_weights(given);
+  const cpu::Layer layer = cpu_layer(p, rows);
+  const RecurrenceShape& s = layer.shape;
+  const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
+  const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell);
+  const at::ScalarType type = p.input.scalar_type();
+  const auto options = p.input.options().dtype(compute_type(p.input));
+  const bool lstm = s.cell == Cell::kLstm;
+  const Products multiply{s.element};
+
+  const Tensor x = take_rows(p.input, rows);
+  const Tensor output = at::empty({rows.num_rows, D * S}, options);
+  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, options) : Tensor();
+  const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
+  const Tensor hy = at::empty({D, B, S}, options);
+  const Tensor cy = lstm ? (p.cx ? cx.clone() : at::zeros({D, B, H}, options)) : Tensor();
+  const int64_t reserve_width = reserve_blocks(s.cell) * H;
+  const Tensor reserve =
+      training ? at::empty({D, p.num_rows, reserve_width}, options) : at::empty({0}, p.input.options());
+
+  // Where the projections go: the reserve if there is one, else a chunk's buffer; a vanilla RNN
+  // needs neither, its output holds them.
+  const int64_t chunk = steps_per_chunk(layer, options.dtype().itemsize());
+  const bool in_output = G == 1, in_reserve = !in_output && training;
+  Tensor gates;
+  if (in_output)
+    gates = output.view({rows.num_rows, D, S}).transpose(0, 1);
+  else if (in_reserve)
+    gates = reserve;
+  else
+    gates = at::empty({D, std::min(chunk * B, rows.num_rows), G * H}, options);
+
+  std::vector<Tensor> biases;
+  std::vector<ForwardDirection> directions(D);
+  for (int d = 0; d < D; ++d) {
+    biases.push_back(combined_bias(p, d));
+    ForwardDirection& dir = directions[d];
+    dir.reverse = d == 1;
+    dir.weight_hh = p.weight_hh(d).const_data_ptr();
+    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+    dir.bias = biases[d].defined() ? biases[d].const_data_ptr() : nullptr;
+    dir.hx = hx.defined() ? hx[d].const_data_ptr() : nullptr;
+    dir.cx = cx.defined() ? cx[d].const_data_ptr() : nullptr;
+    dir.gates = gates[d].data_ptr();
+    dir.gates_stride = gates.stride(1);
+    dir.output = mutable_row_pointer(output, 0, d * S);
+    dir.output_stride = D * S;
+    dir.hy = hy[d].data_ptr();
+    dir.cy = lstm ? cy[d].data_ptr() : nullptr;
+  }
+
+  const Tensor workspace = at::empty({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+  cpu::prepare_forward(layer, directions.data(), workspace.data_ptr());
+  const auto offset = [&](int64_t t) {
+    return rows.row_offsets.defined() ? rows.row_offsets.const_data_ptr<int64_t>()[t] : t * B;
+  };
+  for (int64_t begin = 0; begin < T; begin += chunk) {
+    const int64_t end = std::min(begin + chunk, T);
+    for (int d = 0; d < D; ++d) {
+      ForwardDirection& dir = directions[d];
+      const int64_t first = offset(dir.reverse ? T - end : begin);
+      const int64_t last = offset(dir.reverse ? T - begin : end);
+      dir.gates_first_row = in_output || in_reserve ? 0 : first;
+      GemmShape product;
+      product.transpose_b = true;
+      product.m = last - first, product.n = G * H, product.k = I;
+      product.lda = x.stride(0), product.ldb = I, product.ldc = dir.gates_stride;
+      multiply(product, row_pointer(x, first), p.weight_ih(d).const_data_ptr(),
+               static_cast<char*>(dir.gates) +
+                   (first - dir.gates_first_row) * dir.gates_stride * options.dtype().itemsize());
+    }
+    cpu::forward(layer, directions.data(), training, begin, end, workspace.data_ptr());
+  }
+
+  std::vector<int64_t> sizes = p.input.sizes().vec();
+  sizes.back() = D * S;
+  return {give_rows(output, rows, sizes, type), give_state(hy, rows, type),
+          lstm ? give_state(cy, rows, type) : at::empty({0}, p.input.options()), reserve};
+}
+
+namespace {
+
+// The state that each row continues, [N, S]: of packed rows, where it lies at no fixed distance.
+Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
+                       int d) {
+  const int64_t S = p.shape.state_size(), T = p.shape.seq_len;
+  const SequenceRows at_rows = rows.pointers();
+  const Tensor states = at::empty({rows.num_rows, S}, output.options());
+  const int64_t bytes = S * output.element_size();
+  at::parallel_for(0, T, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t row = at_rows.row_offsets[t]; row < at_rows.row_offsets[t + 1]; ++row) {
+        const int64_t b = row - at_rows.row_offsets[t];
+        const int64_t from = d == 1 ? t + 1 : t - 1;
+        char* to = mutable_row_pointer(states, row);
+        if (from >= 0 && from < at_rows.lengths[b])
+          std::memcpy(to, row_pointer(output, at_rows.row_offsets[from] + b, d * S), bytes);
+        else if (hx.defined())
+          std::memcpy(to, row_pointer(hx[d], b), bytes);
+        else
+          std::memset(to, 0, bytes);
+      }
+  });
+  return states;
+}
+
+}  // namespace
+
+BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
+  const Rows rows = rows_of(given);
+  Problem p = given;
+  p.weights = compute_weights(given);
+  const cpu::Layer layer = cpu_layer(p, rows);
+  const RecurrenceShape& s = layer.shape;
+  const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
+  const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell), N = rows.num_rows;
+  const at::ScalarType type = p.input.scalar_type();
+  const auto options = p.input.options().dtype(compute_type(p.input));
+  const bool lstm = s.cell == Cell::kLstm;
+  const Products multiply{s.element};
+
+  const Tensor output = take_rows(in.output, rows);
+  const Tensor dy = in.d_output ? take_rows(*in.d_output, rows) : Tensor();
+  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, options) : Tensor();
+  const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
+  const Tensor dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
+  const Tensor dcx = lstm ? take_state(in.d_c_n, rows, {D, B, H}, options) : Tensor();
+  const int64_t dgates_width = dgates_blocks(s.cell) * H;
+  const Tensor dgates = at::empty({D, N, dgates_width}, options);
+  const Tensor dproj = s.proj_size ? at::empty({D, N, S}, options) : Tensor();
+
+  std::vector<BackwardDirection> directions(D);
+  for (int d = 0; d < D; ++d) {
+    BackwardDirection& dir = directions[d];
+    dir.reverse = d == 1;
+    dir.weight_hh = p.weight_hh(d).const_data_ptr();
+    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+    dir.hx = hx.defined() ? hx[d].const_data_ptr() : nullptr;
+    dir.cx = cx.defined() ? cx[d].const_data_ptr() : nullptr;
+    dir.output = row_pointer(output, 0, d * S);
+    dir.output_stride = output.stride(0);
+    dir.reserve = in.reserve[d].const_data_ptr();
+    dir.reserve_stride = in.reserve.size(2);
+    dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
+    dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
+    dir.dgates = dgates[d].data_ptr();
+    dir.dgates_stride = dgates_width;
+    dir.dproj = s.proj_size ? dproj[d].data_ptr() : nullptr;
+    dir.dhx = dhx[d].data_ptr();
+    dir.dcx = lstm ? dcx[d].data_ptr() : nullptr;
+  }
+  {
+    const Tensor workspace = at::empty({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+    cpu::backward(layer, directions.data(), workspace.data_ptr());
+  }
+
+  BackwardResult out;
+  const Tensor none = at::empty({0}, p.input.options());
+  out.d_hx = in.needs_grad[1] && p.hx ? give_state(dhx, rows, type) : none;
+  out.d_cx = in.needs_grad[2] && p.cx ? give_state(dcx, rows, type) : none;
+
+  const std::vector<InputGateBlocks> blocks = input_gate_blocks(s.cell);
+  if (in.needs_grad[0]) {
+    const Tensor dx = at::empty({N, I}, options);
+    float beta = 0.0f;
+    for (int d = 0; d < D; ++d)
+      for (const InputGateBlocks& block : blocks) {
+        GemmShape product;  // dx += dgates W_ih
+        product.m = N, product.n = I, product.k = block.count * H;
+        product.lda = dgates_width, product.ldb = I, product.ldc = I, product.beta = beta;
+        multiply(product, row_pointer(dgates[d], 0, block.column * H),
+                 row_pointer(p.weight_ih(d), block.row * H), dx.data_ptr());
+        beta = 1.0f;
+      }
+    out.d_input = give_rows(dx, rows, p.input.sizes(), type);
+  } else {
+    out.d_input = none;
+  }
+
+  const int per_direction = p.weights_per_direction;
+  const Tensor x = take_rows(p.input, rows);
+  out.d_weights.assign(p.weights.size(), none);
+  for (int d = 0; d < D; ++d) {
+    const auto needed = [&](int i) { return in.needs_grad[3 + d * per_direction + i]; };
+    const auto set = [&](int i, const Tensor& t) {
+      out.d_weights[d * per_direction + i] = t.to(type);
+    };
+    if (needed(0)) {
+      const Tensor dw = at::empty({G * H, I}, options);
+      for (const InputGateBlocks& block : blocks) {
+        GemmShape product;  // dW_ih = dgates^T x
+        product.transpose_a = true;
+        product.m = block.count * H, product.n = I, product.k = N;
+        product.lda = dgates_width, product.ldb = x.stride(0), product.ldc = I;
+        multiply(product, row_pointer(dgates[d], 0, block.column * H), x.const_data_ptr(),
+                 mutable_row_pointer(dw, block.row * H));
+      }
+      set(0, dw);
+    }
+    const int64_t recurrent_column = s.cell == Cell::kGru ? H : 0;
+    if (needed(1)) {
+      const Tensor dw = at::zeros({G * H, S}, options);
+      GemmShape product;  // dW_hh += dgates^T (the states that the rows continue)
+      product.transpose_a = true;
+      product.m = G * H, product.n = S;
+      product.lda = dgates_width, product.ldc = S, product.beta = 1.0f;
+      if (rows.lengths.defined()) {
+        const Tensor states = previous_states(p, rows, output, hx, d);
+        product.k = N, product.ldb = S;
+        multiply(product, row_pointer(dgates[d], 0, recurrent_column), states.const_data_ptr(),
+                 dw.data_ptr());
+      } else {
+        // Padded rows continue the rows one step, B rows, away; the first step continues hx.
+        const bool reverse = d == 1;
+        if (T > 1) {
+          product.k = (T - 1) * B, product.ldb = output.stride(0);
+          multiply(product, row_pointer(dgates[d], reverse ? 0 : B, recurrent_column),
+                   row_pointer(output, reverse ? B : 0, d * S), dw.data_ptr());
+        }
+        if (hx.defined()) {
+          product.k = B, product.ldb = S;
+          multiply(product, row_pointer(dgates[d], reverse ? (T - 1) * B : 0, recurrent_column),
+                   hx[d].const_data_ptr(), dw.data_ptr());
+        }
+      }
+      set(1, dw);
+    }
+    if (p.has_bias && (needed(2) || needed(3))) {
+      const Tensor sums = dgates[d].sum(0);
+      if (s.cell == Cell::kGru) {
+        if (needed(2)) set(2, at::cat({sums.narrow(0, H, 2 * H), sums.narrow(0, 0, H)}));
+        if (needed(3)) set(3, sums.narrow(0, H, 3 * H).clone());
+      } else {
+        if (needed(2)) set(2, sums);
+        if (needed(3)) set(3, needed(2) ? sums.clone() : sums);
+      }
+    }
+    if (s.proj_size && needed(per_direction - 1)) {
+      const Tensor saved = in.reserve[d].narrow(0, 0, N);
+      const Tensor h = saved.narrow(1, 4 * H, H).tanh().mul_(saved.narrow(1, 3 * H, H));
+      const Tensor dw = at::empty({S, H}, options);
+      GemmShape product;  // dW_hr = dproj^T h
+      product.transpose_a = true;
+      product.m = S, product.n = H, product.k = N;
+      product.lda = S, product.ldb = H, product.ldc = H;
+      multiply(product, dproj[d].const_data_ptr(), h.const_data_ptr(), dw.data_ptr());
+      set(per_direction - 1, dw);
+    }
+  }
+  return out;
+}
+
+}  // namespace birnn

@@ -1,0 +1,88 @@
+// The recurrence of one direction of one layer, as plain data: what both backends (csrc/cpu,
+// csrc/cuda) take. No torch header, no ownership; every size and stride counts elements.
+//
+// Symbols in shape comments: T steps, B sequences, H hidden units, S the size of the recurrent
+// state (P if projected, else H), G gates of the cell (1, 3, 4), D directions, N rows.
+#pragma once
+
+#include <cstdint>
+
+namespace birnn {
+
+enum class Cell : int { kTanh, kRelu, kGru, kLstm };
+
+constexpr int num_gates(Cell cell) {
+  return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1;
+}
+
+// Columns of one row of `gates` in training: the activations, then LSTM's c or GRU's recurrent
+// part of the new gate. The output is all that the backward pass of a vanilla RNN needs.
+constexpr int reserve_blocks(Cell cell) {
+  return cell == Cell::kLstm ? 5 : cell == Cell::kGru ? 4 : 0;
+}
+
+// Columns of one row of `dgates`, in blocks of H. LSTM: i f g o. GRU: n r z, then n again for the
+// recurrent side (scaled by r), so that blocks 0..2 belong to weight_ih and 1..3 to weight_hh.
+constexpr int dgates_blocks(Cell cell) {
+  return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 4 : 1;
+}
+
+enum class Element : int { kFloat64, kFloat32, kFloat16, kBFloat16 };
+
+struct RecurrenceShape {
+  Cell cell = Cell::kTanh;
+  Element element = Element::kFloat32;
+  int64_t seq_len = 0;      // T
+  int64_t batch_size = 0;   // B
+  int64_t hidden_size = 0;  // H
+  int64_t proj_size = 0;    // P, 0 for none (LSTM only)
+
+  int64_t state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
+};
+
+// Where step t of sequence b lies: row_offsets[t] + b if there are offsets (rows of a packed
+// batch, sequences longest first), else t * batch_size + b.
+struct SequenceRows {
+  const int64_t* lengths = nullptr;      // [B], null: all are T
+  const int64_t* row_offsets = nullptr;  // [T + 1], null: padded rows
+};
+
+struct ForwardDirection {
+  bool reverse = false;             // walks from each sequence's own end to its start
+  const void* weight_hh = nullptr;  // [G*H, S], contiguous
+  const void* weight_hr = nullptr;  // [P, H], contiguous, or null
+  // [G*H] bias_ih + bias_hh; GRU [4*H]: r and z summed, then bias_ih of n, then bias_hh of n.
+  const void* bias = nullptr;
+  const void* hx = nullptr;  // [B, S], null: zeros
+  const void* cx = nullptr;  // [B, H], null: zeros (LSTM only)
+  // [N, >= G*H]: W_ih x on entry. With save_reserve each row is left as the reserve, see above.
+  // A vanilla RNN may pass its output here: the two are updated in place.
+  void* gates = nullptr;
+  int64_t gates_stride = 0;
+  int64_t gates_first_row = 0;  // the row that `gates` points at
+  void* output = nullptr;       // [N, S] at a stride of D*S
+  int64_t output_stride = 0;
+  void* hy = nullptr;  // [B, S]
+  void* cy = nullptr;  // [B, H] (LSTM only): the cell state while the recurrence runs
+};
+
+struct BackwardDirection {
+  bool reverse = false;
+  const void* weight_hh = nullptr;  // [G*H, S]
+  const void* weight_hr = nullptr;  // [P, H] or null
+  const void* hx = nullptr;         // [B, S], null: zeros
+  const void* cx = nullptr;         // [B, H], null: zeros
+  const void* output = nullptr;     // [N, S] at output_stride
+  int64_t output_stride = 0;
+  const void* reserve = nullptr;  // [N, reserve_blocks * H], never written
+  int64_t reserve_stride = 0;
+  const void* dy = nullptr;  // [N, S] at dy_stride, null: zeros
+  int64_t dy_stride = 0;
+  void* dgates = nullptr;  // [N, dgates_blocks * H] at dgates_stride
+  int64_t dgates_stride = 0;
+  void* dproj = nullptr;  // [N, P]: gradient of the projected state (projection only)
+  void* dhx = nullptr;    // [B, S]: holds dhy on entry, the gradient of hx on return
+  void* dcx = nullptr;    // [B, H]: holds dcy on entry, the gradient of cx on return (LSTM only)
+};
+
+}  // namespace birnn

@@ -1,0 +1,130 @@
+"""Builds birnn_cuda._C: for the CPU alone, or for CUDA and the CPU from the same sources.
+
+BIRNN_BUILD_CUDA=0 builds for the CPU alone, =1 insists on CUDA; unset, CUDA is built where torch is
+a CUDA build and nvcc is found. TORCH_CUDA_ARCH_LIST chooses the architectures. No GPU need be
+present. Torch must be installed beforehand: pip install --no-build-isolation .
+"""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
+
+
+def fail(sentence: str) -> None:
+    sys.exit(f"birnn_cuda: cannot build: {sentence}")
+
+
+if sys.version_info < (3, 10):
+    fail(f"Python 3.10 or newer is needed, this is {platform.python_version()}.")
+try:
+    import torch
+except ImportError:
+    fail(
+        "torch is not installed in this environment; install torch 2.9 or newer, then run "
+        "`pip install --no-build-isolation .` again."
+    )
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+    fail(f"torch 2.9 or newer is needed, this environment has {torch.__version__}.")
+try:
+    import pybind11  # noqa: F401
+except ImportError:
+    fail("pybind11 is not installed; `pip install pybind11 ninja` first.")
+if sys.platform == "win32":
+    fail("Windows is not supported: the CPU kernels need the vector extensions of GCC or Clang.")
+
+from torch.utils import cpp_extension  # noqa: E402
+
+compiler = os.environ.get("CXX", "c++")
+if shutil.which(compiler.split()[0]) is None:
+    fail(f"no C++20 compiler: `{compiler}` is not on the PATH (GCC 11 or Clang 14 and newer work).")
+
+
+def find_nvcc() -> str | None:
+    if cpp_extension.CUDA_HOME:
+        nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+        if nvcc.exists():
+            return str(nvcc)
+    return shutil.which("nvcc")
+
+
+def wants_cuda() -> bool:
+    choice = os.environ.get("BIRNN_BUILD_CUDA", "")
+    if choice not in ("", "0", "1"):
+        fail(f"BIRNN_BUILD_CUDA must be 0, 1 or unset, not {choice!r}.")
+    if choice == "0":
+        return False
+    if torch.version.cuda is None:
+        if choice == "1":
+            fail(f"BIRNN_BUILD_CUDA=1, but torch {torch.__version__} is a build without CUDA.")
+        return False
+    if find_nvcc() is None:
+        if choice == "1":
+            fail(f"BIRNN_BUILD_CUDA=1, but no nvcc was found (torch is built for CUDA {torch.version.cuda}).")
+        return False
+    return True
+
+
+sources = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
+link_flags: list[str] = []
+if sys.platform == "darwin":
+    # Apple's clang has no OpenMP of its own: the recurrence runs on one core there.
+    pass
+else:
+    # Compile with OpenMP, but do not link it: its symbols come from the copy that torch brings,
+    # so that there is one pool of threads.
+    compile_flags.append("-fopenmp")
+include_dirs = [str(ROOT / "csrc")]
+
+if wants_cuda():
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    sources += sorted(
+        str(p.relative_to(ROOT))
+        for pattern in ("csrc/cuda/*.cpp", "csrc/cuda/**/*.cu")
+        for p in ROOT.glob(pattern)
+    )
+    macros = [
+        ("BIRNN_WITH_CUDA", None),
+        ("BIRNN_CUDA_VERSION", f'"{torch.version.cuda}"'),
+        ("BIRNN_CUDA_ARCHITECTURES", '"' + architectures.replace(";", " ") + '"'),
+    ]
+    # A toolkit without all of CUDA's headers and libraries: torch's own packages carry them.
+    packages = Path(torch.__file__).parent.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
+    library_dirs = []
+    if packages.is_dir():
+        include_dirs.append(str(packages / "include"))
+        library_dirs.append(str(packages / "lib"))
+    extension = cpp_extension.CUDAExtension(
+        "birnn_cuda._C",
+        sources,
+        include_dirs=include_dirs,
+        library_dirs=library_dirs,
+        define_macros=macros,
+        extra_compile_args={"cxx": compile_flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]},
+        extra_link_args=link_flags,
+    )
+    if packages.is_dir():
+        major = torch.version.cuda.split(".")[0]
+        extension.libraries = [
+            f":libcudart.so.{major}" if name == "cudart" else name for name in extension.libraries
+        ]
+else:
+    extension = cpp_extension.CppExtension(
+        "birnn_cuda._C",
+        sources,
+        include_dirs=include_dirs,
+        extra_compile_args={"cxx": compile_flags},
+        extra_link_args=link_flags,
+    )
+
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
+)
