@@ -1,0 +1,254 @@
+"""One recurrent layer as a differentiable function of its tensors.
+
+``recurrent_layer`` chooses: the op alone where nothing needs a gradient, the autograd Function
+where something does, the reference under forward-mode differentiation. The Function's backward is
+a Function of its own over ``birnn_cuda::backward``, whose backward in turn differentiates the
+reference: the second derivative, and every one after it, is right for each cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import Function
+
+from . import ops, reference
+
+__all__ = ["recurrent_layer"]
+
+
+def recurrent_layer(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    cell: str,
+    num_directions: int,
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one layer, one or two directions; time-major throughout.
+
+    Args:
+        input: ``[T, B, I]`` with any strides, or packed ``[N, I]`` together with ``batch_sizes``;
+            fp32, fp64, fp16 or bf16, as are all others.
+        hx: ``[D, B, P or H]``; None is zeros.
+        cx: ``[D, B, H]``, LSTM only; None is zeros.
+        weights: for each direction ``weight_ih [G*H, I]``, ``weight_hh [G*H, P or H]``, then if
+            biased ``bias_ih [G*H]``, ``bias_hh [G*H]``, then if projected ``weight_hr [P, H]``.
+        lengths: int64 or int32 ``[B]``; only with a 3-D input. Past a sequence's end the output
+            is 0, the state stays, and the reverse direction starts at the end.
+        batch_sizes: int64 ``[T]`` on the CPU, as in ``PackedSequence``; only with a 2-D input.
+        cell: "tanh", "relu", "gru" or "lstm".
+        num_directions: 1 or 2.
+        precision: "ieee" or "tf32"; has a meaning for fp32 on CUDA only.
+
+    Returns:
+        ``output`` (``[T, B, D*(P or H)]`` or ``[N, D*(P or H)]``), ``h_n`` (``[D, B, P or H]``)
+        and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of shape ``[0]``).
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit together, or on the CPU a length
+            outside ``[0, T]``.
+    """
+    if not torch.compiler.is_compiling() and _in_forward_mode():
+        with torch.autocast(input.device.type, enabled=False):
+            return reference.forward(
+                input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
+            )
+    if _may_need_grad((input, hx, cx, *weights)):
+        output, h_n, c_n, _ = _Layer.apply(
+            input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *weights
+        )
+    else:
+        options = (cell, num_directions, False, precision)
+        output, h_n, c_n, _ = ops.forward(input, hx, cx, weights, lengths, batch_sizes, *options)
+    return output, h_n, c_n
+
+
+def _in_forward_mode() -> bool:
+    """Whether a forward-mode level is open (torch.autograd.forward_ad, torch.func.jvp)."""
+    return forward_ad._current_level >= 0
+
+
+def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
+    # Inside a torch.func transform a tensor does not tell whether one of the levels below it is
+    # being differentiated, so there the answer is always yes.
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _Layer(Function):
+    """The layer, differentiable once by ``birnn_cuda::backward`` and again by `_LayerBackward`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        hx: Tensor | None,
+        cx: Tensor | None,
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+        cell: str,
+        num_directions: int,
+        precision: str,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        options = (cell, num_directions, True, precision)
+        output, h_n, c_n, reserve = ops.forward(
+            input, hx, cx, weights, lengths, batch_sizes, *options
+        )
+        return output, h_n, c_n, reserve
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *weights = inputs
+        output, _, c_n, reserve = outputs
+        ctx.save_for_backward(input, hx, cx, lengths, batch_sizes, output, reserve, *weights)
+        ctx.options = cell, num_directions, precision
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*((reserve,) if cell == "lstm" else (c_n, reserve)))
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
+        input, hx, cx, lengths, batch_sizes, output, reserve, *weights = ctx.saved_tensors
+        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[8:])
+        if ctx.options[0] != "lstm":
+            d_c_n = None  # compiled code hands zeros even where there is no gradient
+        # Dynamo cannot trace a Function inside a backward, and refuses second derivatives anyway.
+        compiling = torch.compiler.is_compiling()
+        apply: Any = _LayerBackward.forward if compiling else _LayerBackward.apply
+        gradients = apply(
+            d_output,
+            d_h_n,
+            d_c_n,
+            input,
+            hx,
+            cx,
+            lengths,
+            batch_sizes,
+            output,
+            reserve,
+            *ctx.options,
+            needs_grad,
+            *weights,
+        )
+        d_input, d_hx, d_cx, *d_weights = (
+            gradient if needed else None
+            for gradient, needed in zip(gradients, needs_grad, strict=True)
+        )
+        return d_input, d_hx, d_cx, None, None, None, None, None, *d_weights
+
+
+class _LayerBackward(Function):
+    """The gradients of the layer; its own backward differentiates the reference.
+
+    ``output`` and ``reserve`` only spare the op some work: they are functions of the operands, and
+    the reference computes them again, so no gradient goes through them.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        d_output: Tensor | None,
+        d_h_n: Tensor | None,
+        d_c_n: Tensor | None,
+        input: Tensor,
+        hx: Tensor | None,
+        cx: Tensor | None,
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+        output: Tensor,
+        reserve: Tensor,
+        cell: str,
+        num_directions: int,
+        precision: str,
+        needs_grad: tuple[bool, ...],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        d_input, d_hx, d_cx, d_weights = ops.backward(
+            d_output,
+            d_h_n,
+            d_c_n,
+            input,
+            hx,
+            cx,
+            weights,
+            lengths,
+            batch_sizes,
+            output,
+            reserve,
+            cell,
+            num_directions,
+            precision,
+            needs_grad,
+        )
+        return d_input, d_hx, d_cx, *d_weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:14]
+        ctx.save_for_backward(*tensors, *inputs[14:])
+        ctx.options = cell, num_directions
+        ctx.needs_grad = needs_grad
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gg: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_output, d_h_n, d_c_n, input, hx, cx, lengths, batch_sizes, *weights = ctx.saved_tensors
+        cell, num_directions = ctx.options
+        cotangents = (d_output, d_h_n, d_c_n)
+        operands = (input, hx, cx, *weights)
+        needs_operands = (*ctx.needs_input_grad[3:6], *ctx.needs_input_grad[14:])
+        outer = [i for i, d in enumerate(cotangents) if d is not None]
+        inner = [i for i, g in enumerate(gg) if g is not None and ctx.needs_grad[i]]
+        wanted = [i for i, needed in enumerate(needs_operands) if needed]
+        if not inner:
+            return (None,) * len(ctx.needs_input_grad)
+
+        def gradients_of(*tensors: Tensor) -> Any:
+            """The gradients at `inner`, of the cotangents at `outer`, the operands at `wanted`."""
+            now = _replace(operands, wanted, tensors[len(outer) :])
+
+            def outputs_of(*tensors: Tensor) -> Any:
+                input, hx, cx, *weights = _replace(now, inner, tensors)
+                outputs = reference.forward(
+                    input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
+                )
+                return tuple(outputs[i] for i in outer)
+
+            pull_back = _vjp(outputs_of, [now[i] for i in inner])
+            return pull_back(tensors[: len(outer)])
+
+        with torch.autocast(input.device.type, enabled=False):
+            pull_back = _vjp(
+                gradients_of, [cotangents[i] for i in outer] + [operands[i] for i in wanted]
+            )
+            gradients = pull_back(tuple(gg[i] for i in inner))
+        d_cotangents = _replace([None] * 3, outer, gradients[: len(outer)])
+        d_operands = _replace([None] * len(operands), wanted, gradients[len(outer) :])
+        return (*d_cotangents, *d_operands[:3], *[None] * 8, *d_operands[3:])
+
+
+def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:
+    replaced = list(tensors)
+    for position, tensor in zip(positions, by, strict=True):
+        replaced[position] = tensor
+    return replaced
+
+
+def _vjp(function: Callable[..., Any], primals: Sequence[Any]) -> Callable[..., Any]:
+    """`function`'s vector-Jacobian product at `primals`."""
+    pull_back: Callable[..., Any] = torch.func.vjp(function, *primals)[1]
+    return pull_back

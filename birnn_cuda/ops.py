@@ -1,0 +1,195 @@
+"""The ops ``birnn_cuda::forward`` and ``birnn_cuda::backward``: what torch needs to know of them.
+
+Importing this module loads the compiled extension, which registers the ops and their kernels.
+Here they get their fake kernels (shapes, strides and dtypes without data: torch.compile,
+torch.export, the meta device) and their batching rules (vmap). Their autograd is in
+``functional.py``.
+
+One call is one layer, one or two directions; shapes are those of :func:`reference.forward`.
+``forward`` returns ``(output, h_n, c_n, reserve)``; with ``training`` the reserve
+``[D, rows, reserve_width]`` holds the activations that ``backward`` needs, rows being T*B or N.
+``backward`` returns ``(d_input, d_hx, d_cx, d_weights)``, a tensor of shape ``[0]`` standing for
+each gradient that ``needs_grad`` (input, hx, cx, *weights) did not ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        "birnn_cuda: the compiled extension birnn_cuda._C could not be loaded "
+        f"({error}). Build it with `pip install --no-build-isolation .`, or in a source tree "
+        "with `python setup.py build_ext --inplace`; it has to be built against the torch that "
+        f"imports it (here {torch.__version__})."
+    ) from error
+
+__all__ = ["backward", "build_info", "extension", "forward"]
+
+extension = _C
+build_info: Callable[[], dict[str, Any]] = _C.build_info
+forward = torch.ops.birnn_cuda.forward
+backward = torch.ops.birnn_cuda.backward
+
+# Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn.
+_RESERVE_WIDTH = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
+
+
+def _batch_size(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> int:
+    if batch_sizes is None:
+        return input.size(1)
+    if hx is not None:
+        return hx.size(1)
+    return batch_sizes[0].item()  # type: ignore[return-value]  # an unbacked size when traced
+
+
+def _hidden_size(weights: Sequence[Tensor], num_directions: int) -> int:
+    projected = len(weights) // num_directions in (3, 5)
+    weight_hr = weights[len(weights) // num_directions - 1]
+    return weight_hr.size(1) if projected else weights[1].size(1)
+
+
+def _reserve_dtype(input: Tensor) -> torch.dtype:
+    is_16_bit = input.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if is_16_bit and input.device.type != "cuda" else input.dtype
+
+
+@torch.library.register_fake("birnn_cuda::forward")  # type: ignore[untyped-decorator]
+def _forward_fake(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cell: str,
+    num_directions: int,
+    training: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch_size = _batch_size(input, hx, batch_sizes)
+    hidden_size = _hidden_size(weights, num_directions)
+    state_size = weights[1].size(1)  # P or H
+    output = input.new_empty(*input.shape[:-1], num_directions * state_size)
+    h_n = input.new_empty(num_directions, batch_size, state_size)
+    is_lstm = cell == "lstm"
+    c_n = input.new_empty((num_directions, batch_size, hidden_size) if is_lstm else (0,))
+    if not training:
+        return output, h_n, c_n, input.new_empty(0)
+    rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
+    reserve = input.new_empty(
+        num_directions, rows, _RESERVE_WIDTH[cell] * hidden_size, dtype=_reserve_dtype(input)
+    )
+    return output, h_n, c_n, reserve
+
+
+@torch.library.register_fake("birnn_cuda::backward")  # type: ignore[untyped-decorator]
+def _backward_fake(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    cell: str,
+    num_directions: int,
+    precision: str,
+    needs_grad: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    d_input, d_hx, d_cx, *d_weights = (
+        input.new_empty(operand.shape if operand is not None and needed else (0,))
+        for operand, needed in zip((input, hx, cx, *weights), needs_grad, strict=True)
+    )
+    return d_input, d_hx, d_cx, d_weights
+
+
+def _is_batched(in_dim: Any) -> bool:
+    """Whether vmap maps this argument, given its entry of ``in_dims``."""
+    return any(map(_is_batched, in_dim)) if isinstance(in_dim, list | tuple) else in_dim is not None
+
+
+def _loop_over_batch(
+    op: Callable[..., tuple[Any, ...]], batch_size: int, in_dims: tuple[Any, ...], args: Any
+) -> tuple[Any, Any]:
+    """The batching rule that always holds: one call for each entry, results stacked at 0."""
+
+    if batch_size == 0:
+        raise RuntimeError("birnn_cuda: vmap over a dimension of size 0 is not supported")
+
+    def entry(arg: Any, in_dim: Any, index: int) -> Any:
+        if isinstance(in_dim, list | tuple):
+            return [entry(a, d, index) for a, d in zip(arg, in_dim, strict=True)]
+        return arg if in_dim is None else arg.select(in_dim, index).contiguous()
+
+    def stack(results: Sequence[Any]) -> Any:
+        if isinstance(results[0], list):
+            return [stack(parts) for parts in zip(*results, strict=True)]
+        return torch.stack(tuple(results))
+
+    calls = [
+        op(*(entry(arg, in_dim, index) for arg, in_dim in zip(args, in_dims, strict=True)))
+        for index in range(batch_size)
+    ]
+    outputs = tuple(stack(results) for results in zip(*calls, strict=True))
+    return outputs, tuple([0] * len(o) if isinstance(o, list) else 0 for o in outputs)
+
+
+@torch.library.register_vmap("birnn_cuda::forward")  # type: ignore[untyped-decorator]
+def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """Fold the mapped dimension into the batch where the weights are shared."""
+    input, hx, cx, weights, lengths, batch_sizes, *options = args
+    input_dim, hx_dim, cx_dim, weights_dim, lengths_dim, *_ = in_dims
+    if batch_sizes is not None or _is_batched(weights_dim) or info.batch_size == 0:
+        return _loop_over_batch(forward, info.batch_size, in_dims, args)
+
+    def fold(tensor: Tensor | None, in_dim: int | None, before: int) -> Tensor | None:
+        """Move the mapped dimension V to just before the batch dimension and merge the two."""
+        if tensor is None:
+            return None
+        if in_dim is None:
+            shape = tensor.shape
+            tensor = tensor.unsqueeze(before)
+            tensor = tensor.expand(*shape[:before], info.batch_size, *shape[before:])
+        else:
+            tensor = tensor.movedim(in_dim, before)
+        return tensor.flatten(before, before + 1)
+
+    output, h_n, c_n, reserve = forward(
+        fold(input, input_dim, 1),
+        fold(hx, hx_dim, 1),
+        fold(cx, cx_dim, 1),
+        weights,
+        fold(lengths, lengths_dim, 0),
+        None,
+        *options,
+    )
+    mapped = info.batch_size
+    batch_size = output.size(1) // mapped
+
+    def unfold(state: Tensor) -> Tensor:
+        if state.dim() == 1:  # shape [0]: not an LSTM, not training
+            return state.unsqueeze(0).expand(mapped, 0)
+        return torch.unflatten(state, 1, (mapped, batch_size)).movedim(1, 0)
+
+    if reserve.dim() == 1:
+        reserve = reserve.unsqueeze(0).expand(mapped, 0)
+    else:  # [D, T*V*B, W] to [V, D, T*B, W]
+        reserve = torch.unflatten(reserve, 1, (-1, mapped, batch_size))
+        reserve = reserve.movedim(2, 0).flatten(2, 3)
+    return (unfold(output), unfold(h_n), unfold(c_n), reserve), (0, 0, 0, 0)
+
+
+@torch.library.register_vmap("birnn_cuda::backward")  # type: ignore[untyped-decorator]
+def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _loop_over_batch(backward, info.batch_size, in_dims, args)

@@ -1,0 +1,174 @@
+"""The recurrence in plain, differentiable torch: the oracle, and the double backward.
+
+One layer, one or two directions, written for reading. Each direction walks its own way through
+time (Schuster & Paliwal 1997, "Bidirectional recurrent neural networks", IEEE Transactions on
+Signal Processing 45(11)); the reverse one starts at each sequence's own end. With ``h`` the hidden
+state of the step before, ``c`` the cell state, ``*`` elementwise:
+
+tanh, relu (Elman 1990, "Finding structure in time", Cognitive Science 14(2))::
+
+    h' = tanh(W_ih x + b_ih + W_hh h + b_hh)                     (or relu)
+
+GRU (Cho et al. 2014, arXiv 1406.1078; the reset gate after the recurrent product, as in cuDNN)::
+
+    r  = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+    z  = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+    n  = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+    h' = (1 - z) * n + z * h
+
+LSTM (Hochreiter & Schmidhuber 1997, Neural Computation 9(8); forget gate: Gers et al. 2000;
+projection W_hr: Sak et al. 2014, arXiv 1402.1128)::
+
+    i, f, o = sigmoid(W_i. x + b_i. + W_h. h + b_h.)    g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+    c' = f * c + i * g
+    h' = o * tanh(c')                                   or W_hr (o * tanh(c'))
+
+The rows of the weights hold the gates in PyTorch's order: r, z, n and i, f, g, o.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .sequences import packed_lengths, packed_to_padded, padded_to_packed, padding_mask
+
+__all__ = ["forward"]
+
+
+def forward(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cell: str,
+    num_directions: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one layer; the arguments are those of the op ``birnn_cuda::forward``.
+
+    Args:
+        input: ``[T, B, I]``, or packed ``[N, I]`` together with ``batch_sizes``.
+        hx: ``[D, B, P or H]``; None is zeros.
+        cx: ``[D, B, H]``, LSTM only; None is zeros.
+        weights: for each direction ``weight_ih [G*H, I]``, ``weight_hh [G*H, P or H]``, then if
+            biased ``bias_ih [G*H]``, ``bias_hh [G*H]``, then if projected ``weight_hr [P, H]``.
+        lengths: int64 or int32 ``[B]``; only with a 3-D input.
+        batch_sizes: int64 ``[T]`` on the CPU; only with a 2-D input.
+        cell: "tanh", "relu", "gru" or "lstm".
+        num_directions: 1 or 2.
+
+    Returns:
+        ``output`` (``[T, B, D*(P or H)]``, zeros past the lengths, or packed ``[N, D*(P or H)]``),
+        ``h_n`` (``[D, B, P or H]``) and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of
+        shape ``[0]``), in the dtype of ``input``; fp16 and bf16 are computed in fp32.
+    """
+    dtype = input.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        input, hx, cx = input.float(), _as_float(hx), _as_float(cx)
+        weights = [weight.float() for weight in weights]
+    if batch_sizes is not None:
+        input = packed_to_padded(input, batch_sizes)
+        lengths = packed_lengths(batch_sizes)
+    inside = None
+    if lengths is not None:
+        inside = padding_mask(lengths.to(input.device), input.size(0)).unsqueeze(2)  # [T, B, 1]
+        input = torch.where(inside, input, 0)
+
+    num_weights = len(weights) // num_directions
+    outputs, h_n, c_n = [], [], []
+    for direction in range(num_directions):
+        output_d, h_d, c_d = _one_direction(
+            input,
+            None if hx is None else hx[direction],
+            None if cx is None else cx[direction],
+            weights[direction * num_weights : (direction + 1) * num_weights],
+            inside,
+            cell,
+            reverse=direction == 1,
+        )
+        outputs.append(output_d)
+        h_n.append(h_d)
+        c_n.append(c_d)
+    output = torch.cat(outputs, 2)
+    if batch_sizes is not None:
+        output = padded_to_packed(output, batch_sizes)
+    c_all = torch.stack(c_n) if cell == "lstm" else input.new_empty(0)
+    return output.to(dtype), torch.stack(h_n).to(dtype), c_all.to(dtype)
+
+
+def _one_direction(
+    input: Tensor,  # [T, B, I]
+    h: Tensor | None,  # [B, P or H]
+    c: Tensor | None,  # [B, H]
+    weights: Sequence[Tensor],
+    inside: Tensor | None,  # [T, B, 1]
+    cell: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction: output [T, B, P or H], and h and c after the last step."""
+    weight_ih, weight_hh = weights[:2]
+    bias_ih, bias_hh = weights[2:4] if len(weights) >= 4 else (None, None)
+    weight_hr = weights[-1] if len(weights) in (3, 5) else None
+    seq_len, batch_size, _ = input.shape
+    if h is None:
+        h = input.new_zeros(batch_size, weight_hh.size(1))
+    if c is None:
+        hidden_size = weight_hh.size(1) if weight_hr is None else weight_hr.size(1)
+        c = input.new_zeros(batch_size, hidden_size)
+
+    gates_x = _linear(input, weight_ih, bias_ih)  # [T, B, G*H]
+    output: list[Tensor] = [h] * seq_len
+    for t in reversed(range(seq_len)) if reverse else range(seq_len):
+        if inside is None:
+            h, c = _step(cell, gates_x[t], h, c, weight_hh, bias_hh, weight_hr)
+            output[t] = h
+            continue
+        # Past a sequence's end the state is put aside before the step as well as after it: a NaN
+        # in it must not reach the gradients of the weights.
+        live_h, live_c = torch.where(inside[t], h, 0), torch.where(inside[t], c, 0)
+        live_h, live_c = _step(cell, gates_x[t], live_h, live_c, weight_hh, bias_hh, weight_hr)
+        h, c = torch.where(inside[t], live_h, h), torch.where(inside[t], live_c, c)
+        output[t] = torch.where(inside[t], live_h, 0)
+    return torch.stack(output), h, c
+
+
+def _step(
+    cell: str,
+    gates_x: Tensor,  # [B, G*H]
+    h: Tensor,
+    c: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The cell equations of this file's head: h' and c'."""
+    gates_h = _linear(h, weight_hh, bias_hh)
+    if cell == "tanh":
+        return torch.tanh(gates_x + gates_h), c
+    if cell == "relu":
+        return torch.relu(gates_x + gates_h), c
+    if cell == "gru":
+        x_r, x_z, x_n = gates_x.chunk(3, 1)
+        h_r, h_z, h_n = gates_h.chunk(3, 1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        return (1 - z) * n + z * h, c
+    if cell == "lstm":
+        i, f, g, o = (gates_x + gates_h).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return (h if weight_hr is None else _linear(h, weight_hr, None)), c
+    raise ValueError(f'cell must be "tanh", "relu", "gru" or "lstm", got "{cell}"')
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = x @ weight.t()
+    return product if bias is None else product + bias
+
+
+def _as_float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()

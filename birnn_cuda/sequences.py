@@ -1,0 +1,91 @@
+"""Sequences of different lengths: ``lengths`` of a padded batch, and ``PackedSequence``.
+
+A padded batch is time-major, ``[T, B, ...]``, with ``lengths`` ``[B]``. A packed batch is what
+:class:`torch.nn.utils.rnn.PackedSequence` holds: ``data`` ``[N, ...]``, the rows of step 0 first,
+and ``batch_sizes`` ``[T]`` (int64, on the CPU, non-increasing, sum N): how many sequences are
+still running at each step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_lengths",
+    "packed_lengths",
+    "packed_to_padded",
+    "padded_to_packed",
+    "padding_mask",
+]
+
+
+def check_lengths(lengths: Tensor, seq_len: int) -> None:
+    """Check that every length lies in ``[0, seq_len]``.
+
+    The layers check the values of ``lengths`` only where the tensor lies on the CPU: on a device
+    that would make the host wait, so the kernels clamp to ``[0, seq_len]`` instead. This function
+    is for those who want the error all the same: it synchronises with the device.
+
+    Args:
+        lengths: int64 or int32 ``[B]``, on any device.
+        seq_len: T, the number of steps of the padded batch.
+
+    Raises:
+        TypeError: ``lengths`` is not a tensor.
+        ValueError: wrong dtype or number of dimensions, or a value outside ``[0, seq_len]``;
+            the message names the first such value and its index.
+    """
+    check_lengths_form(lengths)
+    for index, value in enumerate(lengths.tolist()):
+        if not 0 <= value <= seq_len:
+            raise ValueError(
+                f"lengths must be between 0 and the {seq_len} steps of the input, "
+                f"got lengths[{index}] = {value}"
+            )
+
+
+def check_lengths_form(lengths: Tensor, batch_size: int | None = None) -> None:
+    """Check type, dtype, dimensions and, given ``batch_size``, count: all but the values."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a tensor, got {type(lengths).__name__}")
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"lengths must be int64 or int32, got {lengths.dtype}")
+    if lengths.dim() != 1:
+        raise ValueError(f"lengths must have 1 dimension, got {lengths.dim()}")
+    if batch_size is not None and lengths.size(0) != batch_size:
+        raise ValueError(
+            f"lengths must hold one length for each of the {batch_size} sequences of the batch, "
+            f"got {lengths.size(0)}"
+        )
+
+
+def padding_mask(lengths: Tensor, seq_len: int) -> Tensor:
+    """Bool ``[T, B]``, true where a step lies inside its sequence."""
+    steps = torch.arange(seq_len, device=lengths.device)
+    return steps.unsqueeze(1) < lengths
+
+
+def packed_lengths(batch_sizes: Tensor) -> Tensor:
+    """The length of each packed sequence, int64 ``[B]`` on the CPU, non-increasing."""
+    sequences = torch.arange(int(batch_sizes[0]))
+    return (batch_sizes.unsqueeze(1) > sequences).sum(0)
+
+
+def packed_to_padded(data: Tensor, batch_sizes: Tensor) -> Tensor:
+    """``[N, ...]`` to ``[T, B, ...]``, zeros past the end of each sequence. Differentiable."""
+    seq_len, batch_size = batch_sizes.numel(), int(batch_sizes[0])
+    mask = padding_mask(packed_lengths(batch_sizes), seq_len)
+    step_start = batch_sizes.cumsum(0) - batch_sizes
+    rows = torch.where(mask, step_start.unsqueeze(1) + torch.arange(batch_size), 0)
+    padded = data.index_select(0, rows.flatten().to(data.device))
+    padded = torch.unflatten(padded, 0, (seq_len, batch_size))
+    inside = mask.to(data.device).reshape(seq_len, batch_size, *[1] * (data.dim() - 1))
+    return torch.where(inside, padded, 0)
+
+
+def padded_to_packed(padded: Tensor, batch_sizes: Tensor) -> Tensor:
+    """``[T, B, ...]`` to ``[N, ...]``, dropping what lies past the ends. Differentiable."""
+    mask = padding_mask(packed_lengths(batch_sizes), batch_sizes.numel())
+    rows = mask.flatten().nonzero().squeeze(1)
+    return padded.flatten(0, 1).index_select(0, rows.to(padded.device))

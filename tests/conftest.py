@@ -1,0 +1,151 @@
+"""What the tests share: the seed, the layers under test beside torch's own, and the oracle.
+
+Inputs are fresh in every run. The seed stands in the header of the report; the same inputs come
+back with ``pytest --seed=...``.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import birnn_cuda
+
+CELLS = ("tanh", "relu", "gru", "lstm", "lstm_proj")
+
+# Whole-tensor relative error allowed against fp64.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="seed of the random inputs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(2**31)
+    torch.set_num_threads(2)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"inputs: --seed={config.option.seed}"
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seeds torch for one test, from the run's seed and the test's name."""
+    value: int = request.config.option.seed ^ zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(value)
+    return value
+
+
+def make_layer(package: Any, cell: str, input_size: int, hidden_size: int, **options: Any) -> Any:
+    """A layer of `torch.nn` or `birnn_cuda` by the name of its cell."""
+    if cell in ("tanh", "relu"):
+        return package.RNN(input_size, hidden_size, nonlinearity=cell, **options)
+    if cell == "gru":
+        return package.GRU(input_size, hidden_size, **options)
+    if cell == "lstm_proj":
+        options["proj_size"] = max(1, hidden_size // 2)
+    return package.LSTM(input_size, hidden_size, **options)
+
+
+def make_pair(cell: str, input_size: int, hidden_size: int, **options: Any) -> tuple[Any, Any]:
+    """Torch's layer in fp64, and ours as asked for, with the same weights."""
+    ours = make_layer(birnn_cuda, cell, input_size, hidden_size, **options)
+    oracle = make_layer(nn, cell, input_size, hidden_size, **{**options, "dtype": torch.float64})
+    oracle.load_state_dict(ours.state_dict())
+    return oracle, ours
+
+
+def make_states(layer: Any, batch_size: int, dtype: torch.dtype) -> list[Tensor]:
+    """Random hx, or hx and cx, for a layer."""
+    num = layer.num_layers * (2 if layer.bidirectional else 1)
+    sizes = [layer.proj_size or layer.hidden_size]
+    if layer.mode == "LSTM":
+        sizes.append(layer.hidden_size)
+    return [torch.randn(num, batch_size, size).to(dtype) for size in sizes]
+
+
+def call(layer: Any, input: Any, states: Sequence[Tensor] = (), **options: Any) -> list[Tensor]:
+    """Run a layer; output (the data of a packed one) and final states as one flat list."""
+    hx = None
+    if states:
+        hx = tuple(states) if layer.mode == "LSTM" else states[0]
+    output, final = layer(input, hx, **options)
+    if isinstance(output, PackedSequence):
+        output = output.data
+    return [output, *(final if isinstance(final, tuple) else (final,))]
+
+
+def call_by_lengths(
+    layer: Any, input: Tensor, states: Sequence[Tensor], lengths: Sequence[int]
+) -> list[Tensor]:
+    """What torch's layer gives for each sequence alone up to its length, as a padded batch.
+
+    Torch packs no sequence of length 0: such a one keeps its initial state.
+    """
+    batch_dim = 0 if layer.batch_first else 1
+    seq_len = input.size(1 - batch_dim)
+    running = [index for index, length in enumerate(lengths) if length > 0]
+    packed = pack_padded_sequence(
+        input.index_select(batch_dim, torch.tensor(running)),
+        [lengths[index] for index in running],
+        batch_first=layer.batch_first,
+        enforce_sorted=False,
+    )
+    chosen = [state[:, running] for state in states]
+    hx = None
+    if chosen:
+        hx = tuple(chosen) if layer.mode == "LSTM" else chosen[0]
+    output, final = layer(packed, hx)
+    output, _ = pad_packed_sequence(output, layer.batch_first, total_length=seq_len)
+    final = final if isinstance(final, tuple) else (final,)
+    shape = list(output.shape)
+    shape[batch_dim] = len(lengths)
+    index = torch.tensor(running)
+    results = [output.new_zeros(shape).index_copy(batch_dim, index, output)]
+    for position, state in enumerate(final):
+        if states:
+            start = states[position]
+        else:
+            start = state.new_zeros(state.size(0), len(lengths), state.size(2))
+        results.append(start.index_copy(1, index, state))
+    return results
+
+
+def gradients(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], operands: Sequence[Tensor], **kw: Any
+) -> list[Tensor]:
+    """The gradients of the outputs, weighted by the cotangents."""
+    cotangents = [d.to(o.dtype) for o, d in zip(outputs, cotangents, strict=True)]
+    return list(torch.autograd.grad(list(outputs), list(operands), cotangents, **kw))
+
+
+def copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Leaf copies in another dtype, requiring gradients."""
+    return [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected|| over the whole tensor, in fp64."""
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
+    actual, expected = actual.detach().double(), expected.detach().double()
+    error, norm = (actual - expected).norm().item(), expected.norm().item()
+    return error / norm if norm > 0 else error
+
+
+def assert_close(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str = "tensor"
+) -> None:
+    assert len(actual) == len(expected)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        error = relative_error(a, e)
+        assert error <= tolerance, f"{what} {index}: relative error {error:.3g} > {tolerance:.3g}"
