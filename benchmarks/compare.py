@@ -1,0 +1,190 @@
+"""``python -m benchmarks compare A.json B.json``: what got slower from A to B, beyond the noise.
+
+Two runs meet a machine in two states, so where both runs timed the same control (the same version
+of torch.nn, on as many threads) the change is that of the ratio to it, taken round by round;
+elsewhere it is that of the time itself. A change counts as slower when it exceeds --threshold and
+three standard errors of the two medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results import Entry, Results, ResultsError
+from benchmarks.timing import ratios, standard_error
+
+STANDARD_ERRORS = 3.0
+DEFAULT_THRESHOLD = 0.10
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one timing: 0.3 is 30% slower (or larger)."""
+
+    key: str
+    name: str
+    unit: str
+    before: float
+    after: float
+    change: float
+    noise: float
+    against: str  # the control, or "" for the time itself
+
+    @property
+    def slower(self) -> bool:
+        return self.change > self.noise
+
+    @property
+    def faster(self) -> bool:
+        return self.change < -self.noise
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that two results files have in common, and what they have not."""
+
+    changes: list[Change]
+    newly_failed: list[str]
+    only_before: list[str]
+    only_after: list[str]
+
+    @property
+    def slower(self) -> list[Change]:
+        slower = [change for change in self.changes if change.slower]
+        return sorted(slower, key=lambda change: change.change, reverse=True)
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "compare", help="print what got slower between two results files", description=__doc__
+    )
+    parser.set_defaults(execute=execute)
+    parser.add_argument("before", type=Path, metavar="A.json")
+    parser.add_argument("after", type=Path, metavar="B.json")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=DEFAULT_THRESHOLD,
+        metavar="SHARE",
+        help=f"the smallest change that counts (default {DEFAULT_THRESHOLD})",
+    )
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> int:
+    """Print the comparison; 1 if anything got slower or fails that did not."""
+    before, after = Results.load(arguments.before), Results.load(arguments.after)
+    comparison = compare(before, after, arguments.threshold)
+    if not comparison.changes and not comparison.newly_failed:
+        raise ResultsError(f"{before.path} and {after.path} have no timing in common")
+    for line in different_circumstances(before, after):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if comparison.slower:
+        console.print(_table(comparison.slower))
+    for line in comparison.newly_failed:
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    faster = sum(change.faster for change in comparison.changes)
+    console.print(
+        f"{len(comparison.changes)} compared: {len(comparison.slower)} slower, {faster} faster, "
+        f"{len(comparison.newly_failed)} newly failing; not compared: "
+        f"{len(comparison.only_before)} only in {before.path.name}, "
+        f"{len(comparison.only_after)} only in {after.path.name}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 1 if comparison.slower or comparison.newly_failed else 0
+
+
+def compare(before: Results, after: Results, threshold: float = DEFAULT_THRESHOLD) -> Comparison:
+    """Compare every timing of this package that both files hold."""
+    controlled = _same_control(before, after)
+    entries_before, entries_after = before.by_key(), after.by_key()
+    changes, newly_failed = [], []
+    for key, entry in entries_before.items():
+        later = entries_after.get(key)
+        if later is None:
+            continue
+        for name in entry["subjects"]:
+            if name not in entry["samples"]:
+                continue
+            if name in later["samples"]:
+                changes.append(_change(entry, later, name, threshold, controlled))
+            elif name in later["failed"]:
+                newly_failed.append(f"now fails: {name} in {key}: {later['failed'][name]}")
+    return Comparison(
+        changes,
+        newly_failed,
+        only_before=[key for key in entries_before if key not in entries_after],
+        only_after=[key for key in entries_after if key not in entries_before],
+    )
+
+
+def different_circumstances(before: Results, after: Results) -> list[str]:
+    """What differs beside the code, and weakens the comparison."""
+    return [
+        f"differs: {part} {name}: {before.data[part].get(name)} -> {after.data[part].get(name)}"
+        for part in ("machine", "versions")
+        for name in before.data[part]
+        if name != "load_average" and before.data[part].get(name) != after.data[part].get(name)
+    ]
+
+
+def _same_control(before: Results, after: Results) -> bool:
+    return all(
+        before.data[part].get(name) == after.data[part].get(name)
+        for part, name in (("versions", "torch"), ("machine", "threads"), ("machine", "cpu"))
+    )
+
+
+def _change(before: Entry, after: Entry, name: str, threshold: float, controlled: bool) -> Change:
+    control = before["control"] if controlled else None
+    old, new = before["samples"][name], after["samples"][name]
+    old_median, new_median = statistics.median(old), statistics.median(new)
+    if control in before["samples"] and control in after["samples"]:
+        old = ratios(old, before["samples"][control])
+        new = ratios(new, after["samples"][control])
+    else:
+        control = None
+    uncertainty = math.hypot(standard_error(old), standard_error(new))
+    return Change(
+        key=before["key"],
+        name=name,
+        unit=before["unit"],
+        before=old_median,
+        after=new_median,
+        change=statistics.median(new) / statistics.median(old) - 1,
+        noise=max(threshold, STANDARD_ERRORS * uncertainty),
+        against=control or "",
+    )
+
+
+def _table(slower: list[Change]) -> Table:
+    table = Table(title="Slower, or larger, beyond the noise", title_justify="left")
+    for name in ("entry", "what"):
+        table.add_column(name)
+    for name in ("before", "after", "change", "noise"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("judged")
+    for change in slower:
+        table.add_row(
+            change.key,
+            change.name,
+            _quantity(change.before, change.unit),
+            _quantity(change.after, change.unit),
+            f"{change.change:+.0%}",
+            f"{change.noise:.0%}",
+            f"against {change.against}" if change.against else "by itself",
+        )
+    return table
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{value / 2**20:.1f} MiB" if unit == "bytes" else f"{value * 1e3:.3f} ms"

@@ -1,0 +1,63 @@
+"""One entry's measurement: every entrant checked against the answer, then all timed together."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cases import Preset
+from benchmarks.peers import Run
+from benchmarks.problem import Problem
+from benchmarks.timing import interleave
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One line of a contest: how to build it, and the problem that judges it."""
+
+    name: str
+    build: Callable[[], Run]
+    problem: Problem
+
+
+def contest(
+    entrants: Sequence[Entrant], preset: Preset, rng: random.Random, required: str
+) -> dict[str, Any]:
+    """Check every entrant, then time those that passed, interleaved.
+
+    An entrant that raises or computes something wrong is reported under ``failed`` and not timed.
+    Without the ``required`` one, nobody is: there is nothing to compare with.
+    """
+    steps: dict[str, Callable[[], Any]] = {}
+    failed: dict[str, str] = {}
+    checks: dict[str, dict[str, Any]] = {}
+    for entrant in entrants:
+        try:
+            run = entrant.build()
+            verdict = entrant.problem.check(run.results(run.step()))
+        except Exception as error:  # whatever a peer raises is its result
+            failed[entrant.name] = f"{type(error).__name__}: {error}"
+            continue
+        checks[entrant.name] = {
+            "tensor": verdict.tensor,
+            "relative_error": verdict.error if math.isfinite(verdict.error) else None,
+            "tolerance": verdict.tolerance,
+        }
+        if verdict.reason is None:
+            steps[entrant.name] = run.step
+        else:
+            failed[entrant.name] = verdict.reason
+    entry: dict[str, Any] = {"checks": checks, "failed": failed, "repeats": 0, "samples": {}}
+    if required in steps:
+        entry["repeats"], entry["samples"] = interleave(
+            steps,
+            rng,
+            seconds=preset.seconds,
+            min_rounds=preset.min_rounds,
+            max_rounds=preset.max_rounds,
+            min_sample=preset.min_sample,
+        )
+    return entry

@@ -1,0 +1,57 @@
+"""What sequences of unequal length cost: each way to hand them over, against a plain batch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.cases import Case, Preset
+from benchmarks.contest import Entrant, contest
+from benchmarks.problem import Problem
+from benchmarks.session import Session, contest_cost
+
+PLAIN = "plain"
+FULL = "lengths full"
+RANDOM = "lengths random"
+PACKED = "packed random"
+TORCH_PACKED = "torch packed random"
+VARIANTS = (PLAIN, FULL, RANDOM, PACKED, TORCH_PACKED)
+
+
+@dataclass(frozen=True)
+class LengthsMeasurement:
+    """One case, with its sequences handed over in every way."""
+
+    case: Case
+
+    @property
+    def key(self) -> str:
+        return f"lengths/{self.case.key}"
+
+    def cost(self, preset: Preset) -> float:
+        return contest_cost(self.case, preset, entrants=len(VARIANTS))
+
+    def measure(self, session: Session) -> dict[str, Any]:
+        seed = session.seed_of(self.key)
+        equal = Problem.random(self.case, seed)
+        unequal = Problem.random(self.case, seed, equal_lengths=False)
+        ours, torch_layer = session.subject.build, session.torch_layer.build
+        entrants = [
+            Entrant(PLAIN, partial(ours, equal), equal),
+            Entrant(FULL, partial(ours, equal, "lengths"), equal),
+            Entrant(RANDOM, partial(ours, unequal, "lengths"), unequal),
+            Entrant(PACKED, partial(ours, unequal, "packed"), unequal),
+            Entrant(TORCH_PACKED, partial(torch_layer, unequal, "packed"), unequal),
+        ]
+        return {
+            "section": "lengths",
+            "unit": "seconds",
+            "case": self.case.as_dict(),
+            "seed": seed,
+            "lengths": unequal.lengths.tolist(),
+            "subjects": [PLAIN, FULL, RANDOM, PACKED],
+            "control": TORCH_PACKED,
+            **contest(entrants, session.preset, random.Random(seed), required=PLAIN),
+        }
