@@ -1,0 +1,170 @@
+"""Builds kernel sources against the emulator: stand-alone programs, plain or under a sanitizer, and
+shared libraries for ctypes.
+
+    python tests/emulator/build.py tests/kernels/conformance.cu --variant thread
+    python tests/emulator/build.py tests/kernels/some_driver.cpp --shared
+
+prints the path of what it built. Results are kept under build/emulator and built again only when
+the command or the contents of a file that went into them have changed.
+"""
+
+import argparse
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EMULATOR = ROOT / "tests" / "emulator"
+CACHE = ROOT / "build" / "emulator"
+
+INCLUDES = [ROOT / "csrc", ROOT / "csrc" / "cuda", EMULATOR, ROOT / "tests" / "kernels"]
+# Kernels read vectors of 16-bit elements as words (strict aliasing), and name pragmas of nvcc.
+COMMON_FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+COMMON_FLAGS += ["-Wno-unknown-pragmas", "-Werror"]
+# The runtime is never instrumented, and its loops must not become calls that sanitizers intercept.
+RUNTIME_FLAGS = ["-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns"]
+RUNTIME_SOURCES = ["scheduler", "fibers", "barriers", "memory", "matrix"]
+
+VARIANTS = {
+    "plain": ["-O2"],
+    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    # Without inlining of its small functions a report names the kernel's line, not a header's.
+    "thread": ["-O1", "-fsanitize=thread"],
+}
+# The exit status of a program that a sanitizer has stopped.
+SANITIZER_STATUS = 66
+SANITIZER_OPTIONS = {
+    "TSAN_OPTIONS": f"halt_on_error=1:exitcode={SANITIZER_STATUS}:history_size=7",
+    "ASAN_OPTIONS": f"exitcode={SANITIZER_STATUS}:detect_leaks=0",
+    "UBSAN_OPTIONS": f"exitcode={SANITIZER_STATUS}:print_stacktrace=1",
+}
+
+
+@functools.cache
+def compiler():
+    """The C++ compiler: $CXX, or g++."""
+    path = shutil.which(os.environ.get("CXX", "g++"))
+    if path is None:
+        raise RuntimeError("no C++ compiler: install g++ or set CXX")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    return path, version.stdout.splitlines()[0]
+
+
+@functools.cache
+def _digest(path, _modified):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _contents(path):
+    return _digest(str(path), os.stat(path).st_mtime_ns)
+
+
+def _is_current(manifest):
+    try:
+        return all(_contents(path) == digest for path, digest in json.loads(manifest.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _build(name, suffix, command, inputs=(), finds_headers=False):
+    """Runs `command` + ["-o", output] unless the output of the same inputs is there."""
+    key = hashlib.sha256(repr((command, compiler()[1])).encode()).hexdigest()[:16]
+    output = CACHE / f"{name}-{key}{suffix}"
+    manifest = output.with_suffix(output.suffix + ".manifest")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(output.with_suffix(output.suffix + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes run side by side
+        if output.exists() and _is_current(manifest):
+            return output
+        manifest.unlink(missing_ok=True)
+        headers = output.with_suffix(".d")
+        extra = ["-MMD", "-MF", str(headers)] if finds_headers else []
+        result = subprocess.run(
+            [*command, *extra, "-o", str(output)], capture_output=True, text=True, cwd=ROOT
+        )
+        if result.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+        used = [str(path) for path in inputs]
+        if finds_headers:
+            rule = headers.read_text().replace("\\\n", " ").split(":", 1)[1]
+            used += [str((ROOT / path).resolve()) for path in rule.split()]
+        manifest.write_text(json.dumps([(path, _contents(path)) for path in sorted(set(used))]))
+    return output
+
+
+def _object(source, flags):
+    source = Path(source).resolve()
+    command = [compiler()[0], *COMMON_FLAGS, *flags]
+    command += [f"-I{path}" for path in INCLUDES]
+    command += ["-x", "c++", "-c", str(source)]
+    return _build(source.stem, ".o", command, finds_headers=True)
+
+
+def _link(name, suffix, objects, flags):
+    command = [compiler()[0], *flags, *map(str, objects)]
+    return _build(name, suffix, command, inputs=objects)
+
+
+def _runtime():
+    return [_object(EMULATOR / f"{name}.cpp", RUNTIME_FLAGS) for name in RUNTIME_SOURCES]
+
+
+def program(source, variant="plain", defines=()):
+    """A stand-alone program from one source with a main(). Defines: "NAME" or "NAME=value"."""
+    flags = VARIANTS[variant] + [f"-D{define}" for define in defines]
+    # The runtime first: of inline library functions that both use, the plain copies are linked.
+    objects = [*_runtime(), _object(source, flags)]
+    sanitize = [flag for flag in flags if flag.startswith("-fsanitize")]
+    return _link(Path(source).stem, "", objects, sanitize)
+
+
+def shared_library(*sources, defines=()):
+    """A library for ctypes from the sources of a kernel driver. Not for sanitizers."""
+    flags = VARIANTS["plain"] + [f"-D{define}" for define in defines]
+    objects = [*_runtime(), *(_object(source, flags) for source in sources)]
+    return _link(Path(sources[0]).stem, ".so", objects, ["-shared"])
+
+
+def run(executable, *arguments, order="shuffle", landing="random", seed=1, approximate=False):
+    """Runs a program under one schedule; the completed process, its two outputs in stdout."""
+    environment = dict(os.environ, **SANITIZER_OPTIONS)
+    environment.update(
+        EMULATOR_ORDER=order,
+        EMULATOR_LANDING=landing,
+        EMULATOR_SEED=str(seed),
+        EMULATOR_APPROXIMATE="1" if approximate else "0",
+    )
+    return subprocess.run(
+        [str(executable), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("source", nargs="+")
+    parser.add_argument("--variant", choices=VARIANTS, default="plain")
+    parser.add_argument("--shared", action="store_true")
+    parser.add_argument("-D", dest="defines", action="append", default=[])
+    arguments = parser.parse_args()
+    try:
+        if arguments.shared:
+            print(shared_library(*arguments.source, defines=arguments.defines))
+        else:
+            print(program(arguments.source[0], arguments.variant, arguments.defines))
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

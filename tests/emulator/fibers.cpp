@@ -1,0 +1,154 @@
+#include "fibers.h"
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "runtime.h"
+#include "sanitizers.h"
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace birnn::emulator {
+namespace {
+
+constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kGuardBytes = 4096;
+
+}  // namespace
+
+struct Fiber {
+  char* stack = nullptr;  // its lowest address
+  void* asan_fake_stack = nullptr;
+#if defined(__x86_64__)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t registers;
+#endif
+};
+
+namespace {
+
+std::vector<Fiber*> spare_fibers;
+
+// The scheduler, while a fiber runs.
+struct SchedulerStack {
+  void* asan_fake_stack = nullptr;
+  const void* bottom = nullptr;
+  size_t size = 0;
+#if defined(__x86_64__)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t registers;
+#endif
+} scheduler;
+
+Fiber* resumed_fiber = nullptr;
+
+void fiber_main() {
+  Fiber* self = resumed_fiber;
+  if (__sanitizer_finish_switch_fiber) {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler.bottom, &scheduler.size);
+  }
+  for (;;) {
+    run_current_thread();
+    suspend_fiber(self);
+  }
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+extern "C" void birnn_emulator_switch_stack(void** save, void* load);
+// The callee-saved registers of the System V ABI; the compiler saved the others.
+asm(R"(
+.text
+.globl birnn_emulator_switch_stack
+.hidden birnn_emulator_switch_stack
+.type birnn_emulator_switch_stack, @function
+birnn_emulator_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size birnn_emulator_switch_stack, . - birnn_emulator_switch_stack
+)");
+#endif
+
+Fiber* take_fiber() {
+  if (!spare_fibers.empty()) {
+    Fiber* fiber = spare_fibers.back();
+    spare_fibers.pop_back();
+    return fiber;
+  }
+  void* memory = mmap(nullptr, kStackBytes + kGuardBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw Error("no memory for the stack of a thread");
+  mprotect(memory, kGuardBytes, PROT_NONE);  // stacks grow downwards
+  Fiber* fiber = new Fiber;
+  fiber->stack = static_cast<char*>(memory) + kGuardBytes;
+#if defined(__x86_64__)
+  // What the switch pops: six registers, then the address it returns to. One word above, so that
+  // the stack is aligned as after a call.
+  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes) - 1;
+  *top = nullptr;
+  *--top = reinterpret_cast<void*>(&fiber_main);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  fiber->stack_pointer = top;
+#else
+  getcontext(&fiber->registers);
+  fiber->registers.uc_stack.ss_sp = fiber->stack;
+  fiber->registers.uc_stack.ss_size = kStackBytes;
+  fiber->registers.uc_link = nullptr;
+  makecontext(&fiber->registers, fiber_main, 0);
+#endif
+  return fiber;
+}
+
+void give_back_fiber(Fiber* fiber) { spare_fibers.push_back(fiber); }
+
+void resume_fiber(Fiber* fiber) {
+  resumed_fiber = fiber;
+  if (__sanitizer_start_switch_fiber) {
+    __sanitizer_start_switch_fiber(&scheduler.asan_fake_stack, fiber->stack, kStackBytes);
+  }
+#if defined(__x86_64__)
+  birnn_emulator_switch_stack(&scheduler.stack_pointer, fiber->stack_pointer);
+#else
+  swapcontext(&scheduler.registers, &fiber->registers);
+#endif
+  if (__sanitizer_finish_switch_fiber) {
+    __sanitizer_finish_switch_fiber(scheduler.asan_fake_stack, nullptr, nullptr);
+  }
+}
+
+void suspend_fiber(Fiber* fiber) {
+  if (__sanitizer_start_switch_fiber) {
+    __sanitizer_start_switch_fiber(&fiber->asan_fake_stack, scheduler.bottom, scheduler.size);
+  }
+#if defined(__x86_64__)
+  birnn_emulator_switch_stack(&fiber->stack_pointer, scheduler.stack_pointer);
+#else
+  swapcontext(&fiber->registers, &scheduler.registers);
+#endif
+  if (__sanitizer_finish_switch_fiber) {
+    __sanitizer_finish_switch_fiber(fiber->asan_fake_stack, &scheduler.bottom, &scheduler.size);
+  }
+}
+
+}  // namespace birnn::emulator

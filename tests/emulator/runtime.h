@@ -1,0 +1,115 @@
+// The emulator's runtime, as device_emulator.h sees it.
+//
+// The intrinsics of device_emulator.h are compiled with the kernel and so instrumented by the
+// sanitizers; the runtime never is. It tells them what the modelled machine does instead: which
+// thread runs, which shared memory exists, and exactly the happens-before edges of PTX.
+//
+// Every CUDA thread is a fiber on one OS thread, so a run is a function of its seed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+
+#include "device_types.h"
+
+namespace birnn::emulator {
+
+using device::Dim3;
+using device::LaunchConfig;
+using Location = std::source_location;
+
+// The one thing a check of the emulator throws. launch() turns it into a status and a message.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Order {
+  kShuffle,  // any runnable thread
+  kFifo,     // in turn
+  kReverse,  // in turn, last thread first
+  kSkew,     // random priorities that change now and then: some blocks and warps starve
+};
+enum class Landing { kRandom, kLate, kEager };  // when asynchronous copies and stores take effect
+
+struct Options {
+  Order order = Order::kShuffle;
+  Landing landing = Landing::kRandom;
+  uint64_t seed = 1;
+  bool approximate = false;           // tanh_fast and exp_fast err as much as the GPU's may
+  uint32_t threads_in_flight = 2048;  // resident at once unless cooperative
+  int resident_blocks = 132;          // the answer of max_resident_blocks
+};
+// From EMULATOR_ORDER, EMULATOR_LANDING, EMULATOR_SEED and EMULATOR_APPROXIMATE at first use.
+Options& options();
+
+struct Statistics {
+  uint64_t launches = 0, threads = 0, switches = 0, collectives = 0, async_operations = 0;
+};
+const Statistics& statistics();
+
+// Runs the grid to its end. Returns 0, or 1 with the diagnosis in last_error().
+int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argument);
+const std::string& last_error();
+
+// ---------------------------------------------------------------------------------------------
+// Called by kernel threads.
+
+struct ThreadContext {
+  uint32_t thread = 0, lane = 0, warp = 0;
+  uint32_t block_size = 0, cluster_rank = 0, cluster_size = 1;
+  Dim3 block, grid;
+};
+extern const ThreadContext* current_thread;
+
+// Where the next array starts: in the emulated arena, which has red zones, and on the device.
+struct SharedCursor {
+  uint32_t arena = 0, device = 0;
+};
+void* allocate_shared(SharedCursor& cursor, uint32_t bytes, uint32_t alignment, Location);
+void check_own_shared(const void* address, size_t bytes, const char* what, Location);
+void check_cluster_shared(const void* address, size_t bytes, const char* what, Location);
+char* map_to_rank(const void* own_shared, uint32_t rank, Location);
+
+void sync_block(Location);
+void named_barrier(int id, int num_threads, bool wait, Location);
+void sync_warp(Location);
+void cluster_arrive(bool release, Location);
+void cluster_wait(Location);
+
+// What the 32 lanes of a warp hand each other.
+struct alignas(16) Deposit {
+  unsigned char bytes[48];
+};
+enum class Collective { kWarpId, kShuffle, kBallot, kLoadMatrix, kMma };
+// Waits for all lanes; the last one to come applies `combine`, if any, to the deposits. Returns
+// the 32 deposits. Orders no memory.
+const Deposit* warp_exchange(Collective, const void* mine, size_t bytes, void (*combine)(Deposit*),
+                             Location);
+
+void st_async(void* destination, const void* value, size_t bytes, void* barrier, Location);
+void cp_async(void* destination, const void* source, size_t bytes, size_t source_bytes, Location);
+void cp_async_commit(Location);
+void cp_async_wait(int pending, Location);
+
+void mbarrier_init(device::MBarrier*, uint32_t arrivals, Location);
+void mbarrier_arrive(void* barrier, uint32_t bytes, bool remote, Location);
+void mbarrier_wait(device::MBarrier*, uint32_t parity, bool cluster_scope, Location);
+
+// Relaxed stores wait in a store buffer and land late and out of order (in order at one address),
+// until a release or fence that they happen before. 4 or 8 bytes.
+void store_relaxed(void* destination, const void* value, size_t bytes, Location);
+void load_relaxed(const void* source, void* value, size_t bytes, Location);
+uint32_t load_acquire(const uint32_t* source, Location);
+void store_release(uint32_t* destination, uint32_t value, Location);
+void red_add_release(uint32_t* destination, uint32_t value, Location);
+void fence_acq_rel(Location);
+void spin_pause(Location);
+
+// value * (1 + e) with |e| up to `relative_error`, if the options ask for it.
+float approximate(float value, float relative_error);
+[[noreturn]] void fail(const std::string& message, Location);
+
+}  // namespace birnn::emulator

@@ -1,0 +1,122 @@
+// What a kernel test needs on either side, GPU or emulator: memory that both see, a launch that
+// waits, and a list of expectations.
+#pragma once
+
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "device.h"
+
+namespace birnn::test {
+
+using device::LaunchConfig;
+using device::Status;
+
+// An array that kernels and the host read and write. On the emulator one heap block of exactly
+// this size, so that AddressSanitizer sees both ends. Every byte starts as 0xff: NaN in the float
+// formats.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t count) : count_(count) {
+#if defined(__CUDACC__)
+    if (cudaMallocManaged(&data_, count * sizeof(T)) != cudaSuccess) std::abort();
+#else
+    data_ = static_cast<T*>(std::malloc(count * sizeof(T)));
+#endif
+    std::memset(static_cast<void*>(data_), 0xff, count * sizeof(T));
+  }
+  Buffer(size_t count, T value) : Buffer(count) {
+    for (size_t i = 0; i < count; ++i) data_[i] = value;
+  }
+  ~Buffer() {
+#if defined(__CUDACC__)
+    cudaFree(data_);
+#else
+    std::free(data_);
+#endif
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T& operator[](size_t i) { return data_[i]; }
+  const T& operator[](size_t i) const { return data_[i]; }
+  T* data() { return data_; }
+  size_t size() const { return count_; }
+
+ private:
+  T* data_ = nullptr;
+  size_t count_;
+};
+
+inline int num_failures = 0;
+
+inline void expect(bool condition, const std::string& what) {
+  if (condition) return;
+  ++num_failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Launches, waits, and reports an error as a failure. Returns whether all went well.
+template <class... Parameters, class... Arguments>
+bool run(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  Status status = device::launch(config, kernel, std::forward<Arguments>(arguments)...);
+#if defined(__CUDACC__)
+  if (status == device::kSuccess) status = cudaDeviceSynchronize();
+#endif
+  if (status == device::kSuccess) return true;
+  ++num_failures;
+  std::printf("FAILED: launch: %s\n", device::error_message(status));
+  return false;
+}
+
+// Whether clusters can be launched; the emulator's machine has them.
+inline bool has_clusters() {
+#if defined(__CUDACC__)
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 9;
+#else
+  return true;
+#endif
+}
+
+struct Case {
+  const char* name;
+  std::function<void()> body;
+  bool needs_clusters = false;
+};
+
+// Runs the cases named in the arguments, or all of them. The exit status of main().
+inline int run_cases(const std::vector<Case>& cases, int argc, char** argv) {
+  int num_run = 0;
+  for (const Case& one : cases) {
+    bool wanted = argc < 2;
+    for (int i = 1; i < argc; ++i) wanted |= std::strcmp(argv[i], one.name) == 0;
+    if (!wanted) continue;
+    ++num_run;
+    if (one.needs_clusters && !has_clusters()) {
+      std::printf("%-32s skipped: needs compute capability 9.0\n", one.name);
+      continue;
+    }
+    const int failures_before = num_failures;
+    one.body();
+    std::printf("%-32s %s\n", one.name, num_failures == failures_before ? "ok" : "FAILED");
+    std::fflush(stdout);
+  }
+  if (num_run == 0) {
+    std::printf("no such case\n");
+    return 2;
+  }
+  return num_failures == 0 ? 0 : 1;
+}
+
+}  // namespace birnn::test
