@@ -6,15 +6,18 @@ back with ``pytest --seed=...``.
 
 from __future__ import annotations
 
+import copy
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 
 import birnn_cuda
 
@@ -31,7 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(2**31)
-    torch.set_num_threads(2)
+    # On tensors this small more threads only wait for each other; what runs on several threads
+    # has a test of its own.
+    torch.set_num_threads(1)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -119,6 +124,36 @@ def call_by_lengths(
             start = state.new_zeros(state.size(0), len(lengths), state.size(2))
         results.append(start.index_copy(1, index, state))
     return results
+
+
+def draw_operands(layer: Any, draw: Callable[[], list[Tensor]], **options: Any) -> list[Tensor]:
+    """Random input and states; for relu none that brings a preactivation near its kink.
+
+    There a rounding error decides between a gradient and none, in torch's layer as in ours.
+    """
+    while True:
+        operands = draw()
+        if layer.mode != "RNN_RELU":
+            return operands
+        exact = copies(operands, torch.float64)
+        # While a forward-mode level is open, the layer runs the reference.
+        with forward_ad.dual_level(), torch.no_grad(), _SmallestPreactivation() as smallest:
+            call(copy.deepcopy(layer).double(), exact[0], exact[1:], **options)
+        if smallest.value > 1e-5:
+            return operands
+
+
+class _SmallestPreactivation(TorchFunctionMode):
+    """Records the smallest absolute argument of torch.relu."""
+
+    value = float("inf")
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.relu:
+            self.value = min(self.value, args[0].abs().min().item())
+        return function(*args, **(kwargs or {}))
 
 
 def gradients(

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from birnn_cuda import reference
 from birnn_cuda.sequences import packed_lengths, packed_to_padded, padded_to_packed
 
-T, B, I, H = 5, 4, 3, 6
+T, B, INPUT, H = 5, 4, 3, 6
 LENGTHS = {
     "none": None,
     "full": [5, 5, 5, 5],
@@ -50,8 +50,10 @@ def run(layer, input, states, lengths=None, batch_sizes=None):
 @pytest.mark.parametrize("cell", CELLS)
 def test_values_and_gradients(cell, bidirectional, pattern):
     with_states, bias = pattern != "full", pattern != "unsorted"
-    layer = make_layer(nn, cell, I, H, bias=bias, bidirectional=bidirectional, dtype=torch.float64)
-    operands = [torch.randn(T, B, I, dtype=torch.float64)]
+    layer = make_layer(
+        nn, cell, INPUT, H, bias=bias, bidirectional=bidirectional, dtype=torch.float64
+    )
+    operands = [torch.randn(T, B, INPUT, dtype=torch.float64)]
     if with_states:
         operands += make_states(layer, B, torch.float64)
     input, *states = operands = copies(operands, torch.float64)
@@ -76,8 +78,8 @@ def test_values_and_gradients(cell, bidirectional, pattern):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_packed(cell):
-    layer = make_layer(nn, cell, I, H, bidirectional=True, dtype=torch.float64)
-    input = torch.randn(T, B, I, dtype=torch.float64)
+    layer = make_layer(nn, cell, INPUT, H, bidirectional=True, dtype=torch.float64)
+    input = torch.randn(T, B, INPUT, dtype=torch.float64)
     packed = pack_padded_sequence(input, [5, 4, 2, 2])
     states = make_states(layer, B, torch.float64)
     actual = run(layer, packed.data, states, batch_sizes=packed.batch_sizes)
@@ -86,7 +88,7 @@ def test_packed(cell):
 
 def test_packed_and_padded_are_inverse():
     lengths = [5, 4, 2, 2]
-    padded = torch.randn(T, B, I)
+    padded = torch.randn(T, B, INPUT)
     packed = pack_padded_sequence(padded, lengths)
     assert packed_lengths(packed.batch_sizes).tolist() == lengths
     back = packed_to_padded(packed.data, packed.batch_sizes)
@@ -97,8 +99,8 @@ def test_packed_and_padded_are_inverse():
 
 
 def test_low_precision_is_computed_in_fp32():
-    layer = make_layer(nn, "lstm", I, H, bidirectional=True)
-    input = torch.randn(T, B, I)
+    layer = make_layer(nn, "lstm", INPUT, H, bidirectional=True)
+    input = torch.randn(T, B, INPUT)
     low = [w.bfloat16() for w in layer.parameters()]
     args = (None, None), (None, None, "lstm", 2)
     actual = reference.forward(input.bfloat16(), *args[0], low, *args[1])
@@ -113,9 +115,9 @@ def test_low_precision_is_computed_in_fp32():
 @pytest.mark.parametrize("cell", CELLS)
 def test_padding_is_never_read(cell):
     """NaN past the ends, and in the state of an empty sequence, reaches neither result."""
-    layer = make_layer(nn, cell, I, H, bidirectional=True, dtype=torch.float64)
+    layer = make_layer(nn, cell, INPUT, H, bidirectional=True, dtype=torch.float64)
     lengths = torch.tensor([5, 0, 3, 1])
-    clean = torch.randn(T, B, I, dtype=torch.float64)
+    clean = torch.randn(T, B, INPUT, dtype=torch.float64)
     poisoned = clean.clone()
     for b, length in enumerate(lengths.tolist()):
         poisoned[length:, b] = float("nan")
