@@ -69,6 +69,7 @@ class Preset:
     length_shapes: tuple[Shape, ...]
     length_cells: tuple[str, ...]
     memory_shapes: tuple[Shape, ...]
+    memory_cells: tuple[str, ...]
     memory_pairs: int
     import_pairs: int
     seconds: float
@@ -84,10 +85,11 @@ PRESETS: Mapping[str, Preset] = {
         length_shapes=((100, 8, 256),),
         length_cells=("lstm",),
         memory_shapes=((100, 32, 256),),
+        memory_cells=("lstm",),
         memory_pairs=1,
         import_pairs=2,
-        seconds=0.5,
-        min_rounds=3,
+        seconds=0.4,
+        min_rounds=5,
         max_rounds=100,
     ),
     "standard": Preset(
@@ -96,6 +98,7 @@ PRESETS: Mapping[str, Preset] = {
         length_shapes=((100, 8, 256), (100, 32, 512)),
         length_cells=CELLS,
         memory_shapes=((200, 64, 512),),
+        memory_cells=CELLS,
         memory_pairs=2,
         import_pairs=7,
         seconds=3.0,
@@ -108,6 +111,7 @@ PRESETS: Mapping[str, Preset] = {
         length_shapes=((100, 8, 256), (100, 32, 512)),
         length_cells=CELLS,
         memory_shapes=((100, 32, 512), (200, 64, 512)),
+        memory_cells=CELLS,
         memory_pairs=5,
         import_pairs=15,
         seconds=15.0,
@@ -131,7 +135,7 @@ def grid(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Sequence[str]) -
 
 def cases_of(preset: Preset) -> dict[str, list[Case]]:
     """The cases of each section; importing the package has no case."""
-    memory = grid(CELLS, preset.memory_shapes, ("fp32",))
+    memory = grid(preset.memory_cells, preset.memory_shapes, ("fp32",))
     return {
         "layers": grid(CELLS, preset.shapes, preset.dtypes),
         "lengths": grid(preset.length_cells, preset.length_shapes, ("fp32",)),

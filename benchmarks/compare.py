@@ -2,15 +2,15 @@
 
 Two runs meet a machine in two states, so where both runs timed the same control (the same version
 of torch.nn, on as many threads) the change is that of the ratio to it, taken round by round;
-elsewhere it is that of the time itself. A change counts as slower when it exceeds --threshold and
-three standard errors of the two medians.
+elsewhere it is that of the time itself. It counts as slower when the medians differ by more than
+--threshold and the intervals that hold them with a confidence of 99% do not overlap.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import Entry, Results, ResultsError
-from benchmarks.timing import ratios, standard_error
+from benchmarks.timing import median_interval, ratios
 
-STANDARD_ERRORS = 3.0
 DEFAULT_THRESHOLD = 0.10
 
 
@@ -44,7 +43,7 @@ class Change:
 
     @property
     def faster(self) -> bool:
-        return self.change < -self.noise
+        return 1 / (1 + self.change) - 1 > self.noise
 
 
 @dataclass(frozen=True)
@@ -153,17 +152,23 @@ def _change(before: Entry, after: Entry, name: str, threshold: float, controlled
         new = ratios(new, after["samples"][control])
     else:
         control = None
-    uncertainty = math.hypot(standard_error(old), standard_error(new))
+    change = statistics.median(new) / statistics.median(old) - 1
     return Change(
         key=before["key"],
         name=name,
         unit=before["unit"],
         before=old_median,
         after=new_median,
-        change=statistics.median(new) / statistics.median(old) - 1,
-        noise=max(threshold, STANDARD_ERRORS * uncertainty),
+        change=change,
+        noise=max(threshold, _reach(old, new) if change > 0 else _reach(new, old)),
         against=control or "",
     )
+
+
+def _reach(lower: Sequence[float], upper: Sequence[float]) -> float:
+    """How far apart the medians would have to be for their intervals not to overlap."""
+    top, bottom = median_interval(lower)[1], median_interval(upper)[0]
+    return top / statistics.median(lower) * (statistics.median(upper) / bottom) - 1
 
 
 def _table(slower: list[Change]) -> Table:

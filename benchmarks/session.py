@@ -43,9 +43,9 @@ class Session:
         return random.Random(f"{self.seed} {key}").getrandbits(62)
 
     def sample_gemm(self, dtype: str) -> None:
-        """Time the machine's large GEMM once more, beside the entry that it is the yardstick of."""
+        """Time the machine's large GEMM again, beside the entry that it is the yardstick of."""
         seconds = self.gemm.setdefault(dtype, [])
-        seconds += gemm_seconds(DTYPES[dtype], calls=1 if seconds else 5)
+        seconds += gemm_seconds(DTYPES[dtype], calls=2 if seconds else 5)
 
 
 class Measurement(Protocol):

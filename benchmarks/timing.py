@@ -84,12 +84,22 @@ def spread(samples: Sequence[float]) -> float:
     return (upper - lower) / 2 / middle
 
 
-def standard_error(samples: Sequence[float]) -> float:
-    """The standard error of the median, relative to it, from the median absolute deviation."""
-    middle = statistics.median(samples)
-    deviation = statistics.median(abs(sample - middle) for sample in samples)
-    # For a normal distribution sigma = 1.4826 MAD; a median is 1.2533 as uncertain as a mean.
-    return 1.2533 * 1.4826 * deviation / abs(middle) / math.sqrt(len(samples))
+def median_interval(samples: Sequence[float], confidence: float = 0.99) -> tuple[float, float]:
+    """Between which two samples the true median lies, with at least this confidence.
+
+    By the sign test, which supposes nothing about the noise. Too few samples for the confidence
+    give their whole range.
+    """
+    ordered = sorted(samples)
+    count = len(ordered)
+    outside, rank = 0.0, 0
+    while rank < (count - 1) // 2:
+        outside += 2 * math.comb(count, rank) / 2**count
+        if outside > 1 - confidence:
+            break
+        rank += 1
+    drop = max(rank - 1, 0)  # samples left out at either end
+    return ordered[drop], ordered[count - 1 - drop]
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:

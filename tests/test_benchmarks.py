@@ -39,6 +39,7 @@ TINY = Preset(
     length_shapes=((4, 2, 3),),
     length_cells=("gru",),
     memory_shapes=(),
+    memory_cells=(),
     memory_pairs=0,
     import_pairs=0,
     seconds=0.0,
@@ -235,7 +236,15 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert timing.geometric_mean([2, 8]) == pytest.approx(4)
     assert timing.geometric_mean([]) is None
     assert timing.spread([1.0, 1.0, 1.0]) == 0
-    assert timing.standard_error([1.0]) == 0
+
+
+def test_the_interval_of_a_median() -> None:
+    assert timing.median_interval([3.0]) == (3.0, 3.0)
+    assert timing.median_interval([2.0, 1.0, 3.0]) == (1.0, 3.0)
+    # 10 samples: P(the median lies outside the extremes) = 2/1024; outside the next: 22/1024.
+    ten = [float(value) for value in range(1, 11)]
+    assert timing.median_interval(ten) == (1.0, 10.0)
+    assert timing.median_interval(ten, confidence=0.97) == (2.0, 9.0)
 
 
 def test_every_round_times_everyone_once_in_random_order() -> None:
@@ -387,7 +396,7 @@ def test_resume_keeps_what_is_done_and_measures_the_rest(
 
     def interrupted(self: session.Session, dtype: str) -> None:
         calls.append(dtype)
-        if len(calls) == 3:
+        if len(calls) == 5:  # two an entry
             raise KeyboardInterrupt
         sample_gemm(self, dtype)
 
@@ -407,7 +416,7 @@ def test_resume_keeps_what_is_done_and_measures_the_rest(
     assert resumed.entries[:2] == halted.entries
     assert [entry["case"]["cell"] for entry in resumed.entries] == ["lstm"] * 4
     assert len({entry["key"] for entry in resumed.entries}) == 4
-    assert len(calls) == 5
+    assert len(calls) == 5 + 4
 
 
 @pytest.mark.usefixtures("tiny_cpu")
