@@ -19,7 +19,7 @@
 #if defined(__CUDACC__)
 #define BIRNN_CELL_FN static __host__ __device__ __forceinline__
 #else
-#define BIRNN_CELL_FN static inline
+#define BIRNN_CELL_FN static inline __attribute__((always_inline))
 #endif
 
 namespace birnn {

@@ -2,7 +2,9 @@
 // instructions to the code below it: what standard headers instantiate stays portable, and so one
 // shared library serves every processor.
 #if defined(__x86_64__)
+#include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "instruction_set.h"
 

@@ -1,5 +1,7 @@
 // The recurrence for the instruction set that the compiler assumes by default.
+#include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "../cells.h"
 #include "instruction_set.h"

@@ -94,14 +94,39 @@ inline void multiply_tile(const Real* const* rows, const Real* panel, int64_t pa
   for (int r = 0; r < kRows; ++r) a[r] = rows[r];
   for (int64_t k = k_begin; k < k_end; ++k) {
     const Real* w = panel + k * kColumns * M::kLanes;
+    // The fewer operands stay in registers, the others pass through one: with all of them the sums
+    // would spill.
+    if constexpr (kRows > kPanels * kColumns) {
+      typename M::Value wv[kPanels][kColumns];
 #pragma GCC unroll 8
-    for (int q = 0; q < kPanels; ++q)
+      for (int q = 0; q < kPanels; ++q)
 #pragma GCC unroll 8
-      for (int c = 0; c < kColumns; ++c) {
-        const typename M::Value wv = M::load(w + q * panel_stride + c * M::kLanes);
+        for (int c = 0; c < kColumns; ++c) {
+          wv[q][c] = M::load(w + q * panel_stride + c * M::kLanes);
+          M::keep_in_register(wv[q][c]);
+        }
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) acc[r][q][c] += wv * M::broadcast(a[r][k]);
+      for (int r = 0; r < kRows; ++r) {
+        const typename M::Value av = M::broadcast(a[r][k]);
+#pragma GCC unroll 8
+        for (int q = 0; q < kPanels; ++q)
+#pragma GCC unroll 8
+          for (int c = 0; c < kColumns; ++c) acc[r][q][c] += wv[q][c] * av;
       }
+    } else {
+      typename M::Value av[kRows];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) av[r] = M::broadcast(a[r][k]);
+#pragma GCC unroll 8
+      for (int q = 0; q < kPanels; ++q)
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c) {
+          typename M::Value wv = M::load(w + q * panel_stride + c * M::kLanes);
+          if (kRows > 1) M::keep_in_register(wv);
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) acc[r][q][c] += wv * av[r];
+        }
+    }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -270,53 +295,73 @@ void run_forward(const ForwardTask& task) {
                                            : output + (first_row + j) * dir.output_stride;
     }
 
+    // One vector of units of one sequence. `full` says at compile time that all lanes are units.
+    const auto apply_vector = [&](int64_t j, int64_t u, const Real* sum, int v, auto full) {
+      const int n = full ? kLanes : int(H - u);
+      Real* row = gates + (first_row + j - dir.gates_first_row) * dir.gates_stride;
+      const auto biased = [&](int64_t block) {
+        return bias ? M::load(bias + block * H + u, n) : V{};
+      };
+      const auto preactivation = [&](int gate) {
+        return M::load(row + gate * H + u, n) + M::load(sum + gate * kLanes) + biased(gate);
+      };
+      V h;
+      if constexpr (kGates == 1) {
+        const V a = M::load(row + u, n) + M::load(sum + v * kLanes) + biased(0);
+        h = kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a);
+      } else if constexpr (kCell == Cell::kGru) {
+        typename GruCell<M>::Activations act;
+        const V q = M::load(sum + 2 * kLanes) + biased(3);
+        h = GruCell<M>::forward(preactivation(0), preactivation(1),
+                                M::load(row + 2 * H + u, n) + biased(2), q,
+                                M::load(scratch.rows[j] + u, n), act);
+        if (task.save_reserve) {
+          M::store(row + u, act.r, n);
+          M::store(row + H + u, act.z, n);
+          M::store(row + 2 * H + u, act.n, n);
+          M::store(row + 3 * H + u, q, n);
+        }
+      } else {
+        typename LstmCell<M>::Activations act;
+        Real* state = cy + (b_begin + j) * H + u;
+        V c = M::load(state, n);
+        h = LstmCell<M>::forward(preactivation(0), preactivation(1), preactivation(2),
+                                 preactivation(3), c, act);
+        M::store(state, c, n);
+        if (task.save_reserve) {
+          M::store(row + u, act.i, n);
+          M::store(row + H + u, act.f, n);
+          M::store(row + 2 * H + u, act.g, n);
+          M::store(row + 3 * H + u, act.o, n);
+          M::store(row + 4 * H + u, c, n);
+        }
+      }
+      M::store(scratch.targets[j] + u, h, n);
+    };
+    // A panel touches a line or two of each row, and rows are pages apart: no hardware prefetcher
+    // follows that, so the lines are asked for a few rows ahead.
+    const auto prefetch_row = [&](int64_t j, int64_t u) {
+      const Real* row = gates + (first_row + j - dir.gates_first_row) * dir.gates_stride + u;
+      const int blocks = task.save_reserve ? std::max(kGates, reserve_blocks(kCell)) : kGates;
+      for (int block = 0; block < blocks; ++block) __builtin_prefetch(row + block * H, 1);
+      __builtin_prefetch(scratch.targets[j] + u, 1);
+      if (kCell == Cell::kLstm) __builtin_prefetch(cy + (b_begin + j) * H + u, 1);
+    };
     const auto apply_cell = [&](int64_t panel, const Real* sums) {
+      constexpr int kPrefetchRows = 4;
       const int64_t panel_unit = panel * unit_vectors(kGates) * kLanes;
+      const bool full = panel_unit + unit_vectors(kGates) * kLanes <= H;
+      for (int64_t j = 0; j < std::min<int64_t>(kPrefetchRows, active); ++j)
+        prefetch_row(j, panel_unit);
       for (int64_t j = 0; j < active; ++j) {
-        Real* row = gates + (first_row + j - dir.gates_first_row) * dir.gates_stride;
+        if (j + kPrefetchRows < active) prefetch_row(j + kPrefetchRows, panel_unit);
         const Real* sum = sums + j * kColumns * kLanes;
         for (int v = 0; v < unit_vectors(kGates); ++v) {
           const int64_t u = panel_unit + v * kLanes;
-          const int n = H - u < kLanes ? int(H - u) : kLanes;
-          if (n <= 0) break;
-          const auto biased = [&](int64_t block) {
-            return bias ? M::load(bias + block * H + u, n) : V{};
-          };
-          const auto preactivation = [&](int gate) {
-            return M::load(row + gate * H + u, n) + M::load(sum + gate * kLanes) + biased(gate);
-          };
-          V h;
-          if constexpr (kGates == 1) {
-            const V a = M::load(row + u, n) + M::load(sum + v * kLanes) + biased(0);
-            h = kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a);
-          } else if constexpr (kCell == Cell::kGru) {
-            typename GruCell<M>::Activations act;
-            const V q = M::load(sum + 2 * kLanes) + biased(3);
-            h = GruCell<M>::forward(preactivation(0), preactivation(1),
-                                    M::load(row + 2 * H + u, n) + biased(2), q,
-                                    M::load(scratch.rows[j] + u, n), act);
-            if (task.save_reserve) {
-              M::store(row + u, act.r, n);
-              M::store(row + H + u, act.z, n);
-              M::store(row + 2 * H + u, act.n, n);
-              M::store(row + 3 * H + u, q, n);
-            }
-          } else {
-            typename LstmCell<M>::Activations act;
-            Real* state = cy + (b_begin + j) * H + u;
-            V c = M::load(state, n);
-            h = LstmCell<M>::forward(preactivation(0), preactivation(1), preactivation(2),
-                                     preactivation(3), c, act);
-            M::store(state, c, n);
-            if (task.save_reserve) {
-              M::store(row + u, act.i, n);
-              M::store(row + H + u, act.f, n);
-              M::store(row + 2 * H + u, act.g, n);
-              M::store(row + 3 * H + u, act.o, n);
-              M::store(row + 4 * H + u, c, n);
-            }
-          }
-          M::store(scratch.targets[j] + u, h, n);
+          if (full)
+            apply_vector(j, u, sum, v, std::true_type{});
+          else if (u < H)
+            apply_vector(j, u, sum, v, std::bool_constant<false>{});
         }
       }
     };

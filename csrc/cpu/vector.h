@@ -10,6 +10,10 @@ constexpr int kVectorBytes = BIRNN_VECTOR_BYTES;
 // Registers for sums; the others hold the operands of a product.
 constexpr int kNumAccumulators = BIRNN_VECTOR_REGISTERS * 3 / 4;
 
+// Left to itself GCC calls sigmoid and tanh, and every call spills all vector registers.
+#undef BIRNN_VECTOR_FN
+#define BIRNN_VECTOR_FN static inline __attribute__((always_inline))
+
 template <class Real>
 struct VectorTypes;
 template <>
@@ -50,32 +54,41 @@ struct VectorMath {
   using Constants = ExpConstants<Real>;
   static constexpr int kLanes = kVectorBytes / sizeof(Real);
 
-  static inline Value load(const Real* p) {
+  BIRNN_VECTOR_FN Value load(const Real* p) {
     return *reinterpret_cast<const typename VectorTypes<Real>::Unaligned*>(p);
   }
-  static inline void store(Real* p, Value v) {
+  BIRNN_VECTOR_FN void store(Real* p, Value v) {
     *reinterpret_cast<typename VectorTypes<Real>::Unaligned*>(p) = v;
   }
   // The first n lanes only; the others are zero.
-  static inline Value load(const Real* p, int n) {
+  BIRNN_VECTOR_FN Value load(const Real* p, int n) {
     if (n >= kLanes) return load(p);
     Value v{};
     std::memcpy(&v, p, n * sizeof(Real));
     return v;
   }
-  static inline void store(Real* p, Value v, int n) {
+  BIRNN_VECTOR_FN void store(Real* p, Value v, int n) {
     if (n >= kLanes) return store(p, v);
     std::memcpy(p, &v, n * sizeof(Real));
   }
-  static inline Value broadcast(Real x) { return Value{} + x; }
-  static inline Value one() { return broadcast(Real(1)); }
+  // x - 0 is x for every x, 0 + x is not: only the former is a plain broadcast.
+  BIRNN_VECTOR_FN Value broadcast(Real x) { return x - Value{}; }
+  // Loads once what several products use: GCC would repeat the load as an operand of each.
+  BIRNN_VECTOR_FN void keep_in_register(Value& v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+  }
+  BIRNN_VECTOR_FN Value one() { return broadcast(Real(1)); }
 
-  static inline Value zero_where_not_positive(Value v, Value condition) {
+  BIRNN_VECTOR_FN Value zero_where_not_positive(Value v, Value condition) {
     return condition <= Value{} ? Value{} : v;
   }
 
   // e^x = scale + scale * expm1_of_rest, with scale a power of two. NaN stays NaN.
-  static inline void exp_parts(Value x, Value& scale, Value& expm1_of_rest) {
+  BIRNN_VECTOR_FN void exp_parts(Value x, Value& scale, Value& expm1_of_rest) {
     const Value shifted = x * broadcast(Real(1.44269504088896340736)) + Constants::kRound;
     const Value n = shifted - Constants::kRound;
     const Value r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;
@@ -89,7 +102,7 @@ struct VectorMath {
     std::memcpy(&scale, &bits, sizeof(bits));
   }
 
-  static inline Value sigmoid(Value x) {
+  BIRNN_VECTOR_FN Value sigmoid(Value x) {
     const Value limit = broadcast(Constants::kLargest);
     Value negated = -x;
     negated = negated > limit ? limit : negated;
@@ -99,7 +112,7 @@ struct VectorMath {
     return one() / (one() + (scale * rest + scale));
   }
 
-  static inline Value tanh(Value x) {
+  BIRNN_VECTOR_FN Value tanh(Value x) {
     const Value limit = broadcast(Constants::kTanhOne);
     x = x > limit ? limit : x;
     x = x < -limit ? -limit : x;
