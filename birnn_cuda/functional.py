@@ -54,8 +54,8 @@ def recurrent_layer(
         and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of shape ``[0]``).
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit together, or on the CPU a length
-            outside ``[0, T]``.
+        RuntimeError: shapes, dtypes or devices that do not fit together.
+        ValueError: on the CPU, a length outside ``[0, T]``.
     """
     if not torch.compiler.is_compiling() and _in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):

@@ -114,11 +114,10 @@ class _Recurrent(nn.RNNBase):
             input = input.unsqueeze(batch_dim)
             if states is not None:
                 states = tuple(state.unsqueeze(1) for state in states)
-            if lengths is not None:
-                lengths = lengths.unsqueeze(0)
         self._check_sizes(input, states, None)
         if lengths is not None:
-            check_lengths_form(lengths, input.size(batch_dim))
+            check_lengths_form(lengths, input.size(batch_dim), is_batched)
+            lengths = lengths if is_batched else lengths.unsqueeze(0)
         if self.batch_first:
             input = input.transpose(0, 1)
         padded, states = self._run_layers(input, states, lengths, None)
@@ -213,10 +212,11 @@ class _SingleState(_Recurrent):
             ``hx``: the state at each sequence's own end (for the reverse direction: its start).
 
         Raises:
-            ValueError: number of dimensions of ``input``, its dtype, or ``lengths``: dtype,
-                dimensions, count.
-            RuntimeError: sizes, dtype or device of ``input`` or ``hx``; no step; on the CPU a
-                length outside [0, T] (on a device lengths are clamped: see ``check_lengths``).
+            TypeError: ``lengths`` is not a tensor.
+            ValueError: number of dimensions of ``input``, its dtype; dtype, dimensions or count of
+                ``lengths``, and on the CPU a value outside [0, T] (on a device values are clamped:
+                see ``check_lengths``).
+            RuntimeError: sizes, dtype or device of ``input`` or ``hx``; no step.
         """
         output, (h_n,) = self._run(input, hx, lengths)
         return output, h_n

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 try:
     from . import _C
@@ -193,3 +194,38 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
 @torch.library.register_vmap("birnn_cuda::backward")  # type: ignore[untyped-decorator]
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     return _loop_over_batch(backward, info.batch_size, in_dims, args)
+
+
+# torch.autograd.grad(..., is_grads_batched=True), torch.autograd.functional.jacobian(...,
+# vectorize=True) and gradcheck still map over the backward by the vmap that came before
+# torch.func's. Its fallback takes no op that returns a list, so it needs a rule of its own.
+
+
+def _older_vmap_rule(op: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    def rule(*args: Any) -> tuple[Any, ...]:
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        # A tensor that is not mapped at this level is given a dimension of size 1 instead.
+        plain, spec = tree_flatten(args)
+        plain = [
+            torch._remove_batch_dim(x, level, 1, 0) if isinstance(x, Tensor) else x for x in plain
+        ]
+        mapped = max(x.size(0) for x in plain if isinstance(x, Tensor))
+        plain = [x.expand(mapped, *x.shape[1:]) if isinstance(x, Tensor) else x for x in plain]
+        in_dims = [0 if isinstance(x, Tensor) else None for x in plain]
+        torch._C._vmapmode_decrement_nesting()
+        try:
+            outputs, _ = _loop_over_batch(
+                op, mapped, tree_unflatten(in_dims, spec), tree_unflatten(plain, spec)
+            )
+        finally:
+            torch._C._vmapmode_increment_nesting()
+        batched: tuple[Any, ...] = tree_map(lambda x: torch._add_batch_dim(x, 0, level), outputs)
+        return batched
+
+    return rule
+
+
+_older_vmap = torch.library.Library("birnn_cuda", "IMPL")
+_older_vmap.impl("forward", _older_vmap_rule(forward), "Batched")
+_older_vmap.impl("backward", _older_vmap_rule(backward), "Batched")

@@ -40,20 +40,23 @@ def check_lengths(lengths: Tensor, seq_len: int) -> None:
     for index, value in enumerate(lengths.tolist()):
         if not 0 <= value <= seq_len:
             raise ValueError(
-                f"lengths must be between 0 and the {seq_len} steps of the input, "
-                f"got lengths[{index}] = {value}"
+                f"lengths[{index}] is {value} but must be between 0 and the {seq_len} steps of "
+                "the input"
             )
 
 
-def check_lengths_form(lengths: Tensor, batch_size: int | None = None) -> None:
+def check_lengths_form(
+    lengths: Tensor, batch_size: int | None = None, is_batched: bool = True
+) -> None:
     """Check type, dtype, dimensions and, given ``batch_size``, count: all but the values."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor, got {type(lengths).__name__}")
     if lengths.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"lengths must be int64 or int32, got {lengths.dtype}")
-    if lengths.dim() != 1:
-        raise ValueError(f"lengths must have 1 dimension, got {lengths.dim()}")
-    if batch_size is not None and lengths.size(0) != batch_size:
+    if lengths.dim() != int(is_batched):
+        expected = "1 dimension" if is_batched else "no dimension for an unbatched input"
+        raise ValueError(f"lengths must have {expected}, got {lengths.dim()}")
+    if is_batched and batch_size is not None and lengths.size(0) != batch_size:
         raise ValueError(
             f"lengths must hold one length for each of the {batch_size} sequences of the batch, "
             f"got {lengths.size(0)}"
