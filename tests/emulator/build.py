@@ -9,6 +9,7 @@ the command or the contents of a file that went into them have changed.
 """
 
 import argparse
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -29,18 +30,17 @@ COMMON_FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-fno-strict-al
 COMMON_FLAGS += ["-Wno-unknown-pragmas", "-Werror"]
 # The runtime is never instrumented, and its loops must not become calls that sanitizers intercept.
 RUNTIME_FLAGS = ["-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns"]
-RUNTIME_SOURCES = ["scheduler", "fibers", "barriers", "memory", "matrix"]
+RUNTIME_SOURCES = ["scheduler", "fibers", "barriers", "memory", "matrix", "c_interface"]
 
 VARIANTS = {
     "plain": ["-O2"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    # Without inlining of its small functions a report names the kernel's line, not a header's.
     "thread": ["-O1", "-fsanitize=thread"],
 }
 # The exit status of a program that a sanitizer has stopped.
 SANITIZER_STATUS = 66
 SANITIZER_OPTIONS = {
-    "TSAN_OPTIONS": f"halt_on_error=1:exitcode={SANITIZER_STATUS}:history_size=7",
+    "TSAN_OPTIONS": f"halt_on_error=1:exitcode={SANITIZER_STATUS}:atexit_sleep_ms=0",
     "ASAN_OPTIONS": f"exitcode={SANITIZER_STATUS}:detect_leaks=0",
     "UBSAN_OPTIONS": f"exitcode={SANITIZER_STATUS}:print_stacktrace=1",
 }
@@ -129,6 +129,32 @@ def shared_library(*sources, defines=()):
     flags = VARIANTS["plain"] + [f"-D{define}" for define in defines]
     objects = [*_runtime(), *(_object(source, flags) for source in sources)]
     return _link(Path(sources[0]).stem, ".so", objects, ["-shared"])
+
+
+class Emulator:
+    """A shared library of kernel drivers, loaded by ctypes as `library`."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(str(path))
+        self.library.birnn_emulator_configure.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_char_p,
+            ctypes.c_uint64,
+            ctypes.c_int,
+        ]
+        self.library.birnn_emulator_last_error.restype = ctypes.c_char_p
+
+    def configure(self, order="shuffle", landing="random", seed=1, approximate=False):
+        """The schedule of the launches to come."""
+        status = self.library.birnn_emulator_configure(
+            order.encode(), landing.encode(), seed, int(approximate)
+        )
+        if status != 0:
+            raise ValueError(f"no such order or landing: {order}, {landing}")
+
+    def last_error(self):
+        """The diagnosis of the latest launch that failed."""
+        return self.library.birnn_emulator_last_error().decode()
 
 
 def run(executable, *arguments, order="shuffle", landing="random", seed=1, approximate=False):

@@ -199,8 +199,8 @@ struct Machine {
   std::vector<BufferedStore> stores;  // in the order of their issue
 
   uint64_t random_state = 1;
-  uint64_t progress = 0;  // changes when something may have become possible
-  std::string error;
+  uint64_t progress = 0;   // changes when something may have become possible
+  char error[1024] = {};   // of the first thread that failed
   bool cancelled = false;  // threads that are resumed unwind
 
   RaceFiber host = nullptr;  // ThreadSanitizer's fiber of the calling thread

@@ -322,7 +322,10 @@ void land_store(size_t index) {
     return land_store(index - 1);
   }
   const BufferedStore store = machine->stores[index];
-  machine->stores.erase(machine->stores.begin() + static_cast<ptrdiff_t>(index));
+  {
+    RuntimeScope moves;
+    machine->stores.erase(machine->stores.begin() + static_cast<ptrdiff_t>(index));
+  }
   ++mutable_statistics.async_operations;
   ++machine->progress;
   --store.issuer->buffered_stores;

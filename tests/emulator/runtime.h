@@ -44,6 +44,8 @@ struct Options {
 };
 // From EMULATOR_ORDER, EMULATOR_LANDING, EMULATOR_SEED and EMULATOR_APPROXIMATE at first use.
 Options& options();
+// By their names, as in the environment. False if there is no such order or landing.
+bool set_schedule(Options&, const std::string& order, const std::string& landing);
 
 struct Statistics {
   uint64_t launches = 0, threads = 0, switches = 0, collectives = 0, async_operations = 0;

@@ -137,7 +137,7 @@ void remove_clusters() {
 // otherwise, with a "write" that only knows the end of this block.
 void end_block(Block& block) {
   block.exited = true;
-  if (!block.arena) return;
+  if (!block.arena || machine->cancelled) return;
   asan::poison(block.arena, block.arena_bytes);
   if (tsan::active() && machine->config.cluster > 1) {
     const RaceFiber undertaker = new_race_fiber();
@@ -150,7 +150,7 @@ void end_block(Block& block) {
     }
     retire_race_fiber(undertaker);
   }
-  if (!machine->cancelled) check_red_zones(block);
+  check_red_zones(block);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ void run_threads() {
     choose_next();
     Thread* thread = runnable.pop();
     resume(*thread);
-    if (!machine->error.empty()) throw Error(machine->error);
+    if (machine->error[0] != '\0') throw Error(machine->error);
     if (thread->finished) --unfinished;
   }
   while (!machine->copies.empty()) land_copy(0);
@@ -325,34 +325,19 @@ void run_waves() {
 
 Options options_from_environment() {
   Options result;
-  const auto variable = [](const char* name) {
+  const auto variable = [](const char* name, const char* otherwise) {
     const char* value = std::getenv(name);
-    return std::string(value ? value : "");
+    return std::string(value && *value ? value : otherwise);
   };
-  const auto choose = [&](const char* name, auto& field, auto choices) {
-    const std::string value = variable(name);
-    if (value.empty()) return;
-    for (const auto& [word, choice] : choices) {
-      if (value == word) {
-        field = choice;
-        return;
-      }
-    }
-    std::fprintf(stderr, "%s=%s is not known\n", name, value.c_str());
+  const std::string order = variable("EMULATOR_ORDER", "shuffle");
+  const std::string landing = variable("EMULATOR_LANDING", "random");
+  if (!set_schedule(result, order, landing)) {
+    std::fprintf(stderr, "unknown EMULATOR_ORDER=%s or EMULATOR_LANDING=%s\n", order.c_str(),
+                 landing.c_str());
     std::exit(2);
-  };
-  choose("EMULATOR_ORDER", result.order,
-         std::map<std::string, Order>{{"shuffle", Order::kShuffle},
-                                      {"fifo", Order::kFifo},
-                                      {"reverse", Order::kReverse},
-                                      {"skew", Order::kSkew}});
-  choose("EMULATOR_LANDING", result.landing,
-         std::map<std::string, Landing>{
-             {"random", Landing::kRandom}, {"late", Landing::kLate}, {"eager", Landing::kEager}});
-  if (const std::string seed = variable("EMULATOR_SEED"); !seed.empty()) {
-    result.seed = std::strtoull(seed.c_str(), nullptr, 10);
   }
-  result.approximate = variable("EMULATOR_APPROXIMATE") == "1";
+  result.seed = std::strtoull(variable("EMULATOR_SEED", "1").c_str(), nullptr, 10);
+  result.approximate = variable("EMULATOR_APPROXIMATE", "0") == "1";
   return result;
 }
 
@@ -372,9 +357,11 @@ void run_current_thread() {
     }
   } catch (const Cancelled&) {
   } catch (const std::exception& error) {
-    if (machine->error.empty()) {
-      RuntimeScope allocates;
-      machine->error = error.what();
+    // Byte by byte: the message belongs to this thread, and its memory goes with it.
+    const bool first = machine->error[0] == '\0';
+    const char* message = error.what();
+    for (size_t i = 0; first && i + 1 < sizeof machine->error && message[i] != '\0'; ++i) {
+      machine->error[i] = message[i];
     }
   }
   release(thread.block->end);
@@ -421,6 +408,21 @@ int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argum
 }
 
 const std::string& last_error() { return failure; }
+
+bool set_schedule(Options& options, const std::string& order, const std::string& landing) {
+  static const std::map<std::string, Order> orders{{"shuffle", Order::kShuffle},
+                                                   {"fifo", Order::kFifo},
+                                                   {"reverse", Order::kReverse},
+                                                   {"skew", Order::kSkew}};
+  static const std::map<std::string, Landing> landings{
+      {"random", Landing::kRandom}, {"late", Landing::kLate}, {"eager", Landing::kEager}};
+  const auto found_order = orders.find(order);
+  const auto found_landing = landings.find(landing);
+  if (found_order == orders.end() || found_landing == landings.end()) return false;
+  options.order = found_order->second;
+  options.landing = found_landing->second;
+  return true;
+}
 
 Options& options() {
   static Options value = options_from_environment();

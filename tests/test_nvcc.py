@@ -1,0 +1,99 @@
+"""What can be said of the CUDA sources without a GPU: they compile, and they keep their seams."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+KERNELS = ROOT / "tests" / "kernels"
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+
+TORCH_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|pybind11)/', re.MULTILINE)
+ASM = re.compile(r"\b(asm|__asm__|__asm)\b")
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def sources_without_torch() -> list[Path]:
+    files = [path for path in CUDA.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"}]
+    return [*files, ROOT / "csrc" / "cells.h", ROOT / "csrc" / "recurrence.h"]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_80"])
+@pytest.mark.parametrize("source", ["conformance.cu", "litmus.cu", "defects.cu"])
+def test_kernel_tests_compile(source: str, architecture: str, tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
+    command += [f"-I{path}" for path in (CUDA, ROOT / "tests" / "emulator", KERNELS)]
+    command += [str(KERNELS / source), "-o", str(tmp_path / "out.cubin")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "out.cubin").stat().st_size > 0
+
+
+@needs_nvcc
+def test_intrinsics_are_the_instructions_they_name(tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", "-arch=compute_90a", "-ptx"]
+    command += [f"-I{path}" for path in (CUDA, ROOT / "tests" / "emulator", KERNELS)]
+    command += [str(KERNELS / "conformance.cu"), "-o", str(tmp_path / "out.ptx")]
+    subprocess.run(command, check=True, capture_output=True)
+    ptx = (tmp_path / "out.ptx").read_text()
+    instructions = [
+        "barrier.cluster.arrive.release.aligned",
+        "barrier.cluster.arrive.relaxed.aligned",
+        "barrier.cluster.wait.acquire.aligned",
+        "mapa.shared::cluster.u32",
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32",
+        "mbarrier.try_wait.parity.acquire.cluster",
+        "mbarrier.try_wait.parity.acquire.cta",
+        "mbarrier.arrive.release.cluster.shared::cluster.b64",
+        "mbarrier.arrive.expect_tx.release.cta",
+        "fence.mbarrier_init.release.cluster",
+        "cp.async.cg.shared.global",
+        "cp.async.wait_group",
+        "bar.arrive",
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+        "ld.acquire.gpu.global.u32",
+        "st.release.gpu.global.u32",
+        "red.release.gpu.global.add.u32",
+        "fence.acq_rel.gpu",
+        "tanh.approx.f32",
+    ]
+    assert [name for name in instructions if name not in ptx] == []
+
+
+def test_kernel_sources_include_no_torch_header() -> None:
+    files = sources_without_torch()
+    assert len(files) > 3
+    offenders = [
+        str(path.relative_to(ROOT)) for path in files if TORCH_INCLUDE.search(path.read_text())
+    ]
+    assert offenders == []
+
+
+def test_asm_stands_in_one_file() -> None:
+    users = {
+        path.name
+        for path in sources_without_torch()
+        if ASM.search(COMMENT.sub("", path.read_text()))
+    }
+    assert users == {"device_cuda.cuh"}
+
+
+def test_kernels_include_device_h_alone() -> None:
+    """A kernel header or instance reaches CUDA through device.h, or it cannot be emulated."""
+    implementation = {"device.h", "device_cuda.cuh", "device_types.h"}
+    offenders = [
+        path.name
+        for path in CUDA.rglob("*.cuh")
+        if path.name not in implementation and re.search(r"#\s*include\s*<cuda", path.read_text())
+    ]
+    assert offenders == []
