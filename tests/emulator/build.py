@@ -25,9 +25,9 @@ EMULATOR = ROOT / "tests" / "emulator"
 CACHE = ROOT / "build" / "emulator"
 
 INCLUDES = [ROOT / "csrc", ROOT / "csrc" / "cuda", EMULATOR, ROOT / "tests" / "kernels"]
-# Kernels read vectors of 16-bit elements as words (strict aliasing), and name pragmas of nvcc.
+# Kernels read vectors of 16-bit elements as words, and name pragmas of nvcc.
 COMMON_FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-fno-strict-aliasing"]
-COMMON_FLAGS += ["-Wno-unknown-pragmas", "-Werror"]
+COMMON_FLAGS += ["-Wno-unknown-pragmas"]
 # The runtime is never instrumented, and its loops must not become calls that sanitizers intercept.
 RUNTIME_FLAGS = ["-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns"]
 RUNTIME_SOURCES = ["scheduler", "fibers", "barriers", "memory", "matrix", "c_interface"]
