@@ -83,7 +83,8 @@ else:
     compile_flags.append("-fopenmp")
 include_dirs = [str(ROOT / "csrc")]
 
-if wants_cuda():
+with_cuda = wants_cuda()
+if with_cuda:
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     sources += sorted(
         str(p.relative_to(ROOT))
@@ -125,6 +126,8 @@ else:
     )
 
 setup(
+    # Objects of the two builds apart, so that one does not overwrite the other's.
+    options={"build": {"build_base": "build/cuda" if with_cuda else "build/cpu"}},
     ext_modules=[extension],
     cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
 )

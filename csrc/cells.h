@@ -52,11 +52,20 @@ struct GruCell {
     Value h_direct;     // of h, along the path z * h alone
   };
 
-  BIRNN_CELL_FN Value forward(Value a_r, Value a_z, Value a_n, Value q, Value h, Activations& out) {
+  // The two halves of forward, for callers that run them over several units in turn: each depends
+  // on a chain of its own, and the second on all of the first.
+  BIRNN_CELL_FN Value gates(Value a_r, Value a_z, Value a_n, Value q, Activations& out) {
     out.r = Math::sigmoid(a_r);
     out.z = Math::sigmoid(a_z);
-    out.n = Math::tanh(a_n + out.r * q);
+    return a_n + out.r * q;
+  }
+  BIRNN_CELL_FN Value output(Value new_gate, Value h, Activations& out) {
+    out.n = Math::tanh(new_gate);
     return out.n + out.z * (h - out.n);
+  }
+
+  BIRNN_CELL_FN Value forward(Value a_r, Value a_z, Value a_n, Value q, Value h, Activations& out) {
+    return output(gates(a_r, a_z, a_n, q, out), h, out);
   }
 
   BIRNN_CELL_FN Gradients backward(Value dh, const Activations& act, Value q, Value h) {
@@ -81,15 +90,22 @@ struct LstmCell {
     Value c;           // of the cell state of the step before
   };
 
-  // Returns h', replaces c by c'.
-  BIRNN_CELL_FN Value forward(Value a_i, Value a_f, Value a_g, Value a_o, Value& c,
-                              Activations& out) {
+  // The two halves of forward, as for the GRU. update returns c'.
+  BIRNN_CELL_FN Value update(Value a_i, Value a_f, Value a_g, Value a_o, Value c,
+                             Activations& out) {
     out.i = Math::sigmoid(a_i);
     out.f = Math::sigmoid(a_f);
     out.g = Math::tanh(a_g);
     out.o = Math::sigmoid(a_o);
-    c = out.f * c + out.i * out.g;
-    return out.o * Math::tanh(c);
+    return out.f * c + out.i * out.g;
+  }
+  BIRNN_CELL_FN Value output(Value o, Value c_new) { return o * Math::tanh(c_new); }
+
+  // Returns h', replaces c by c'.
+  BIRNN_CELL_FN Value forward(Value a_i, Value a_f, Value a_g, Value a_o, Value& c,
+                              Activations& out) {
+    c = update(a_i, a_f, a_g, a_o, c, out);
+    return output(out.o, c);
   }
 
   // c_new is the state that forward left; dc its gradient from the step after.

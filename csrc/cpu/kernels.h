@@ -295,82 +295,105 @@ void run_forward(const ForwardTask& task) {
                                            : output + (first_row + j) * dir.output_stride;
     }
 
-    // One vector of units of one sequence. `full` says at compile time that all lanes are units.
-    const auto apply_vector = [&](int64_t j, int64_t u, const Real* sum, int v, auto full) {
+    // One vector of units of one sequence, in two halves with all sequences between them: one
+    // after the other they are a chain of operations too long to overlap with the next vector's.
+    // What the second half needs is left in the sums. `full` says at compile time that all lanes
+    // are units.
+    const auto row_of = [&](int64_t j) {
+      return gates + (first_row + j - dir.gates_first_row) * dir.gates_stride;
+    };
+    const auto first_half = [&](int64_t j, int64_t u, Real* sum, auto full) {
       const int n = full ? kLanes : int(H - u);
-      Real* row = gates + (first_row + j - dir.gates_first_row) * dir.gates_stride;
+      Real* row = row_of(j) + u;
       const auto biased = [&](int64_t block) {
         return bias ? M::load(bias + block * H + u, n) : V{};
       };
       const auto preactivation = [&](int gate) {
-        return M::load(row + gate * H + u, n) + M::load(sum + gate * kLanes) + biased(gate);
+        return M::load(row + gate * H, n) + M::load(sum + gate * kLanes) + biased(gate);
       };
-      V h;
       if constexpr (kGates == 1) {
-        const V a = M::load(row + u, n) + M::load(sum + v * kLanes) + biased(0);
-        h = kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a);
+        const V a = preactivation(0);
+        M::store(scratch.targets[j] + u,
+                 kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a), n);
       } else if constexpr (kCell == Cell::kGru) {
         typename GruCell<M>::Activations act;
         const V q = M::load(sum + 2 * kLanes) + biased(3);
-        h = GruCell<M>::forward(preactivation(0), preactivation(1),
-                                M::load(row + 2 * H + u, n) + biased(2), q,
-                                M::load(scratch.rows[j] + u, n), act);
+        const V new_gate = GruCell<M>::gates(preactivation(0), preactivation(1),
+                                             M::load(row + 2 * H, n) + biased(2), q, act);
+        M::store(sum, new_gate);
+        M::store(sum + kLanes, act.z);
         if (task.save_reserve) {
-          M::store(row + u, act.r, n);
-          M::store(row + H + u, act.z, n);
-          M::store(row + 2 * H + u, act.n, n);
-          M::store(row + 3 * H + u, q, n);
+          M::store(row, act.r, n);
+          M::store(row + H, act.z, n);
+          M::store(row + 3 * H, q, n);
         }
       } else {
         typename LstmCell<M>::Activations act;
         Real* state = cy + (b_begin + j) * H + u;
-        V c = M::load(state, n);
-        h = LstmCell<M>::forward(preactivation(0), preactivation(1), preactivation(2),
-                                 preactivation(3), c, act);
+        const V c = LstmCell<M>::update(preactivation(0), preactivation(1), preactivation(2),
+                                        preactivation(3), M::load(state, n), act);
         M::store(state, c, n);
+        M::store(sum, act.o);
+        M::store(sum + kLanes, c);
         if (task.save_reserve) {
-          M::store(row + u, act.i, n);
-          M::store(row + H + u, act.f, n);
-          M::store(row + 2 * H + u, act.g, n);
-          M::store(row + 3 * H + u, act.o, n);
-          M::store(row + 4 * H + u, c, n);
+          M::store(row, act.i, n);
+          M::store(row + H, act.f, n);
+          M::store(row + 2 * H, act.g, n);
+          M::store(row + 3 * H, act.o, n);
+          M::store(row + 4 * H, c, n);
         }
       }
-      M::store(scratch.targets[j] + u, h, n);
+    };
+    const auto second_half = [&](int64_t j, int64_t u, const Real* sum, auto full) {
+      const int n = full ? kLanes : int(H - u);
+      if constexpr (kCell == Cell::kGru) {
+        typename GruCell<M>::Activations act;
+        act.z = M::load(sum + kLanes);
+        const V h = GruCell<M>::output(M::load(sum), M::load(scratch.rows[j] + u, n), act);
+        if (task.save_reserve) M::store(row_of(j) + 2 * H + u, act.n, n);
+        M::store(scratch.targets[j] + u, h, n);
+      } else if constexpr (kCell == Cell::kLstm) {
+        M::store(scratch.targets[j] + u,
+                 LstmCell<M>::output(M::load(sum), M::load(sum + kLanes)), n);
+      }
     };
     // A panel touches a line or two of each row, and rows are pages apart: no hardware prefetcher
     // follows that, so the lines are asked for a few rows ahead.
     const auto prefetch_row = [&](int64_t j, int64_t u) {
-      const Real* row = gates + (first_row + j - dir.gates_first_row) * dir.gates_stride + u;
+      const Real* row = row_of(j) + u;
       const int blocks = task.save_reserve ? std::max(kGates, reserve_blocks(kCell)) : kGates;
       for (int block = 0; block < blocks; ++block) __builtin_prefetch(row + block * H, 1);
       __builtin_prefetch(scratch.targets[j] + u, 1);
       if (kCell == Cell::kLstm) __builtin_prefetch(cy + (b_begin + j) * H + u, 1);
     };
-    const auto apply_cell = [&](int64_t panel, const Real* sums) {
+    const auto apply_cell = [&](int64_t panel, Real* sums) {
       constexpr int kPrefetchRows = 4;
-      const int64_t panel_unit = panel * unit_vectors(kGates) * kLanes;
-      const bool full = panel_unit + unit_vectors(kGates) * kLanes <= H;
-      for (int64_t j = 0; j < std::min<int64_t>(kPrefetchRows, active); ++j)
-        prefetch_row(j, panel_unit);
-      for (int64_t j = 0; j < active; ++j) {
-        if (j + kPrefetchRows < active) prefetch_row(j + kPrefetchRows, panel_unit);
-        const Real* sum = sums + j * kColumns * kLanes;
-        for (int v = 0; v < unit_vectors(kGates); ++v) {
-          const int64_t u = panel_unit + v * kLanes;
-          if (full)
-            apply_vector(j, u, sum, v, std::true_type{});
-          else if (u < H)
-            apply_vector(j, u, sum, v, std::bool_constant<false>{});
+      constexpr int kVectors = unit_vectors(kGates);
+      const int64_t panel_unit = panel * kVectors * kLanes;
+      const auto all_rows = [&](auto full) {
+        for (int64_t j = 0; j < std::min<int64_t>(kPrefetchRows, active); ++j)
+          prefetch_row(j, panel_unit);
+        for (int64_t j = 0; j < active; ++j) {
+          if (j + kPrefetchRows < active) prefetch_row(j + kPrefetchRows, panel_unit);
+          for (int v = 0; v < kVectors; ++v)
+            if (full || panel_unit + v * kLanes < H)
+              first_half(j, panel_unit + v * kLanes, sums + (j * kColumns + v) * kLanes, full);
         }
-      }
+        if constexpr (kGates > 1)
+          for (int64_t j = 0; j < active; ++j)
+            second_half(j, panel_unit, sums + j * kColumns * kLanes, full);
+      };
+      if (panel_unit + kVectors * kLanes <= H)
+        all_rows(std::true_type{});
+      else
+        all_rows(std::false_type{});
     };
     for_each_panel<Real, kColumns>(scratch.rows, active, panels, count, S, step & 1, scratch.sums,
                                    apply_cell);
 
     if (shape.proj_size) {
       for (int64_t j = 0; j < active; ++j) scratch.rows[j] = scratch.wide + j * H;
-      const auto store_state = [&](int64_t panel, const Real* sums) {
+      const auto store_state = [&](int64_t panel, Real* sums) {
         for (int64_t j = 0; j < active; ++j)
           for (int v = 0; v < panel_columns(1); ++v) {
             const int64_t u = (panel * panel_columns(1) + v) * kLanes;
@@ -431,7 +454,7 @@ void run_backward(const BackwardTask& task) {
           to[u] = dh[u] + (dy ? dy[(first_row + j) * dir.dy_stride + u] : Real(0));
         scratch.rows[j] = to;
       }
-      const auto store_wide = [&](int64_t panel, const Real* sums) {
+      const auto store_wide = [&](int64_t panel, Real* sums) {
         for (int64_t j = 0; j < active; ++j)
           for (int v = 0; v < kPlain; ++v) {
             const int64_t u = (panel * kPlain + v) * kLanes;
@@ -496,7 +519,7 @@ void run_backward(const BackwardTask& task) {
     }
 
     // The carried gradient: dgates W_hh, beside GRU's direct path.
-    const auto store_carry = [&](int64_t panel, const Real* sums) {
+    const auto store_carry = [&](int64_t panel, Real* sums) {
       for (int64_t j = 0; j < active; ++j)
         for (int v = 0; v < kPlain; ++v) {
           const int64_t u = (panel * kPlain + v) * kLanes;

@@ -1,0 +1,72 @@
+# `make demo` and `make test` do all their own set-up, in .venv: nothing else is needed than python3,
+# a C++20 compiler and make. TORCH=requirements/torch-cuda.txt chooses another torch.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= requirements/torch-cpu.txt
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+
+.PHONY: help install test demo bench lint cuda clean
+
+help:
+	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
+	@echo "make test    run the whole test-suite"
+	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
+	@echo "make lint    clang-format, ruff and mypy"
+	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
+	@echo "make install set up .venv and build the extension in place"
+	@echo "make clean   remove what these made"
+
+$(VENV)/.packages: $(TORCH) requirements/build.txt requirements/test.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --progress-bar off -r $(TORCH) -r requirements/build.txt -r requirements/test.txt
+	touch $@
+
+$(VENV)/.extension: $(VENV)/.packages $(SOURCES)
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+install: $(VENV)/.extension
+
+test: install
+	$(VENV)/bin/python -m pytest -q tests
+
+demo: install
+	$(VENV)/bin/python examples/segment_chinese.py train
+	$(VENV)/bin/python examples/segment_chinese.py segment 今天天气很好 北京大学生前来应聘
+
+bench: install
+	$(VENV)/bin/python -m benchmarks cpu
+
+$(VENV)/.dev: $(VENV)/.extension requirements/dev.txt
+	$(PIP) install --quiet -r requirements/dev.txt
+	touch $@
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# A second environment with a CUDA build of torch. The tests of the layers run on the CPU of the
+# extension that was built for both; from tests/, so that the installed package is what they import.
+CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
+.venv-cuda/.packages: requirements/torch-cuda.txt requirements/build.txt requirements/test.txt
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	    -r requirements/torch-cuda.txt -r requirements/build.txt -r requirements/test.txt
+	touch $@
+
+.venv-cuda/.extension: .venv-cuda/.packages $(SOURCES) $(wildcard birnn_cuda/*.py)
+	BIRNN_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-9.0a} \
+	    .venv-cuda/bin/python -m pip --disable-pip-version-check install --quiet \
+	    --no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+cuda: .venv-cuda/.extension
+	cd tests && ../.venv-cuda/bin/python -P -m birnn_cuda
+	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
+
+clean:
+	rm -rf .venv .venv-cuda build birnn_cuda.egg-info birnn_cuda/_C*.so
