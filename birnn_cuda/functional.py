@@ -78,11 +78,13 @@ def _in_forward_mode() -> bool:
 
 
 def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
     # Inside a torch.func transform a tensor does not tell whether one of the levels below it is
     # being differentiated, so there the answer is always yes.
     if torch._C._are_functorch_transforms_active():
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 class _Layer(Function):

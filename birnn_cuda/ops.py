@@ -148,10 +148,20 @@ def _loop_over_batch(
 
 @torch.library.register_vmap("birnn_cuda::forward")  # type: ignore[untyped-decorator]
 def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    """Fold the mapped dimension into the batch where the weights are shared."""
+    """Fold the mapped dimension into the batch where the weights are shared.
+
+    Not with both lengths and a reserve: only without lengths are the rows of the reserve known to
+    be those of the batch, step by step.
+    """
     input, hx, cx, weights, lengths, batch_sizes, *options = args
     input_dim, hx_dim, cx_dim, weights_dim, lengths_dim, *_ = in_dims
-    if batch_sizes is not None or _is_batched(weights_dim) or info.batch_size == 0:
+    training = options[2]
+    if (
+        batch_sizes is not None
+        or _is_batched(weights_dim)
+        or (lengths is not None and training)
+        or info.batch_size == 0
+    ):
         return _loop_over_batch(forward, info.batch_size, in_dims, args)
 
     def fold(tensor: Tensor | None, in_dim: int | None, before: int) -> Tensor | None:

@@ -64,9 +64,9 @@ def check_lengths_form(
 
 
 def padding_mask(lengths: Tensor, seq_len: int) -> Tensor:
-    """Bool ``[T, B]``, true where a step lies inside its sequence."""
+    """Bool ``[T, B]``, true where a step lies inside its sequence; ``[T]`` of a single length."""
     steps = torch.arange(seq_len, device=lengths.device)
-    return steps.unsqueeze(1) < lengths
+    return steps.view(-1, *[1] * lengths.dim()) < lengths
 
 
 def packed_lengths(batch_sizes: Tensor) -> Tensor:
