@@ -18,6 +18,7 @@ struct GemmShape {
   int64_t m = 0, n = 0, k = 0;
   int64_t lda = 0, ldb = 0, ldc = 0;
   float beta = 0.0f;
+  bool float_output = false;  // C is fp32 although A and B are fp16 or bf16
 };
 
 // handle and stream: the library's handle and the CUDA stream, unused on a CPU. Returns 0, or the
