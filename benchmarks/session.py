@@ -5,23 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from benchmarks.cases import Case, Preset
 from benchmarks.flops import flops
 from benchmarks.peers import LayerPeer, Peer
 from benchmarks.problem import DTYPES
 from benchmarks.results import Results
-from benchmarks.timing import gemm_seconds
+from benchmarks.timing import gemm_dtype, gemm_seconds
 
 # For the progress bar's estimate only.
 ASSUMED_FLOPS_PER_SECOND = 5e10
@@ -44,6 +47,7 @@ class Session:
 
     def sample_gemm(self, dtype: str) -> None:
         """Time the machine's large GEMM again, beside the entry that it is the yardstick of."""
+        dtype = gemm_dtype(dtype)
         seconds = self.gemm.setdefault(dtype, [])
         seconds += gemm_seconds(DTYPES[dtype], calls=2 if seconds else 5)
 
@@ -68,6 +72,22 @@ def contest_cost(case: Case, preset: Preset, entrants: int) -> float:
     return max(preset.seconds, preset.min_rounds * entrants * step) + (entrants + 6) * step
 
 
+class TimeLeftColumn(ProgressColumn):
+    """The time left: the estimate of what is to do, at the pace of what is done.
+
+    rich's own needs many small advances to judge the pace by; entries are few and large.
+    """
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.elapsed or 0.0
+        if task.completed > task.fields.get("seen", 0.0):
+            task.fields.update(seen=task.completed, seen_at=elapsed)
+        seen, seen_at = task.fields.get("seen", 0.0), task.fields.get("seen_at", 0.0)
+        pace = seen_at / seen if seen else 1.0
+        left = ((task.total or 0.0) - seen) * pace - (elapsed - seen_at)
+        return Text(f"{timedelta(seconds=round(max(left, 0.0)))} left", style="progress.remaining")
+
+
 def run(
     measurements: Sequence[Measurement], results: Results, session: Session, console: Console
 ) -> None:
@@ -79,8 +99,7 @@ def run(
         TextColumn("{task.fields[finished]}/{task.fields[entries]}"),
         BarColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeftColumn(),
         TextColumn("{task.description}"),
         console=console,
         transient=True,

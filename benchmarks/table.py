@@ -13,7 +13,7 @@ from benchmarks.cases import PASSES
 from benchmarks.lengths import PLAIN, VARIANTS
 from benchmarks.peers import SUBJECT
 from benchmarks.results import Entry, Results
-from benchmarks.timing import gemm_rate, geometric_mean, median_ratio, spread
+from benchmarks.timing import gemm_dtype, gemm_rate, geometric_mean, median_ratio, spread
 
 MEBIBYTE = 2**20
 NONE = "-"
@@ -65,7 +65,7 @@ def geometric_means(results: Results) -> list[str]:
 
 def share_of_floor(entry: Entry, gemm: Mapping[str, Sequence[float]]) -> float:
     """The time that the products of the pass need at the large GEMM's rate, over the time taken."""
-    floor = entry["flops"] / gemm_rate(gemm[entry["case"]["dtype"]])
+    floor = entry["flops"] / gemm_rate(gemm[gemm_dtype(entry["case"]["dtype"])])
     return float(floor / statistics.median(entry["samples"][SUBJECT]))
 
 

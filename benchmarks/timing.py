@@ -108,6 +108,11 @@ def geometric_mean(values: Iterable[float]) -> float | None:
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
+def gemm_dtype(dtype: str) -> str:
+    """The dtype whose large GEMM is the yardstick: on CPU cores 16 bits compute through fp32."""
+    return "fp32" if dtype in ("fp16", "bf16") else dtype
+
+
 def gemm_seconds(dtype: torch.dtype, calls: int) -> list[float]:
     """Seconds that each of `calls` products of two large square matrices took."""
     left = torch.rand(GEMM_SIZE, GEMM_SIZE).to(dtype)

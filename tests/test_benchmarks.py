@@ -14,6 +14,8 @@ import torch
 
 pytest.importorskip("rich", reason="the benchmarks print by rich")
 
+from rich.progress import Progress
+
 from benchmarks import (
     __main__,
     cases,
@@ -274,6 +276,21 @@ def test_a_child_measures_the_memory_of_a_step() -> None:
 def test_a_failed_child_says_why() -> None:
     with pytest.raises(child.ChildError, match="No module named 'no_such_layers'"):
         child.run_python("-c", "import no_such_layers")
+
+
+def test_time_left_follows_the_pace() -> None:
+    column, now = session.TimeLeftColumn(), [0.0]
+    progress = Progress(column, get_time=lambda: now[0])
+    progress.add_task("", total=100.0)
+    task = progress.tasks[0]
+    assert str(column.render(task)) == "0:01:40 left"
+    now[0] = 30.0
+    progress.advance(task.id, 10.0)  # three times as slow as estimated
+    assert str(column.render(task)) == "0:04:30 left"
+    now[0] = 40.0
+    assert str(column.render(task)) == "0:04:20 left"
+    now[0] = 4000.0
+    assert str(column.render(task)) == "0:00:00 left"
 
 
 # Filters.
