@@ -319,10 +319,12 @@ def draw(history: History, path: Path) -> None:
 
     at = [evaluation.after / 1e6 for evaluation in history.evaluations]
     found = [evaluation.score for evaluation in history.evaluations]
-    right.plot(at, [f.precision for f in found], "v:", color="tab:gray", label="precision")
-    right.plot(at, [f.recall for f in found], "^:", color="tab:gray", label="recall")
-    right.plot(at, [f.f1 for f in found], "o-", color="tab:orange", label="F1")
-    right.set_title(f"Words of the held-out text: F1 {found[-1].f1:.4f} at the end")
+    right.plot(
+        at, [f.precision for f in found], "v:", color="tab:gray", markersize=4, label="precision"
+    )
+    right.plot(at, [f.recall for f in found], "^:", color="tab:gray", markersize=4, label="recall")
+    right.plot(at, [f.f1 for f in found], "o-", color="tab:orange", markersize=5, label="F1")
+    right.set_title(f"Held-out words: F1 {found[-1].f1:.4f}")
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
         axes.set_xlabel("million characters read")
