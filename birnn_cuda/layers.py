@@ -50,6 +50,7 @@ class _Recurrent(nn.RNNBase):
         self._flat_weight_refs = [None] * len(self._flat_weights_names)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # Past RNNBase, which would read every weight to put one of them into its list.
         nn.Module.__setattr__(self, name, value)
 
     def flatten_parameters(self) -> None:

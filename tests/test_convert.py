@@ -63,6 +63,7 @@ def test_there_and_back(cell):
     description, input = repr(layer), torch.randn(2, 5, 3)
     expected = call(layer, input)
     ours = replace_rnns(layer)
+    assert "_flat_weights" not in vars(ours)  # a list that would keep old weights alive
     assert type(ours).__module__.startswith("birnn_cuda") and not ours.training
     assert repr(ours) == description and ours.dropout == 0.5
     assert_close(call(ours, input), expected, 1e-5)

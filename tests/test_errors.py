@@ -129,6 +129,13 @@ def test_forward(cell, case):
         assert actual == expected
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_step_on_the_meta_device(cell):
+    theirs, ours = (make_layer(p, cell, 3, 4, device="meta") for p in (nn, birnn_cuda))
+    input = torch.empty(0, 2, 3, device="meta")
+    assert raised_by(lambda: ours(input)) == raised_by(lambda: theirs(input))
+
+
 # torch's LSTM leaves the checks of a packed input to its kernels: RNN and GRU set the texts.
 @pytest.mark.parametrize(
     "make",

@@ -187,16 +187,19 @@ def test_packed_output_keeps_its_order():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_padding_is_never_read(cell):
-    """NaN past a sequence's end changes nothing, bit for bit."""
+    """NaN past a sequence's end, or in an empty one's state, changes nothing, bit for bit."""
     ours = make_layer(birnn_cuda, cell, 3, 6, bidirectional=True, num_layers=2)
     lengths = torch.tensor([5, 0, 3, 1])
     clean = torch.randn(5, 4, 3)
     poisoned = clean.clone()
     poisoned[torch.arange(5).unsqueeze(1) >= lengths] = float("nan")
+    states = make_states(ours, 4, torch.float32)
     results = []
-    for input in (clean, poisoned):
+    for input, value in ((clean, 0.0), (poisoned, float("nan"))):
         leaf = input.requires_grad_()
-        outputs = call(ours, leaf, lengths=lengths)
+        for state in states:
+            state[:, 1] = value  # the state of the empty sequence
+        outputs = [o[:, [0, 2, 3]] for o in call(ours, leaf, states, lengths=lengths)]
         loss = sum(o.square().sum() for o in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, [leaf, *ours.parameters()])])
     for clean_result, poisoned_result in zip(*results, strict=True):
