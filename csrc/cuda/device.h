@@ -17,7 +17,7 @@
 //   global       load_relaxed_gpu load_acquire_gpu store_relaxed_gpu store_release_gpu
 //                red_add_release_gpu fence_acq_rel_gpu spin_pause grid_sync
 //   numbers      to_float from_float<T> pack2<T> unpack2<T> to_tf32 float_bits bits_float
-//                tanh_fast exp_fast sigmoid_fast
+//                tanh_fast exp_fast sigmoid_fast tanh_precise exp_precise
 //   host         launch max_resident_blocks error_message kSuccess Status
 //   emulator     check
 //

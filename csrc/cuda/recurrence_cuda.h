@@ -1,6 +1,7 @@
-// The GPU backend: the recurrence of one direction as kernels on one stream. Like everything in this
-// folder it includes no torch header, allocates nothing and never synchronises; the emulator runs
-// the same source. Functions return 0 or a CUDA error code (cudaError_t), stream is a cudaStream_t.
+// The GPU backend: the recurrence of one direction as kernels on one stream. Like everything in
+// this folder it includes no torch header, allocates nothing and never synchronises; the emulator
+// runs the same source. Functions return 0 or a CUDA error code (cudaError_t), stream is a
+// cudaStream_t.
 //
 // Rows are padded: step t of sequence b is row t * batch_size + b. With lengths (device memory,
 // clamped to [0, T], any order), a direction ends or starts at each sequence's own end; outputs and
@@ -24,7 +25,7 @@ struct StepGemm {
 // stepwise: any shape, any element type; a library GEMM and one fused kernel a step.
 //
 // The workspace is device memory, aligned to 256 bytes. ForwardDirection::cy is fp32 for 16-bit
-// elements (fp64 for fp64) and need not be initialised; hx and cx have the element type.
+// elements (fp64 for fp64) and need not be initialised; hx, cx and bias have the element type.
 // BackwardDirection::dhx and dcx are fp32 for 16-bit elements and hold dhy and dcy on entry.
 int64_t stepwise_forward_workspace(const RecurrenceShape& shape);
 int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,

@@ -314,6 +314,10 @@ inline float tanh_fast(float x) { return emulator::approximate(std::tanh(x), 0x1
 inline float exp_fast(float x) {
   return emulator::approximate(std::exp(x), (2.0f + std::fabs(1.173f * x)) * 0x1p-23f);
 }
+inline float tanh_precise(float x) { return emulator::approximate(std::tanh(x), 0x1p-23f); }
+inline double tanh_precise(double x) { return std::tanh(x); }
+inline float exp_precise(float x) { return emulator::approximate(std::exp(x), 0x1p-23f); }
+inline double exp_precise(double x) { return std::exp(x); }
 
 inline void check(bool condition, const char* what, BIRNN_CALLER) {
   if (!condition) emulator::fail(std::string("check failed: ") + what, caller);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -435,6 +436,44 @@ void test_functions() {
   expect(bits, "float_bits, bits_float");
 }
 
+template <class Real>
+BIRNN_KERNEL void precise_functions_kernel(const Real* x, Real* tanh_out, Real* exp_out) {
+  const uint32_t i = block_idx().x * block_dim() + thread_idx();
+  tanh_out[i] = tanh_precise(x[i]);
+  exp_out[i] = exp_precise(x[i]);
+}
+
+// The device's two units in the last place, and one for a host whose long double is no wider.
+template <class Real>
+void test_precise_functions() {
+  constexpr uint32_t kCount = 4096;
+  constexpr double kTolerance = 3 * static_cast<double>(std::numeric_limits<Real>::epsilon());
+  Buffer<Real> x(kCount), tanh_out(kCount), exp_out(kCount);
+  for (uint32_t i = 0; i < kCount; ++i) x[i] = (static_cast<Real>(i) - Real(2047.5)) / Real(48);
+  x[0] = std::numeric_limits<Real>::quiet_NaN();
+  x[1] = std::numeric_limits<Real>::infinity();
+  x[2] = -x[1];
+  LaunchConfig config;
+  config.grid.x = kCount / 256;
+  config.threads = 256;
+  if (!run(config, precise_functions_kernel<Real>, static_cast<const Real*>(x.data()),
+           tanh_out.data(), exp_out.data())) {
+    return;
+  }
+  expect(std::isnan(tanh_out[0]) && std::isnan(exp_out[0]), "NaN stays NaN");
+  expect(std::fabs(tanh_out[1] - 1) < kTolerance && std::fabs(tanh_out[2] + 1) < kTolerance,
+         "tanh_precise of infinity");
+  expect(std::isinf(exp_out[1]) && exp_out[2] == 0, "exp_precise of infinity");
+  double worst_tanh = 0, worst_exp = 0;
+  for (uint32_t i = 3; i < kCount; ++i) {
+    const long double v = x[i];
+    worst_tanh = std::max(worst_tanh, std::fabs(double(tanh_out[i] / std::tanh(v) - 1)));
+    worst_exp = std::max(worst_exp, std::fabs(double(exp_out[i] / std::exp(v) - 1)));
+  }
+  expect(worst_tanh < kTolerance, "tanh_precise: relative error " + to_string(worst_tanh));
+  expect(worst_exp < kTolerance, "exp_precise: relative error " + to_string(worst_exp));
+}
+
 // ---------------------------------------------------------------------------------------------
 // cp.async.
 
@@ -819,6 +858,8 @@ int main(int argc, char** argv) {
            [] { test_patterns<BFloat16>(birnn::emulator::bfloat16_to_float); }},
           {"rounding", test_rounding},
           {"functions", test_functions},
+          {"precise_functions_float", test_precise_functions<float>},
+          {"precise_functions_double", test_precise_functions<double>},
           {"copy_4", test_copy<4>},
           {"copy_8", test_copy<8>},
           {"copy_16", test_copy<16>},

@@ -1,0 +1,290 @@
+// stepwise, the host side: for each step a library product and a kernel of stepwise.cuh.
+#include "stepwise.cuh"
+
+#include "recurrence_cuda.h"
+
+namespace birnn::cuda {
+namespace {
+
+using namespace stepwise;
+
+constexpr int64_t kAlignment = 256;   // of each array in the workspace
+constexpr int64_t kMaxGridY = 65535;  // of every GPU
+
+int64_t element_bytes(Element element) {
+  return element == Element::kFloat64 ? 8 : element == Element::kFloat32 ? 4 : 2;
+}
+int64_t carried_bytes(Element element) { return element == Element::kFloat64 ? 8 : 4; }
+
+// Hands out the arrays of a workspace in turn; from address null it only measures.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+  void* take(int64_t bytes) {
+    char* const array = base_ ? base_ + size_ : nullptr;
+    size_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return array;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  char* base_;
+  int64_t size_ = 0;
+};
+
+struct ForwardWorkspace {
+  void* gates_h;    // [B, G*H], carried type
+  void* wide;       // [B, H] h before the projection, or null
+  void* projected;  // [B, P], or null
+  int64_t bytes;
+
+  ForwardWorkspace(const RecurrenceShape& s, void* base) {
+    Workspace workspace(base);
+    const int64_t B = s.batch_size, H = s.hidden_size, P = s.proj_size;
+    gates_h = workspace.take(B * num_gates(s.cell) * H * carried_bytes(s.element));
+    wide = P ? workspace.take(B * H * element_bytes(s.element)) : nullptr;
+    projected = P ? workspace.take(B * P * element_bytes(s.element)) : nullptr;
+    bytes = workspace.size();
+  }
+};
+
+struct BackwardWorkspace {
+  void* product;      // [B, S], carried type
+  void* step_dgates;  // [B, dgates_blocks * H]
+  void* wide_dh;      // [B, H], carried type, or null
+  void* step_dproj;   // [B, P], or null
+  int64_t bytes;
+
+  BackwardWorkspace(const RecurrenceShape& s, void* base) {
+    Workspace workspace(base);
+    const int64_t B = s.batch_size, H = s.hidden_size, P = s.proj_size;
+    product = workspace.take(B * s.state_size() * carried_bytes(s.element));
+    step_dgates = workspace.take(B * dgates_blocks(s.cell) * H * element_bytes(s.element));
+    wide_dh = P ? workspace.take(B * H * carried_bytes(s.element)) : nullptr;
+    step_dproj = P ? workspace.take(B * P * element_bytes(s.element)) : nullptr;
+    bytes = workspace.size();
+  }
+};
+
+Step first_step(const RecurrenceShape& shape, const int64_t* lengths, bool reverse) {
+  Step step;
+  step.lengths = lengths;
+  step.seq_len = shape.seq_len;
+  step.batch_size = shape.batch_size;
+  step.hidden_size = shape.hidden_size;
+  step.state_size = shape.state_size();
+  step.reverse = reverse;
+  return step;
+}
+
+// A thread for each of `width` units of each sequence, as far as a grid reaches.
+LaunchConfig config_for(int64_t width, int64_t batch_size, void* stream) {
+  LaunchConfig config;
+  config.threads =
+      width < kMaxThreads ? static_cast<uint32_t>((width + 31) / 32 * 32) : kMaxThreads;
+  config.grid.x = static_cast<uint32_t>((width + config.threads - 1) / config.threads);
+  config.grid.y = static_cast<uint32_t>(batch_size < kMaxGridY ? batch_size : kMaxGridY);
+  config.stream = stream;
+  return config;
+}
+
+// One direction's calls on one stream. The first error ends the walk.
+struct Walk {
+  const RecurrenceShape& shape;
+  const StepGemm& gemm;
+  void* stream;
+
+  int multiply(GemmShape product, const void* a, const void* b, void* c) const {
+    return gemm.function(gemm.handle, stream, product, a, b, c, shape.element, gemm.compute);
+  }
+
+  // c [B, n] = a [B, k] w^T, w [n, k].
+  int multiply_by_transpose(const void* a, int64_t n, int64_t k, const void* w, void* c,
+                            bool carried) const {
+    GemmShape product;
+    product.transpose_b = true;
+    product.m = shape.batch_size;
+    product.n = n;
+    product.k = k;
+    product.lda = k;
+    product.ldb = k;
+    product.ldc = n;
+    product.float_output = carried && element_bytes(shape.element) == 2;
+    return multiply(product, a, w, c);
+  }
+
+  // c [B, n], carried type = a [B, k] with rows lda apart, times w [k, n].
+  int multiply_by(const void* a, int64_t lda, int64_t n, int64_t k, const void* w, void* c) const {
+    GemmShape product;
+    product.m = shape.batch_size;
+    product.n = n;
+    product.k = k;
+    product.lda = lda;
+    product.ldb = n;
+    product.ldc = n;
+    product.float_output = element_bytes(shape.element) == 2;
+    return multiply(product, a, w, c);
+  }
+
+  template <class... Parameters, class... Arguments>
+  int run(int64_t width, void (*kernel)(Parameters...), Arguments... arguments) const {
+    return static_cast<int>(
+        launch(config_for(width, shape.batch_size, stream), kernel, arguments...));
+  }
+};
+
+template <Cell kCell, class T>
+int forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& dir,
+            bool save_reserve, void* memory) {
+  const RecurrenceShape& shape = walk.shape;
+  const int64_t H = shape.hidden_size, S = shape.state_size();
+  const ForwardWorkspace workspace(shape, memory);
+  Step step = first_step(shape, lengths, dir.reverse);
+  for (; step.index < shape.seq_len; ++step.index) {
+    const void* const h_prev = step.index == 0 ? dir.hx : dir.hy;
+    const Carried<T>* const gates_h =
+        h_prev ? static_cast<const Carried<T>*>(workspace.gates_h) : nullptr;
+    if (h_prev) {
+      const int64_t columns = num_gates(kCell) * H;
+      if (const int error = walk.multiply_by_transpose(h_prev, columns, S, dir.weight_hh,
+                                                       workspace.gates_h, true))
+        return error;
+    }
+    if (const int error = walk.run(H, forward_step_kernel<kCell, T>, step, dir, gates_h,
+                                   static_cast<T*>(workspace.wide), save_reserve))
+      return error;
+    if (shape.proj_size == 0) continue;
+    if (const int error = walk.multiply_by_transpose(workspace.wide, S, H, dir.weight_hr,
+                                                     workspace.projected, false))
+      return error;
+    if (const int error = walk.run(S, forward_projection_kernel<T>, step, dir,
+                                   static_cast<const T*>(workspace.projected)))
+      return error;
+  }
+  return 0;
+}
+
+template <Cell kCell, class T>
+int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& dir,
+             void* first_dgates, void* memory) {
+  const RecurrenceShape& shape = walk.shape;
+  const int64_t B = shape.batch_size, H = shape.hidden_size, S = shape.state_size();
+  const BackwardWorkspace workspace(shape, memory);
+  const auto* const product = static_cast<const Carried<T>*>(workspace.product);
+  const auto* const wide_dh = static_cast<const Carried<T>*>(workspace.wide_dh);
+  // The product takes a step's rows where they are, unless they lie at different times: then the
+  // kernels gather them beside.
+  const bool gathers = lengths && dir.reverse;
+  T* const step_dgates = gathers ? static_cast<T*>(workspace.step_dgates) : nullptr;
+  T* const step_dproj = gathers ? static_cast<T*>(workspace.step_dproj) : nullptr;
+  // The blocks of dgates that belong to weight_hh: for a GRU the last three of four.
+  const int64_t first_column = (dgates_blocks(kCell) - num_gates(kCell)) * H;
+
+  Step step = first_step(shape, lengths, dir.reverse);
+  for (step.index = shape.seq_len - 1; step.index >= 0; --step.index) {
+    const int64_t first_row = (dir.reverse ? shape.seq_len - 1 - step.index : step.index) * B;
+    if (shape.proj_size) {
+      if (const int error =
+              walk.run(S, backward_projection_kernel<T>, step, dir, product, step_dproj))
+        return error;
+      const T* const dproj = gathers ? step_dproj : static_cast<T*>(dir.dproj) + first_row * S;
+      if (const int error = walk.multiply_by(dproj, S, H, S, dir.weight_hr, workspace.wide_dh))
+        return error;
+    }
+    if (const int error = walk.run(H, backward_step_kernel<kCell, T>, step, dir, product, wide_dh,
+                                   step_dgates, static_cast<T*>(first_dgates)))
+      return error;
+    const T* const dgates =
+        gathers ? step_dgates : static_cast<T*>(dir.dgates) + first_row * dir.dgates_stride;
+    if (const int error = walk.multiply_by(
+            dgates + first_column, gathers ? dgates_blocks(kCell) * H : dir.dgates_stride, S,
+            num_gates(kCell) * H, dir.weight_hh, workspace.product))
+      return error;
+  }
+  step.index = 0;
+  return walk.run(S, backward_end_kernel<T>, step, dir, kCell == Cell::kGru, product);
+}
+
+template <class T>
+int forward_of_cell(const Walk& walk, const int64_t* lengths, const ForwardDirection& dir,
+                    bool save_reserve, void* workspace) {
+  switch (walk.shape.cell) {
+    case Cell::kTanh:
+      return forward<Cell::kTanh, T>(walk, lengths, dir, save_reserve, workspace);
+    case Cell::kRelu:
+      return forward<Cell::kRelu, T>(walk, lengths, dir, save_reserve, workspace);
+    case Cell::kGru:
+      return forward<Cell::kGru, T>(walk, lengths, dir, save_reserve, workspace);
+    case Cell::kLstm:
+      break;
+  }
+  return forward<Cell::kLstm, T>(walk, lengths, dir, save_reserve, workspace);
+}
+
+template <class T>
+int backward_of_cell(const Walk& walk, const int64_t* lengths, const BackwardDirection& dir,
+                     void* first_dgates, void* workspace) {
+  switch (walk.shape.cell) {
+    case Cell::kTanh:
+      return backward<Cell::kTanh, T>(walk, lengths, dir, first_dgates, workspace);
+    case Cell::kRelu:
+      return backward<Cell::kRelu, T>(walk, lengths, dir, first_dgates, workspace);
+    case Cell::kGru:
+      return backward<Cell::kGru, T>(walk, lengths, dir, first_dgates, workspace);
+    case Cell::kLstm:
+      break;
+  }
+  return backward<Cell::kLstm, T>(walk, lengths, dir, first_dgates, workspace);
+}
+
+}  // namespace
+
+int64_t stepwise_forward_workspace(const RecurrenceShape& shape) {
+  return ForwardWorkspace(shape, nullptr).bytes;
+}
+
+int64_t stepwise_backward_workspace(const RecurrenceShape& shape) {
+  return BackwardWorkspace(shape, nullptr).bytes;
+}
+
+int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
+                     const ForwardDirection& direction, bool save_reserve, const StepGemm& gemm,
+                     void* workspace, void* stream) {
+  const Walk walk{shape, gemm, stream};
+  const auto run = [&](auto forward_of) {
+    return forward_of(walk, lengths, direction, save_reserve, workspace);
+  };
+  switch (shape.element) {
+    case Element::kFloat64:
+      return run(forward_of_cell<double>);
+    case Element::kFloat32:
+      return run(forward_of_cell<float>);
+    case Element::kFloat16:
+      return run(forward_of_cell<Half>);
+    case Element::kBFloat16:
+      break;
+  }
+  return run(forward_of_cell<BFloat16>);
+}
+
+int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
+                      const BackwardDirection& direction, void* first_dgates, const StepGemm& gemm,
+                      void* workspace, void* stream) {
+  const Walk walk{shape, gemm, stream};
+  const auto run = [&](auto backward_of) {
+    return backward_of(walk, lengths, direction, first_dgates, workspace);
+  };
+  switch (shape.element) {
+    case Element::kFloat64:
+      return run(backward_of_cell<double>);
+    case Element::kFloat32:
+      return run(backward_of_cell<float>);
+    case Element::kFloat16:
+      return run(backward_of_cell<Half>);
+    case Element::kBFloat16:
+      break;
+  }
+  return run(backward_of_cell<BFloat16>);
+}
+
+}  // namespace birnn::cuda

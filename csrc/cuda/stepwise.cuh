@@ -1,0 +1,336 @@
+// stepwise, the device side: one step of a direction after (backward: before) the library product.
+//
+// Any shape, any element type. A thread owns a unit of a sequence, in the equations of cells.h:
+//
+//   forward    gates_h = h_prev W_hh^T (library)   ->  forward_step_kernel: the cell
+//   backward   backward_step_kernel: dgates        ->  product = dgates W_hh (library)
+//
+// with a second product and a small kernel for an LSTM's projection. Elements are read and written
+// as they are; gates, c, dc and dh are computed and carried in fp32 (fp64 for fp64).
+//
+// A direction's step is counted from where it starts: step s of sequence b is t = s forward and
+// t = length - 1 - s in reverse. From s = length on the sequence rests: its state is left alone,
+// and step s writes zeros to row t = s of what is padded. So each step writes one row of every
+// sequence, and all T steps write every row. Rows past the end are never read.
+//
+// Threads lie along units (accesses are coalesced), blocks along x over units and along y over
+// sequences, both in strides: any size fits any grid. No shared memory, no communication.
+#pragma once
+
+#include "../cells.h"
+#include "../recurrence.h"
+#include "device.h"
+
+namespace birnn::cuda::stepwise {
+
+using namespace birnn::device;
+
+constexpr uint32_t kMaxThreads = 128;
+
+// As variables, which device code may read: the functions are the host's.
+template <Cell kCell>
+constexpr int kNumGates = num_gates(kCell);
+template <Cell kCell>
+constexpr int kDgatesBlocks = dgates_blocks(kCell);
+
+// What an element is computed and carried in.
+template <class T>
+struct CarriedType {
+  using Type = float;
+};
+template <>
+struct CarriedType<double> {
+  using Type = double;
+};
+template <class T>
+using Carried = typename CarriedType<T>::Type;
+
+template <class T>
+BIRNN_DEVICE float load(const T* source) {
+  return to_float(*source);
+}
+BIRNN_DEVICE double load(const double* source) { return *source; }
+
+template <class T>
+BIRNN_DEVICE void store(T* destination, float value) {
+  *destination = from_float<T>(value);
+}
+BIRNN_DEVICE void store(double* destination, double value) { *destination = value; }
+
+// The element at `index`, or zero where there is no array.
+template <class T>
+BIRNN_DEVICE Carried<T> load_or_zero(const void* array, int64_t index) {
+  return array ? load(static_cast<const T*>(array) + index) : Carried<T>(0);
+}
+
+template <class Real>
+struct ScalarMath {
+  using Value = Real;
+  static BIRNN_DEVICE Real one() { return Real(1); }
+  static BIRNN_DEVICE Real tanh(Real x) { return tanh_precise(x); }
+  // exp overflows to infinity and the quotient to its limit 0.
+  static BIRNN_DEVICE Real sigmoid(Real x) { return Real(1) / (Real(1) + exp_precise(-x)); }
+  static BIRNN_DEVICE Real zero_where_not_positive(Real value, Real condition) {
+    return condition <= Real(0) ? Real(0) : value;
+  }
+};
+
+// One step of one direction over the batch.
+struct Step {
+  int64_t index = 0;                 // s
+  const int64_t* lengths = nullptr;  // [B], null: all are T
+  int64_t seq_len = 0, batch_size = 0, hidden_size = 0, state_size = 0;
+  bool reverse = false;
+};
+
+// A sequence at a step: while active its row is that of step s, afterwards the row to be padded.
+struct Position {
+  int64_t length, row, previous_row;
+  bool active;
+};
+
+BIRNN_DEVICE Position position_of(const Step& step, int64_t b) {
+  Position at;
+  at.length = step.seq_len;
+  if (step.lengths) {
+    const int64_t given = step.lengths[b];
+    at.length = given < 0 ? 0 : given < step.seq_len ? given : step.seq_len;
+  }
+  at.active = step.index < at.length;
+  const bool backwards = at.active && step.reverse;
+  const int64_t t = backwards ? at.length - 1 - step.index : step.index;
+  at.row = t * step.batch_size + b;
+  at.previous_row = backwards ? at.row + step.batch_size : at.row - step.batch_size;
+  return at;
+}
+
+// Calls body(b, at, u) for this thread's units u of `width`, of its sequences b.
+template <class Body>
+BIRNN_DEVICE void for_each_unit(const Step& step, int64_t width, const Body& body) {
+  const int64_t first = int64_t{block_idx().x} * block_dim() + thread_idx();
+  const int64_t stride = int64_t{grid_dim().x} * block_dim();
+  for (int64_t b = block_idx().y; b < step.batch_size; b += grid_dim().y) {
+    const Position at = position_of(step, b);
+    for (int64_t u = first; u < width; u += stride) body(b, at, u);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Forward.
+
+// gates_h [B, G*H], null where h_prev is zero. wide [B, H]: h before the projection, null for none.
+template <Cell kCell, class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
+                                 1) void forward_step_kernel(Step step, ForwardDirection dir,
+                                                             const Carried<T>* gates_h, T* wide,
+                                                             bool save_reserve) {
+  using Real = Carried<T>;
+  using Math = ScalarMath<Real>;
+  const int64_t H = step.hidden_size;
+  const bool is_first = step.index == 0;
+  T* const hy = static_cast<T*>(dir.hy);
+  Real* const cy = static_cast<Real*>(dir.cy);
+
+  for_each_unit(step, H, [&](int64_t b, const Position& at, int64_t u) {
+    const int64_t unit = b * H + u;  // in [B, H]; without projection S = H
+    T* const output = static_cast<T*>(dir.output) + at.row * dir.output_stride + u;
+    if (!at.active) {
+      if (wide) {
+        if (is_first) store(wide + unit, Real(0));
+      } else {
+        store(output, Real(0));
+        if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));
+      }
+      if constexpr (kCell == Cell::kLstm) {
+        if (is_first) cy[unit] = load_or_zero<T>(dir.cx, unit);
+      }
+      return;
+    }
+
+    T* const gates = static_cast<T*>(dir.gates) + at.row * dir.gates_stride + u;
+    const auto input_part = [&](int gate) { return load(gates + gate * H); };
+    const auto recurrent_part = [&](int gate) {
+      return gates_h ? gates_h[(b * kNumGates<kCell> + gate) * H + u] : Real(0);
+    };
+    const auto bias = [&](int block) { return load_or_zero<T>(dir.bias, block * H + u); };
+    const auto preactivation = [&](int gate) {
+      return input_part(gate) + recurrent_part(gate) + bias(gate);
+    };
+    const auto keep = [&](int block, Real value) {
+      if (save_reserve) store(gates + block * H, value);
+    };
+
+    Real h;
+    if constexpr (kCell == Cell::kTanh) {
+      h = TanhCell<Math>::forward(preactivation(0));
+    } else if constexpr (kCell == Cell::kRelu) {
+      h = ReluCell<Math>::forward(preactivation(0));
+    } else if constexpr (kCell == Cell::kGru) {
+      const Real h_prev = is_first ? load_or_zero<T>(dir.hx, unit) : load(hy + unit);
+      const Real q = recurrent_part(2) + bias(3);
+      typename GruCell<Math>::Activations act;
+      h = GruCell<Math>::forward(preactivation(0), preactivation(1), input_part(2) + bias(2), q,
+                                 h_prev, act);
+      keep(0, act.r);
+      keep(1, act.z);
+      keep(2, act.n);
+      keep(3, q);
+    } else {
+      Real c = is_first ? load_or_zero<T>(dir.cx, unit) : cy[unit];
+      typename LstmCell<Math>::Activations act;
+      h = LstmCell<Math>::forward(preactivation(0), preactivation(1), preactivation(2),
+                                  preactivation(3), c, act);
+      cy[unit] = c;
+      keep(0, act.i);
+      keep(1, act.f);
+      keep(2, act.g);
+      keep(3, act.o);
+      keep(4, c);
+    }
+    if (wide) {
+      store(wide + unit, h);
+    } else {
+      store(output, h);
+      store(hy + unit, h);
+    }
+  });
+}
+
+// projected [B, P] = wide W_hr^T: the state of the sequences that are active.
+template <class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
+                                 1) void forward_projection_kernel(Step step, ForwardDirection dir,
+                                                                   const T* projected) {
+  const int64_t P = step.state_size;
+  T* const hy = static_cast<T*>(dir.hy);
+  for_each_unit(step, P, [&](int64_t b, const Position& at, int64_t u) {
+    const int64_t unit = b * P + u;
+    T* const output = static_cast<T*>(dir.output) + at.row * dir.output_stride + u;
+    if (at.active) {
+      const Carried<T> h = load(projected + unit);
+      store(output, h);
+      store(hy + unit, h);
+    } else {
+      store(output, Carried<T>(0));
+      if (step.index == 0) store(hy + unit, load_or_zero<T>(dir.hx, unit));
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Backward. dh, the gradient of the state after step s, comes from step s + 1 by `product`
+// [B, S] = dgates W_hh of that step; a GRU's direct path is left in dhx beside it. At a sequence's
+// last step dh is dhy, which dhx holds on entry.
+
+template <class T>
+BIRNN_DEVICE Carried<T> carried_dh(const BackwardDirection& dir, bool is_last, bool has_direct,
+                                   const Carried<T>* product, int64_t state) {
+  const Carried<T>* dhx = static_cast<const Carried<T>*>(dir.dhx);
+  if (is_last) return dhx[state];
+  return has_direct ? product[state] + dhx[state] : product[state];
+}
+
+// wide_dh [B, H]: the gradient of h before the projection, null for none. Writes the step's dgates
+// [B, dgates_blocks * H] to their rows; also, where these are not null, to step_dgates, in the
+// order of the sequences, and from the first step to first_dgates.
+template <Cell kCell, class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
+                                 1) void backward_step_kernel(Step step, BackwardDirection dir,
+                                                              const Carried<T>* product,
+                                                              const Carried<T>* wide_dh,
+                                                              T* step_dgates, T* first_dgates) {
+  using Real = Carried<T>;
+  using Math = ScalarMath<Real>;
+  constexpr int kBlocks = kDgatesBlocks<kCell>;
+  const int64_t H = step.hidden_size;
+  const bool is_first = step.index == 0;
+
+  for_each_unit(step, H, [&](int64_t b, const Position& at, int64_t u) {
+    const int64_t unit = b * H + u;
+    T* const dgates = static_cast<T*>(dir.dgates) + at.row * dir.dgates_stride + u;
+    const auto emit = [&](int block, Real value) {
+      const int64_t offset = (b * kBlocks + block) * H + u;
+      store(dgates + block * H, value);
+      if (step_dgates) store(step_dgates + offset, value);
+      if (first_dgates && is_first) store(first_dgates + offset, value);
+    };
+    if (!at.active) {
+      for (int block = 0; block < kBlocks; ++block) emit(block, Real(0));
+      return;
+    }
+
+    Real dh;
+    if (wide_dh) {
+      dh = wide_dh[unit];
+    } else {
+      const bool is_last = step.index + 1 == at.length;
+      dh = carried_dh<T>(dir, is_last, kCell == Cell::kGru, product, unit) +
+           load_or_zero<T>(dir.dy, at.row * dir.dy_stride + u);
+    }
+    const T* const reserve = static_cast<const T*>(dir.reserve) + at.row * dir.reserve_stride + u;
+    const T* const output = static_cast<const T*>(dir.output) + u;
+    if constexpr (kCell == Cell::kTanh || kCell == Cell::kRelu) {
+      const Real y = load(output + at.row * dir.output_stride);
+      emit(0, kCell == Cell::kTanh ? TanhCell<Math>::backward(dh, y)
+                                   : ReluCell<Math>::backward(dh, y));
+    } else if constexpr (kCell == Cell::kGru) {
+      const Real h_prev = is_first ? load_or_zero<T>(dir.hx, unit)
+                                   : load(output + at.previous_row * dir.output_stride);
+      const typename GruCell<Math>::Activations act{load(reserve), load(reserve + H),
+                                                    load(reserve + 2 * H)};
+      const auto d = GruCell<Math>::backward(dh, act, load(reserve + 3 * H), h_prev);
+      emit(0, d.n);
+      emit(1, d.r);
+      emit(2, d.z);
+      emit(3, d.n_recurrent);
+      static_cast<Real*>(dir.dhx)[unit] = d.h_direct;
+    } else {
+      Real* const dc = static_cast<Real*>(dir.dcx) + unit;
+      const int64_t previous_c = (at.previous_row - at.row) * dir.reserve_stride + 4 * H;
+      const Real c_prev = is_first ? load_or_zero<T>(dir.cx, unit) : load(reserve + previous_c);
+      const typename LstmCell<Math>::Activations act{load(reserve), load(reserve + H),
+                                                     load(reserve + 2 * H), load(reserve + 3 * H)};
+      const auto d = LstmCell<Math>::backward(dh, *dc, act, load(reserve + 4 * H), c_prev);
+      emit(0, d.i);
+      emit(1, d.f);
+      emit(2, d.g);
+      emit(3, d.o);
+      *dc = d.c;
+    }
+  });
+}
+
+// dproj = dh + dy, the gradient of the projected state: to its row, and where step_dproj [B, P] is
+// not null there too.
+template <class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_projection_kernel(
+    Step step, BackwardDirection dir, const Carried<T>* product, T* step_dproj) {
+  const int64_t P = step.state_size;
+  for_each_unit(step, P, [&](int64_t b, const Position& at, int64_t u) {
+    const int64_t unit = b * P + u;
+    Carried<T> d(0);
+    if (at.active) {
+      const bool is_last = step.index + 1 == at.length;
+      d = carried_dh<T>(dir, is_last, false, product, unit) +
+          load_or_zero<T>(dir.dy, at.row * dir.dy_stride + u);
+    }
+    store(static_cast<T*>(dir.dproj) + at.row * P + u, d);
+    if (step_dproj) store(step_dproj + unit, d);
+  });
+}
+
+// After step 0: dhx, which stays dhy for an empty sequence.
+template <class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
+                                 1) void backward_end_kernel(Step step, BackwardDirection dir,
+                                                             bool has_direct,
+                                                             const Carried<T>* product) {
+  const int64_t S = step.state_size;
+  for_each_unit(step, S, [&](int64_t b, const Position& at, int64_t u) {
+    const int64_t state = b * S + u;
+    static_cast<Carried<T>*>(dir.dhx)[state] =
+        carried_dh<T>(dir, !at.active, has_direct, product, state);
+  });
+}
+
+}  // namespace birnn::cuda::stepwise
