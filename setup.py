@@ -71,7 +71,13 @@ def wants_cuda() -> bool:
     return True
 
 
-sources = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+def sources_in(*patterns: str) -> set[str]:
+    return {str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern)}
+
+
+# The plan is host code that needs no CUDA.
+cuda_sources = sources_in("csrc/*_cuda.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - {"csrc/cuda/plan.cpp"}
+sources = sources_in("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/plan.cpp") - cuda_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 link_flags: list[str] = []
 if sys.platform == "darwin":
@@ -86,11 +92,7 @@ include_dirs = [str(ROOT / "csrc")]
 with_cuda = wants_cuda()
 if with_cuda:
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    sources += sorted(
-        str(p.relative_to(ROOT))
-        for pattern in ("csrc/cuda/*.cpp", "csrc/cuda/**/*.cu")
-        for p in ROOT.glob(pattern)
-    )
+    sources |= cuda_sources
     macros = [
         ("BIRNN_WITH_CUDA", None),
         ("BIRNN_CUDA_VERSION", f'"{torch.version.cuda}"'),
@@ -104,9 +106,10 @@ if with_cuda:
         library_dirs.append(str(packages / "lib"))
     extension = cpp_extension.CUDAExtension(
         "birnn_cuda._C",
-        sources,
+        sorted(sources),
         include_dirs=include_dirs,
         library_dirs=library_dirs,
+        libraries=["cublas"],
         define_macros=macros,
         extra_compile_args={"cxx": compile_flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]},
         extra_link_args=link_flags,
@@ -114,12 +117,13 @@ if with_cuda:
     if packages.is_dir():
         major = torch.version.cuda.split(".")[0]
         extension.libraries = [
-            f":libcudart.so.{major}" if name == "cudart" else name for name in extension.libraries
+            f":lib{name}.so.{major}" if name in ("cublas", "cudart") else name
+            for name in extension.libraries
         ]
 else:
     extension = cpp_extension.CppExtension(
         "birnn_cuda._C",
-        sources,
+        sorted(sources),
         include_dirs=include_dirs,
         extra_compile_args={"cxx": compile_flags},
         extra_link_args=link_flags,

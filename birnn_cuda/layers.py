@@ -40,7 +40,13 @@ class _Recurrent(nn.RNNBase):
 
     @property
     def _flat_weights(self) -> list[Any]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
+        # A plain parameter without the detour through Module.__getattr__; getattr finds what a
+        # parametrization computes.
+        plain = self._parameters
+        return [
+            plain[name] if name in plain else getattr(self, name, None)
+            for name in self._flat_weights_names
+        ]
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Any]) -> None:

@@ -1,5 +1,5 @@
-// A layer on the CPU: lays sequences of unequal length out in packed rows, interleaves the input
-// projection with the recurrence, and leaves the weight gradients to the BLAS.
+// A layer on the CPU: lays sequences of unequal length out in packed rows, runs the recurrence, and
+// leaves the gradients of input and weights to the BLAS.
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
@@ -182,19 +182,8 @@ char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
   return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
 }
 
-// Steps whose projections are computed at once: few enough that they are still in the cache when
-// the recurrence reads them, enough for the product to run at full speed.
-int64_t steps_per_chunk(const cpu::Layer& layer, int64_t element_bytes) {
-  const RecurrenceShape& s = layer.shape;
-  constexpr int64_t kChunkBytes = 8 << 20, kMinRows = 256;
-  const int64_t row_bytes =
-      layer.num_directions * num_gates(s.cell) * s.hidden_size * element_bytes;
-  const int64_t rows = std::max(kChunkBytes / row_bytes, kMinRows);
-  return std::clamp<int64_t>(rows / s.batch_size, 1, s.seq_len);
-}
-
 cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
-  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions};
+  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size};
   layer.shape.element =
       p.shape.element == Element::kFloat64 ? Element::kFloat64 : Element::kFloat32;
   return layer;
@@ -208,12 +197,11 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   p.weights = compute_weights(given);
   const cpu::Layer layer = cpu_layer(p, rows);
   const RecurrenceShape& s = layer.shape;
-  const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
-  const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell);
+  const int64_t D = p.num_directions, B = s.batch_size, H = s.hidden_size;
+  const int64_t S = s.state_size();
   const at::ScalarType type = p.input.scalar_type();
   const auto options = p.input.options().dtype(compute_type(p.input));
   const bool lstm = s.cell == Cell::kLstm;
-  const Products multiply{s.element};
 
   const Tensor x = take_rows(p.input, rows);
   const Tensor output = empty_large({rows.num_rows, D * S}, options);
@@ -225,19 +213,8 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Tensor reserve =
       training ? empty_large({D, p.num_rows, reserve_width}, options) : at::empty({0}, p.input.options());
 
-  // Where the projections go: the reserve if there is one, else a chunk's buffer; a vanilla RNN
-  // needs neither, its output holds them.
-  const int64_t chunk = steps_per_chunk(layer, options.dtype().itemsize());
-  const bool in_output = G == 1, in_reserve = !in_output && training;
-  Tensor gates;
-  if (in_output)
-    gates = output.view({rows.num_rows, D, S}).transpose(0, 1);
-  else if (in_reserve)
-    gates = reserve;
-  else
-    gates = empty_large({D, std::min(chunk * B, rows.num_rows), G * H}, options);
-
   std::vector<Tensor> biases;
+  std::vector<const void*> weight_ih(D);
   std::vector<ForwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
     biases.push_back(combined_bias(p, d));
@@ -248,36 +225,18 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     dir.bias = biases[d].defined() ? biases[d].const_data_ptr() : nullptr;
     dir.hx = hx.defined() ? hx[d].const_data_ptr() : nullptr;
     dir.cx = cx.defined() ? cx[d].const_data_ptr() : nullptr;
-    dir.gates = gates[d].data_ptr();
-    dir.gates_stride = gates.stride(1);
+    if (training && reserve_width > 0) dir.gates = reserve[d].data_ptr();
+    dir.gates_stride = reserve_width;
+    weight_ih[d] = p.weight_ih(d).const_data_ptr();
     dir.output = mutable_row_pointer(output, 0, d * S);
     dir.output_stride = D * S;
     dir.hy = hy[d].data_ptr();
     dir.cy = lstm ? cy[d].data_ptr() : nullptr;
   }
 
-  const Tensor workspace = at::empty({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
-  cpu::prepare_forward(layer, directions.data(), workspace.data_ptr());
-  const auto offset = [&](int64_t t) {
-    return rows.row_offsets.defined() ? rows.row_offsets.const_data_ptr<int64_t>()[t] : t * B;
-  };
-  for (int64_t begin = 0; begin < T; begin += chunk) {
-    const int64_t end = std::min(begin + chunk, T);
-    for (int d = 0; d < D; ++d) {
-      ForwardDirection& dir = directions[d];
-      const int64_t first = offset(dir.reverse ? T - end : begin);
-      const int64_t last = offset(dir.reverse ? T - begin : end);
-      dir.gates_first_row = in_output || in_reserve ? 0 : first;
-      GemmShape product;
-      product.transpose_b = true;
-      product.m = last - first, product.n = G * H, product.k = I;
-      product.lda = x.stride(0), product.ldb = I, product.ldc = dir.gates_stride;
-      multiply(product, row_pointer(x, first), p.weight_ih(d).const_data_ptr(),
-               static_cast<char*>(dir.gates) +
-                   (first - dir.gates_first_row) * dir.gates_stride * options.dtype().itemsize());
-    }
-    cpu::forward(layer, directions.data(), training, begin, end, workspace.data_ptr());
-  }
+  const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+  cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
+               workspace.data_ptr());
 
   std::vector<int64_t> sizes = p.input.sizes().vec();
   sizes.back() = D * S;
@@ -357,7 +316,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     dir.dcx = lstm ? dcx[d].data_ptr() : nullptr;
   }
   {
-    const Tensor workspace = at::empty({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+    const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
     cpu::backward(layer, directions.data(), workspace.data_ptr());
   }
 

@@ -55,11 +55,11 @@ struct ForwardDirection {
   const void* bias = nullptr;
   const void* hx = nullptr;  // [B, S], null: zeros
   const void* cx = nullptr;  // [B, H], null: zeros (LSTM only)
-  // [N, >= G*H]: W_ih x on entry. With save_reserve each row is left as the reserve, see above.
-  // A vanilla RNN may pass its output here: the two are updated in place.
+  // [N, G*H or more]: the reserve on return, if asked for (reserve_blocks). A GPU direction finds
+  // W_ih x here on entry, and one of a vanilla RNN may pass its output: the two are updated in
+  // place. A CPU direction projects its input itself.
   void* gates = nullptr;
   int64_t gates_stride = 0;
-  int64_t gates_first_row = 0;  // the row that `gates` points at
   void* output = nullptr;       // [N, S] at a stride of D*S
   int64_t output_stride = 0;
   void* hy = nullptr;  // [B, S]

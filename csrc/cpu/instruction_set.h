@@ -8,17 +8,25 @@
 
 namespace birnn::cpu {
 
+// The rows that all directions read.
+struct LayerInput {
+  const void* x;   // [N, I]
+  int64_t stride;  // between rows
+  int64_t size;    // I
+};
+
 // A contiguous range of sequences of one direction: what one thread runs, all steps of it.
 struct ForwardTask {
   const RecurrenceShape* shape;
   const SequenceRows* sequences;
   const ForwardDirection* direction;
+  const LayerInput* input;
   const void* panels;     // weight_hh, packed
+  const void* panels_ih;  // weight_ih, packed
   const void* panels_hr;  // weight_hr, packed, or null
   const void* zeros;      // [max(S, H)]
   bool save_reserve;
   int64_t b_begin, b_end;
-  int64_t step_begin, step_end;  // steps of the walk, in the direction's own order
   void* scratch;
 };
 

@@ -48,10 +48,10 @@ int64_t task_begin(const Layer& layer, int64_t index, int64_t tasks) {
   return index == tasks ? B : b;
 }
 
-// workspace: zeros [max(S, H)], then for each direction panels and panels_hr, then a scratch for
+// workspace: zeros [max(S, H)], then for each direction the packed weights, then a scratch for
 // each task. Forward and backward panels of one matrix need the same room up to padding.
 struct Workspace {
-  int64_t zeros, panels, panels_hr, scratch;
+  int64_t zeros, panels, panels_ih, panels_hr, scratch;
 
   explicit Workspace(const Layer& layer) {
     const RecurrenceShape& s = layer.shape;
@@ -61,6 +61,7 @@ struct Workspace {
     zeros = align(std::max(S, H) * bytes);
     panels = align(bytes * std::max(kernels.packed_elements(H, gates, S),
                                     kernels.packed_elements(S, 1, gates * H)));
+    panels_ih = align(bytes * kernels.packed_elements(H, gates, layer.input_size));
     panels_hr = s.proj_size ? align(bytes * std::max(kernels.packed_elements(S, 1, H),
                                                      kernels.packed_elements(H, 1, S)))
                             : 0;
@@ -68,10 +69,17 @@ struct Workspace {
   }
 
   int64_t bytes(const Layer& layer) const {
-    return zeros + layer.num_directions * (panels + panels_hr + tasks_per_direction(layer) * scratch);
+    return zeros + layer.num_directions * (panels + panels_ih + panels_hr +
+                                           tasks_per_direction(layer) * scratch);
   }
   char* panels_of(void* workspace, int direction) const {
-    return static_cast<char*>(workspace) + zeros + direction * (panels + panels_hr);
+    return static_cast<char*>(workspace) + zeros + direction * (panels + panels_ih + panels_hr);
+  }
+  char* panels_ih_of(void* workspace, int direction) const {
+    return panels_of(workspace, direction) + panels;
+  }
+  char* panels_hr_of(void* workspace, int direction) const {
+    return panels_ih_of(workspace, direction) + panels_ih;
   }
   char* scratch_of(void* workspace, const Layer& layer, int64_t task) const {
     return panels_of(workspace, layer.num_directions) + task * scratch;
@@ -118,34 +126,31 @@ const char* instruction_set_name() { return instruction_set().name; }
 
 int64_t workspace_bytes(const Layer& layer) { return Workspace(layer).bytes(layer); }
 
-void prepare_forward(const Layer& layer, const ForwardDirection* directions, void* workspace) {
+void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
+             int64_t x_stride, const void* const* weight_ih, void* workspace) {
   const RecurrenceShape& s = layer.shape;
   const Workspace layout(layer);
   const KernelTable& kernels = instruction_set().table(s.element);
+  const LayerInput input{x, x_stride, layer.input_size};
   std::memset(workspace, 0, layout.zeros);
+  const int gates = num_gates(s.cell);
   at::parallel_for(0, layer.num_directions, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t d = begin; d < end; ++d) {
-      char* panels = layout.panels_of(workspace, int(d));
-      kernels.pack_rows(directions[d].weight_hh, num_gates(s.cell), s.hidden_size, s.state_size(),
-                        panels);
+    for (int d = int(begin); d < end; ++d) {
+      kernels.pack_rows(directions[d].weight_hh, gates, s.hidden_size, s.state_size(),
+                        layout.panels_of(workspace, d));
+      kernels.pack_rows(weight_ih[d], gates, s.hidden_size, layer.input_size,
+                        layout.panels_ih_of(workspace, d));
       if (s.proj_size)
         kernels.pack_rows(directions[d].weight_hr, 1, s.proj_size, s.hidden_size,
-                          panels + layout.panels);
+                          layout.panels_hr_of(workspace, d));
     }
   });
-}
-
-void forward(const Layer& layer, const ForwardDirection* directions, bool save_reserve,
-             int64_t step_begin, int64_t step_end, void* workspace) {
-  const Workspace layout(layer);
-  const KernelTable& kernels = instruction_set().table(layer.shape.element);
   for_each_task(layer, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
-    const char* panels = layout.panels_of(workspace, d);
-    kernels.forward({&layer.shape, &layer.sequences, &directions[d], panels,
-                     panels + layout.panels, workspace, save_reserve, b_begin, b_end, step_begin,
-                     step_end, layout.scratch_of(workspace, layer, i)});
-    if (step_end == layer.shape.seq_len)
-      write_final_state(layer, directions[d], b_begin, b_end);
+    kernels.forward({&s, &layer.sequences, &directions[d], &input, layout.panels_of(workspace, d),
+                     layout.panels_ih_of(workspace, d), layout.panels_hr_of(workspace, d),
+                     workspace, directions[d].gates != nullptr, b_begin, b_end,
+                     layout.scratch_of(workspace, layer, i)});
+    write_final_state(layer, directions[d], b_begin, b_end);
   });
 }
 
@@ -161,13 +166,12 @@ void backward(const Layer& layer, const BackwardDirection* directions, void* wor
                            num_gates(s.cell) * s.hidden_size, panels);
       if (s.proj_size)
         kernels.pack_columns(directions[d].weight_hr, s.hidden_size, s.proj_size,
-                             panels + layout.panels);
+                             layout.panels_hr_of(workspace, int(d)));
     }
   });
   for_each_task(layer, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
-    const char* panels = layout.panels_of(workspace, d);
-    kernels.backward({&s, &layer.sequences, &directions[d], panels, panels + layout.panels,
-                      workspace, b_begin, b_end, layout.scratch_of(workspace, layer, i)});
+    kernels.backward({&s, &layer.sequences, &directions[d], layout.panels_of(workspace, d),
+                      layout.panels_hr_of(workspace, d), workspace, b_begin, b_end, layout.scratch_of(workspace, layer, i)});
   });
 }
 

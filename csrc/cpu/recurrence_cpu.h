@@ -13,6 +13,7 @@ struct Layer {
   RecurrenceShape shape;
   SequenceRows sequences;
   int num_directions = 1;
+  int64_t input_size = 0;
 };
 
 // The instruction set that runs: the best that processor and operating system have.
@@ -21,13 +22,10 @@ const char* instruction_set_name();
 // Bytes that a pass needs at `workspace`, aligned to 64.
 int64_t workspace_bytes(const Layer& layer);
 
-// Packs the weights into the workspace: once before the first call of a pass.
-void prepare_forward(const Layer& layer, const ForwardDirection* directions, void* workspace);
-
-// Steps [step_begin, step_end) of every direction's own walk; the last one also writes hy. cy must
-// hold cx on entry of the first.
-void forward(const Layer& layer, const ForwardDirection* directions, bool save_reserve,
-             int64_t step_begin, int64_t step_end, void* workspace);
+// The input projection included: x [N, I] at x_stride; weight_ih of each direction [G*H, I]. The
+// directions' `gates` receive the reserve, or are null; cy must hold cx.
+void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
+             int64_t x_stride, const void* const* weight_ih, void* workspace);
 
 void backward(const Layer& layer, const BackwardDirection* directions, void* workspace);
 
