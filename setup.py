@@ -7,7 +7,9 @@ present. Torch must be installed beforehand: pip install --no-build-isolation .
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +56,15 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
+def toolkit_include() -> list[str]:
+    """The headers of nvcc's own toolkit, wherever the nvcc on the PATH leads."""
+    command = [find_nvcc() or "nvcc", "--dryrun", "-c", "any.cu"]
+    report = subprocess.run(command, capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", report, re.MULTILINE)
+    include = Path(top[1], "include").resolve() if top else None
+    return [str(include)] if include and include.is_dir() else []
+
+
 def wants_cuda() -> bool:
     choice = os.environ.get("BIRNN_BUILD_CUDA", "")
     if choice not in ("", "0", "1"):
@@ -98,12 +109,14 @@ if with_cuda:
         ("BIRNN_CUDA_VERSION", f'"{torch.version.cuda}"'),
         ("BIRNN_CUDA_ARCHITECTURES", '"' + architectures.replace(";", " ") + '"'),
     ]
-    # A toolkit without all of CUDA's headers and libraries: torch's own packages carry them.
+    # A toolkit without all of CUDA's headers and libraries: torch's own packages carry most of them,
+    # and come first, as they fit torch.
     packages = Path(torch.__file__).parent.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
     library_dirs = []
     if packages.is_dir():
         include_dirs.append(str(packages / "include"))
         library_dirs.append(str(packages / "lib"))
+    include_dirs += toolkit_include()
     extension = cpp_extension.CUDAExtension(
         "birnn_cuda._C",
         sorted(sources),
@@ -111,7 +124,7 @@ if with_cuda:
         library_dirs=library_dirs,
         libraries=["cublas"],
         define_macros=macros,
-        extra_compile_args={"cxx": compile_flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]},
+        extra_compile_args={"cxx": compile_flags, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
         extra_link_args=link_flags,
     )
     if packages.is_dir():

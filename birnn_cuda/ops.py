@@ -7,7 +7,8 @@ torch.export, the meta device) and their batching rules (vmap). Their autograd i
 
 One call is one layer, one or two directions; shapes are those of :func:`reference.forward`.
 ``forward`` returns ``(output, h_n, c_n, reserve)``; with ``training`` the reserve
-``[D, rows, reserve_width]`` holds the activations that ``backward`` needs, rows being T*B or N.
+``[D, rows, reserve_width]`` holds the activations that ``backward`` needs, rows being T*B, or N of
+a packed batch on the CPU.
 ``backward`` returns ``(d_input, d_hx, d_cx, d_weights)``, a tensor of shape ``[0]`` standing for
 each gradient that ``needs_grad`` (input, hx, cx, *weights) did not ask for.
 """
@@ -83,7 +84,12 @@ def _forward_fake(
     c_n = input.new_empty((num_directions, batch_size, hidden_size) if is_lstm else (0,))
     if not training:
         return output, h_n, c_n, input.new_empty(0)
-    rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
+    if batch_sizes is None:
+        rows = input.size(0) * input.size(1)
+    elif input.device.type == "cuda":  # its kernels walk padded rows
+        rows = batch_sizes.size(0) * batch_size
+    else:
+        rows = input.size(0)
     reserve = input.new_empty(
         num_directions, rows, _RESERVE_WIDTH[cell] * hidden_size, dtype=_reserve_dtype(input)
     )

@@ -16,10 +16,14 @@ Cell parse_cell(const std::string& name) {
 
 Element parse_element(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return Element::kFloat32;
-    case at::kDouble: return Element::kFloat64;
-    case at::kHalf: return Element::kFloat16;
-    case at::kBFloat16: return Element::kBFloat16;
+    case at::kFloat:
+      return Element::kFloat32;
+    case at::kDouble:
+      return Element::kFloat64;
+    case at::kHalf:
+      return Element::kFloat16;
+    case at::kBFloat16:
+      return Element::kBFloat16;
     default:
       TORCH_CHECK(false, "birnn_cuda: dtype must be float32, float64, float16 or bfloat16, got ",
                   type);
@@ -69,8 +73,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   p.batch_sizes = batch_sizes;
   if (batch_sizes) {
     TORCH_CHECK(!lengths, "birnn_cuda: give lengths or batch_sizes, not both");
-    TORCH_CHECK(input.dim() == 2, "birnn_cuda: a packed input has 2 dimensions, got ",
-                input.dim());
+    TORCH_CHECK(input.dim() == 2, "birnn_cuda: a packed input has 2 dimensions, got ", input.dim());
     TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
                     batch_sizes->device().is_cpu() && batch_sizes->size(0) > 0,
                 "birnn_cuda: batch_sizes must be a non-empty int64 vector on the CPU, got ",
@@ -90,8 +93,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
                 " but the packed input has ", input.size(0), " rows");
     p.batch_sizes = sizes;
   } else {
-    TORCH_CHECK(input.dim() == 3, "birnn_cuda: a padded input has 3 dimensions, got ",
-                input.dim());
+    TORCH_CHECK(input.dim() == 3, "birnn_cuda: a padded input has 3 dimensions, got ", input.dim());
     p.shape.seq_len = input.size(0);
     p.shape.batch_size = input.size(1);
     p.num_rows = p.shape.seq_len * p.shape.batch_size;
@@ -130,7 +132,12 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   return p;
 }
 
-[[noreturn]] void refuse_device(const at::Device& device) {
+// Raises for tensors on a device that this build has no kernels for.
+void check_device_is_built(const at::Device& device) {
+  if (device.is_cpu()) return;
+#if defined(BIRNN_WITH_CUDA)
+  if (device.is_cuda()) return;
+#endif
   TORCH_CHECK_NOT_IMPLEMENTED(
       false, "birnn_cuda: this build has kernels for the CPU only, got tensors on ", device,
       ". Move the layer and its input to the CPU, or convert the layer with "
@@ -143,8 +150,29 @@ Tensor initial_state(const Problem& p, const OptionalTensor& state, int64_t size
                : at::zeros({p.num_directions, p.shape.batch_size, size}, p.input.options());
 }
 
-int64_t reserve_width(const Problem& p) {
-  return reserve_blocks(p.shape.cell) * p.shape.hidden_size;
+// The reserve on the CPU keeps the rows of a packed batch, and is fp32 for 16-bit types.
+at::ScalarType reserve_type(const Problem& p) {
+  const at::ScalarType type = p.input.scalar_type();
+  return p.input.is_cuda() ? type : at::toOpMathType(type);
+}
+
+std::vector<int64_t> reserve_sizes(const Problem& p) {
+  return {p.num_directions, p.input.is_cuda() ? p.shape.seq_len * p.shape.batch_size : p.num_rows,
+          reserve_blocks(p.shape.cell) * p.shape.hidden_size};
+}
+
+ForwardResult forward_on_device(const Problem& p, bool training) {
+#if defined(BIRNN_WITH_CUDA)
+  if (p.input.is_cuda()) return forward_cuda(p, training);
+#endif
+  return forward_cpu(p, training);
+}
+
+BackwardResult backward_on_device(const Problem& p, const BackwardInputs& inputs) {
+#if defined(BIRNN_WITH_CUDA)
+  if (p.input.is_cuda()) return backward_cuda(p, inputs);
+#endif
+  return backward_cpu(p, inputs);
 }
 
 }  // namespace
@@ -155,6 +183,14 @@ Tensor combined_bias(const Problem& p, int d) {
   const int64_t H = p.shape.hidden_size;
   return at::cat({p.bias_ih(d).narrow(0, 0, 2 * H) + p.bias_hh(d).narrow(0, 0, 2 * H),
                   p.bias_ih(d).narrow(0, 2 * H, H), p.bias_hh(d).narrow(0, 2 * H, H)});
+}
+
+void check_length_values(const Tensor& lengths, int64_t seq_len) {
+  const Tensor values = lengths.to(at::kLong).contiguous();
+  const int64_t* length = values.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < values.size(0); ++b)
+    TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= seq_len, "lengths[", b, "] is ", length[b],
+                      " but must be between 0 and the ", seq_len, " steps of the input");
 }
 
 std::vector<InputGateBlocks> input_gate_blocks(Cell cell) {
@@ -168,18 +204,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::string cell, int64_t num_directions, bool training, std::string precision) {
   const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
                                   num_directions, precision);
-  if (!input.device().is_cpu()) refuse_device(input.device());
+  check_device_is_built(input.device());
   if (p.shape.batch_size == 0) {
     const int64_t D = p.num_directions, S = p.shape.state_size();
     const auto options = input.options();
     const bool lstm = p.shape.cell == Cell::kLstm;
     return {at::empty({p.shape.seq_len, 0, D * S}, options), initial_state(p, p.hx, S),
             lstm ? initial_state(p, p.cx, p.shape.hidden_size) : at::empty({0}, options),
-            training ? at::empty({D, 0, reserve_width(p)},
-                                 options.dtype(at::toOpMathType(input.scalar_type())))
+            training ? at::empty(reserve_sizes(p), options.dtype(reserve_type(p)))
                      : at::empty({0}, options)};
   }
-  ForwardResult r = forward_cpu(p, training);
+  ForwardResult r = forward_on_device(p, training);
   return {r.output, r.h_n, r.c_n, r.reserve};
 }
 
@@ -191,17 +226,18 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::string precision, std::vector<bool> needs_grad) {
   const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
                                   num_directions, precision);
-  if (!input.device().is_cpu()) refuse_device(input.device());
+  check_device_is_built(input.device());
   const int64_t D = p.num_directions, B = p.shape.batch_size, S = p.shape.state_size();
   TORCH_CHECK(needs_grad.size() == 3 + p.weights.size(), "birnn_cuda: expected needs_grad of ",
               3 + p.weights.size(), " values (input, hx, cx, weights), got ", needs_grad.size());
   std::vector<int64_t> output_sizes(input.sizes().begin(), input.sizes().end());
   output_sizes.back() = D * S;
   check_like_input(output, input, "output", output_sizes);
-  TORCH_CHECK(reserve.dim() == 3 && reserve.size(0) == D && reserve.size(1) == p.num_rows &&
-                  reserve.size(2) == reserve_width(p),
-              "birnn_cuda: expected a reserve of size ",
-              at::IntArrayRef({D, p.num_rows, reserve_width(p)}), ", got ", reserve.sizes(),
+  TORCH_CHECK(reserve.sizes() == reserve_sizes(p) && reserve.scalar_type() == reserve_type(p) &&
+                  reserve.device() == input.device(),
+              "birnn_cuda: expected a reserve of size ", reserve_sizes(p), ", dtype ",
+              reserve_type(p), " on ", input.device(), ", got ", reserve.sizes(), ", ",
+              reserve.scalar_type(), " on ", reserve.device(),
               ": backward needs the reserve of a forward with training=True");
   if (d_output) check_like_input(*d_output, input, "d_output", output_sizes);
   if (d_h_n) check_like_input(*d_h_n, input, "d_h_n", {D, B, S});
@@ -215,11 +251,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::vector<Tensor> d_weights;
     for (size_t i = 0; i < p.weights.size(); ++i)
       d_weights.push_back(gradient(needs_grad[3 + i], p.weights[i]));
-    return {gradient(needs_grad[0], input),
-            gradient(needs_grad[1] && p.hx, p.hx ? *p.hx : input),
+    return {gradient(needs_grad[0], input), gradient(needs_grad[1] && p.hx, p.hx ? *p.hx : input),
             gradient(needs_grad[2] && p.cx, p.cx ? *p.cx : input), d_weights};
   }
-  BackwardResult r = backward_cpu(
+  BackwardResult r = backward_on_device(
       p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt, output, reserve, needs_grad});
   return {r.d_input, r.d_hx, r.d_cx, r.d_weights};
 }

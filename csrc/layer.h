@@ -44,12 +44,15 @@ struct Problem {
 // One direction's biases as the recurrence adds them (ForwardDirection::bias).
 Tensor combined_bias(const Problem& problem, int direction);
 
-// The blocks of dgates that belong to weight_ih: `count` blocks of H columns from block `column` are
-// the gradients of `count` blocks of rows from block `row`.
+// The blocks of dgates that belong to weight_ih: `count` blocks of H columns from block `column`
+// are the gradients of `count` blocks of rows from block `row`.
 struct InputGateBlocks {
   int column, row, count;
 };
 std::vector<InputGateBlocks> input_gate_blocks(Cell cell);
+
+// Raises a ValueError for the first value outside [0, seq_len] of a tensor on the CPU.
+void check_length_values(const Tensor& lengths, int64_t seq_len);
 
 struct ForwardResult {
   Tensor output, h_n, c_n, reserve;
@@ -69,6 +72,8 @@ struct BackwardResult {
 // The backends. `problem` is checked and not empty (T, B > 0).
 ForwardResult forward_cpu(const Problem& problem, bool training);
 BackwardResult backward_cpu(const Problem& problem, const BackwardInputs& inputs);
+ForwardResult forward_cuda(const Problem& problem, bool training);
+BackwardResult backward_cuda(const Problem& problem, const BackwardInputs& inputs);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
