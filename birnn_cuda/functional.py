@@ -8,6 +8,7 @@ reference: the second derivative, and every one after it, is right for each cell
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -127,9 +128,12 @@ class _Layer(Function):
         needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[8:])
         if ctx.options[0] != "lstm":
             d_c_n = None  # compiled code hands zeros even where there is no gradient
-        # Dynamo cannot trace a Function inside a backward, and refuses second derivatives anyway.
-        compiling = torch.compiler.is_compiling()
-        apply: Any = _LayerBackward.forward if compiling else _LayerBackward.apply
+        # The Function is for second derivatives. Dynamo cannot trace it inside a backward, and
+        # refuses them anyway.
+        differentiable = not torch.compiler.is_compiling() and (
+            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        )
+        apply: Any = _LayerBackward.apply if differentiable else _LayerBackward.forward
         gradients = apply(
             d_output,
             d_h_n,
@@ -241,6 +245,12 @@ class _LayerBackward(Function):
         d_cotangents = _replace([None] * 3, outer, gradients[: len(outer)])
         d_operands = _replace([None] * len(operands), wanted, gradients[len(outer) :])
         return (*d_cotangents, *d_operands[:3], *[None] * 8, *d_operands[3:])
+
+
+# Function.apply binds the arguments to forward's signature, which inspect would otherwise derive
+# anew in every call: 0.1 ms, as long as a small layer takes.
+for _function in (_Layer, _LayerBackward):
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
 
 
 def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:

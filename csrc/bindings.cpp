@@ -71,8 +71,7 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CUDA, m) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of birnn_cuda; see birnn_cuda.ops for the operators they register.";
   m.def("forward", &birnn::layer_forward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("backward", &birnn::layer_backward,
-        pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("backward", &birnn::layer_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
 }

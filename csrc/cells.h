@@ -47,7 +47,7 @@ struct GruCell {
     Value r, z, n;
   };
   struct Gradients {
-    Value r, z, n;     // of the pre-activations; n: of a_n
+    Value r, z, n;      // of the pre-activations; n: of a_n
     Value n_recurrent;  // of q
     Value h_direct;     // of h, along the path z * h alone
   };

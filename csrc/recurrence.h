@@ -11,9 +11,7 @@ namespace birnn {
 
 enum class Cell : int { kTanh, kRelu, kGru, kLstm };
 
-constexpr int num_gates(Cell cell) {
-  return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1;
-}
+constexpr int num_gates(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
 
 // Columns of one row of `gates` in training: the activations, then LSTM's c or GRU's recurrent
 // part of the new gate. The output is all that the backward pass of a vanilla RNN needs.
@@ -60,7 +58,7 @@ struct ForwardDirection {
   // place. A CPU direction projects its input itself.
   void* gates = nullptr;
   int64_t gates_stride = 0;
-  void* output = nullptr;       // [N, S] at a stride of D*S
+  void* output = nullptr;  // [N, S] at a stride of D*S
   int64_t output_stride = 0;
   void* hy = nullptr;  // [B, S]
   void* cy = nullptr;  // [B, H] (LSTM only): the cell state while the recurrence runs

@@ -1,6 +1,6 @@
-// The recurrence for x86-64 with AVX2 and FMA. The pragma, rather than a compiler flag, confines these
-// instructions to the code below it: what standard headers instantiate stays portable, and so one
-// shared library serves every processor.
+// The recurrence for x86-64 with AVX2 and FMA. The pragma, rather than a compiler flag, confines
+// these instructions to the code below it: what standard headers instantiate stays portable, and so
+// one shared library serves every processor.
 #if defined(__x86_64__)
 #include <algorithm>
 #include <cstring>
@@ -23,6 +23,7 @@
 namespace birnn::cpu {
 namespace avx2_set {
 #include "vector.h"
+
 #include "kernels.h"
 }  // namespace avx2_set
 

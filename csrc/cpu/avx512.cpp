@@ -9,7 +9,8 @@
 #include "instruction_set.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
@@ -23,6 +24,7 @@
 namespace birnn::cpu {
 namespace avx512_set {
 #include "vector.h"
+
 #include "kernels.h"
 }  // namespace avx512_set
 

@@ -16,6 +16,7 @@
 namespace birnn::cpu {
 namespace baseline_set {
 #include "vector.h"
+
 #include "kernels.h"
 }  // namespace baseline_set
 

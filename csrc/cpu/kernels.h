@@ -121,10 +121,9 @@ inline void multiply_tile(const Real* const* rows, const Real* panel, int64_t pa
     for (int q = 0; q < kPanels; ++q)
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c)
-        acc[r][q][c] =
-            accumulate
-                ? M::load(sums + q * sums_panel_stride + (r * kColumns + c) * M::kLanes)
-                : typename M::Value{};
+        acc[r][q][c] = accumulate
+                           ? M::load(sums + q * sums_panel_stride + (r * kColumns + c) * M::kLanes)
+                           : typename M::Value{};
   const Real* a[kRows];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) a[r] = rows[r];
@@ -180,8 +179,7 @@ inline void multiply_rest(int64_t rest, const Real* const* rows, const Real* pan
     if (rest == kRows)
       multiply_tile<Real, kColumns, kRows, 1>(rows, panel, 0, k_begin, k_end, sums, 0, accumulate);
     else
-      multiply_rest<Real, kColumns, kRows - 1>(rest, rows, panel, k_begin, k_end, sums,
-                                               accumulate);
+      multiply_rest<Real, kColumns, kRows - 1>(rest, rows, panel, k_begin, k_end, sums, accumulate);
   }
 }
 
@@ -192,8 +190,7 @@ void multiply_panel(const Real* const* rows, int64_t num_rows, const Real* panel
   constexpr int kTile = kNumAccumulators / kColumns;
   constexpr int kWidth = kColumns * Math<Real>::kLanes;
   // With several row tiles, the part of a panel in use stays in the first-level cache.
-  const int64_t block =
-      num_rows <= kTile ? depth : (int64_t)(16384 / (kWidth * sizeof(Real)));
+  const int64_t block = num_rows <= kTile ? depth : (int64_t)(16384 / (kWidth * sizeof(Real)));
   for (int64_t k0 = 0; k0 < depth; k0 += block) {
     const int64_t k1 = k0 + block < depth ? k0 + block : depth;
     int64_t r = 0;
@@ -205,8 +202,8 @@ void multiply_panel(const Real* const* rows, int64_t num_rows, const Real* panel
   }
 }
 
-// Where the sums of the panels go: to a place of their own each, or, with panel_stride 0, all to the
-// same, which consume must have read before the next.
+// Where the sums of the panels go: to a place of their own each, or, with panel_stride 0, all to
+// the same, which consume must have read before the next.
 template <class Real>
 struct Sums {
   Real* base;
@@ -238,8 +235,7 @@ inline void for_each_panel(const Real* const* rows, int64_t num_rows, const Real
   for (; done < count; ++done) {
     const int64_t p = backwards ? count - 1 - done : done;
     Real* to = sums.base + p * sums.panel_stride;
-    multiply_panel<Real, kColumns>(rows, num_rows, panels + p * stride, depth, to,
-                                   sums.accumulate);
+    multiply_panel<Real, kColumns>(rows, num_rows, panels + p * stride, depth, to, sums.accumulate);
     consume(p, to);
   }
 }
@@ -291,19 +287,20 @@ struct Scratch {
   Real* projection;
   Real* wide;  // [B, H]: unprojected h, or its gradient (projection only)
 
-  // From so many sequences on, a step projects its own input, panel by panel.
-  static constexpr int64_t kFusedRows = 16;
-  static constexpr int64_t kProjectionBytes = 256 << 10;  // half of a usual second-level cache
+  static constexpr int64_t kCacheBytes = 256 << 10;  // half of a usual second-level cache
+  static constexpr int64_t kProjectionBytes = 2 << 20;
 
   static int64_t projected_row_bytes(const RecurrenceShape& shape) {
     const int gates = num_gates(shape.cell);
     return num_panels<Real>(shape.hidden_size, gates) * panel_columns(gates) * kVectorBytes;
   }
-  // How many steps of `rows` sequences are projected at once.
-  static int64_t steps_at_once(const RecurrenceShape& shape, int64_t rows) {
-    if (rows >= kFusedRows) return 1;
-    const int64_t steps = kProjectionBytes / (projected_row_bytes(shape) * rows);
-    return steps < 1 ? 1 : steps < shape.seq_len ? steps : shape.seq_len;
+  // How many steps of `rows` sequences are projected at once. One, in the same breath as the
+  // product with h, if W_ih stays in the cache from step to step or the batch is large; else so
+  // many that W_ih is streamed for a few hundred rows.
+  static int64_t steps_at_once(const RecurrenceShape& shape, int64_t input_size, int64_t rows) {
+    const int64_t row_bytes = projected_row_bytes(shape);
+    if (rows >= 16 && row_bytes * input_size <= kCacheBytes) return 1;
+    return std::clamp<int64_t>(kProjectionBytes / (row_bytes * rows), 1, shape.seq_len);
   }
 
   static constexpr int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
@@ -311,12 +308,13 @@ struct Scratch {
     return (rows < kMaxPanelGroup ? kMaxPanelGroup : rows) * kMaxColumns * kVectorBytes;
   }
   static int64_t max_x_rows(const RecurrenceShape& shape, int64_t rows) {
-    const int64_t chunk = std::max(kProjectionBytes / projected_row_bytes(shape), kFusedRows);
-    return std::max(rows, chunk);
+    const int64_t chunk = kProjectionBytes / projected_row_bytes(shape);
+    return std::max(rows, std::min(chunk, shape.seq_len * rows));
   }
   // Enough for any part of `rows` sequences.
   static int64_t bytes(const RecurrenceShape& shape, int64_t rows) {
-    const int64_t projection = max_x_rows(shape, 1) * projected_row_bytes(shape);
+    const int64_t projection =
+        std::min(kProjectionBytes, shape.seq_len * rows * projected_row_bytes(shape));
     return 2 * align(rows * sizeof(void*)) + align(max_x_rows(shape, rows) * sizeof(void*)) +
            sums_bytes(rows) + std::max(projection, sums_bytes(rows)) +
            (shape.proj_size ? align(rows * shape.hidden_size * sizeof(Real)) : 0);
@@ -370,8 +368,8 @@ void run_forward(const ForwardTask& task) {
   Real* cy = static_cast<Real*>(dir.cy);
   const PreviousState<Real> previous_h{dir.hx ? static_cast<const Real*>(dir.hx) : zeros,
                                        dir.hx ? S : 0, output, dir.output_stride};
-  const int64_t at_once = Scratch<Real>::steps_at_once(shape, b_end - b_begin);
-  const bool fused = b_end - b_begin >= Scratch<Real>::kFusedRows;
+  const int64_t at_once = Scratch<Real>::steps_at_once(shape, I, b_end - b_begin);
+  const bool fused = at_once == 1;
   const auto time_of = [&](int64_t step) { return dir.reverse ? T - 1 - step : step; };
   const auto active_at = [&](int64_t step) {
     return count_active(sequences, T, time_of(step), b_begin, b_end);
@@ -400,8 +398,8 @@ void run_forward(const ForwardTask& task) {
       if (active == 0) continue;
       for (int64_t j = 0; j < active; ++j) {
         scratch.rows[j] = previous_h(sequences, shape, dir.reverse, time_of(step), b_begin + j);
-        scratch.targets[j] = shape.proj_size ? scratch.wide + j * H
-                                             : output + (first_row + j) * dir.output_stride;
+        scratch.targets[j] =
+            shape.proj_size ? scratch.wide + j * H : output + (first_row + j) * dir.output_stride;
       }
 
       // One vector of units of one sequence, in two halves with all sequences between them: one
@@ -425,9 +423,8 @@ void run_forward(const ForwardTask& task) {
         } else if constexpr (kCell == Cell::kGru) {
           typename GruCell<M>::Activations act;
           const V q = M::load(sum + 2 * kLanes) + biased(3);
-          const V new_gate =
-              GruCell<M>::gates(preactivation(0), preactivation(1),
-                                M::load(x_sum + 2 * kLanes) + biased(2), q, act);
+          const V new_gate = GruCell<M>::gates(preactivation(0), preactivation(1),
+                                               M::load(x_sum + 2 * kLanes) + biased(2), q, act);
           M::store(sum, new_gate);
           M::store(sum + kLanes, act.z);
           if (saved) {
@@ -458,12 +455,11 @@ void run_forward(const ForwardTask& task) {
           typename GruCell<M>::Activations act;
           act.z = M::load(sum + kLanes);
           const V h = GruCell<M>::output(M::load(sum), M::load(scratch.rows[j] + u, n), act);
-          if (reserve)
-            M::store(reserve + (first_row + j) * dir.gates_stride + 2 * H + u, act.n, n);
+          if (reserve) M::store(reserve + (first_row + j) * dir.gates_stride + 2 * H + u, act.n, n);
           M::store(scratch.targets[j] + u, h, n);
         } else if constexpr (kCell == Cell::kLstm) {
-          M::store(scratch.targets[j] + u,
-                   LstmCell<M>::output(M::load(sum), M::load(sum + kLanes)), n);
+          M::store(scratch.targets[j] + u, LstmCell<M>::output(M::load(sum), M::load(sum + kLanes)),
+                   n);
         }
       };
       const auto apply_cell = [&](int64_t panel, const Real* x_sums, Real* sums) {
@@ -605,15 +601,15 @@ void run_backward(const BackwardTask& task) {
         }
         if constexpr (kGates == 1) {
           const V y = M::load(output + row * dir.output_stride + u, n);
-          M::store(d + u,
-                   kCell == Cell::kTanh ? TanhCell<M>::backward(dh, y)
-                                        : ReluCell<M>::backward(dh, y),
-                   n);
+          M::store(
+              d + u,
+              kCell == Cell::kTanh ? TanhCell<M>::backward(dh, y) : ReluCell<M>::backward(dh, y),
+              n);
         } else if constexpr (kCell == Cell::kGru) {
           const typename GruCell<M>::Activations act{
               M::load(saved + u, n), M::load(saved + H + u, n), M::load(saved + 2 * H + u, n)};
-          const auto grad = GruCell<M>::backward(dh, act, M::load(saved + 3 * H + u, n),
-                                                 M::load(h_old + u, n));
+          const auto grad =
+              GruCell<M>::backward(dh, act, M::load(saved + 3 * H + u, n), M::load(h_old + u, n));
           M::store(d + u, grad.n, n);
           M::store(d + H + u, grad.r, n);
           M::store(d + 2 * H + u, grad.z, n);
@@ -659,20 +655,28 @@ void run_backward(const BackwardTask& task) {
 template <class Real>
 void run_forward_cell(const ForwardTask& task) {
   switch (task.shape->cell) {
-    case Cell::kTanh: return run_forward<Real, Cell::kTanh>(task);
-    case Cell::kRelu: return run_forward<Real, Cell::kRelu>(task);
-    case Cell::kGru: return run_forward<Real, Cell::kGru>(task);
-    case Cell::kLstm: return run_forward<Real, Cell::kLstm>(task);
+    case Cell::kTanh:
+      return run_forward<Real, Cell::kTanh>(task);
+    case Cell::kRelu:
+      return run_forward<Real, Cell::kRelu>(task);
+    case Cell::kGru:
+      return run_forward<Real, Cell::kGru>(task);
+    case Cell::kLstm:
+      return run_forward<Real, Cell::kLstm>(task);
   }
 }
 
 template <class Real>
 void run_backward_cell(const BackwardTask& task) {
   switch (task.shape->cell) {
-    case Cell::kTanh: return run_backward<Real, Cell::kTanh>(task);
-    case Cell::kRelu: return run_backward<Real, Cell::kRelu>(task);
-    case Cell::kGru: return run_backward<Real, Cell::kGru>(task);
-    case Cell::kLstm: return run_backward<Real, Cell::kLstm>(task);
+    case Cell::kTanh:
+      return run_backward<Real, Cell::kTanh>(task);
+    case Cell::kRelu:
+      return run_backward<Real, Cell::kRelu>(task);
+    case Cell::kGru:
+      return run_backward<Real, Cell::kGru>(task);
+    case Cell::kLstm:
+      return run_backward<Real, Cell::kLstm>(task);
   }
 }
 
@@ -685,8 +689,7 @@ template <class Real>
 KernelTable make_table() {
   return {packed_elements<Real>,
           [](const void* w, int gates, int64_t units, int64_t depth, void* panels) {
-            pack_rows(static_cast<const Real*>(w), gates, units, depth,
-                      static_cast<Real*>(panels));
+            pack_rows(static_cast<const Real*>(w), gates, units, depth, static_cast<Real*>(panels));
           },
           [](const void* w, int64_t units, int64_t depth, void* panels) {
             pack_columns(static_cast<const Real*>(w), units, depth, static_cast<Real*>(panels));

@@ -1,6 +1,7 @@
 // SIMD values by the compiler's vector extensions (GCC, Clang): one source for every instruction
 // set. Included once for each set, inside that set's namespace (see instruction_set.h), with
-// BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS saying what a register holds and how many there are.
+// BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS saying what a register holds and how many there
+// are.
 //
 // exp is 2^n * e^r with |r| <= ln(2)/2 and a Taylor polynomial in r; sigmoid and tanh follow from
 // it. tanh goes through e^x - 1, whose two parts do not cancel, so it keeps its relative accuracy
