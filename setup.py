@@ -23,7 +23,7 @@ def fail(sentence: str) -> None:
     sys.exit(f"birnn_cuda: cannot build: {sentence}")
 
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 (a sentence instead of a syntax error)
     fail(f"Python 3.10 or newer is needed, this is {platform.python_version()}.")
 try:
     import torch
@@ -77,7 +77,9 @@ def wants_cuda() -> bool:
         return False
     if find_nvcc() is None:
         if choice == "1":
-            fail(f"BIRNN_BUILD_CUDA=1, but no nvcc was found (torch is built for CUDA {torch.version.cuda}).")
+            fail(
+                f"BIRNN_BUILD_CUDA=1, but no nvcc was found (torch is built for CUDA {torch.version.cuda})."
+            )
         return False
     return True
 
@@ -87,7 +89,9 @@ def sources_in(*patterns: str) -> set[str]:
 
 
 # The plan is host code that needs no CUDA.
-cuda_sources = sources_in("csrc/*_cuda.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - {"csrc/cuda/plan.cpp"}
+cuda_sources = sources_in("csrc/*_cuda.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - {
+    "csrc/cuda/plan.cpp"
+}
 sources = sources_in("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/plan.cpp") - cuda_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 link_flags: list[str] = []
@@ -109,9 +113,11 @@ if with_cuda:
         ("BIRNN_CUDA_VERSION", f'"{torch.version.cuda}"'),
         ("BIRNN_CUDA_ARCHITECTURES", '"' + architectures.replace(";", " ") + '"'),
     ]
-    # A toolkit without all of CUDA's headers and libraries: torch's own packages carry most of them,
-    # and come first, as they fit torch.
-    packages = Path(torch.__file__).parent.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
+    # A toolkit may lack some of CUDA's headers and libraries. Torch's own packages carry most of
+    # them, and come first, as they fit torch.
+    packages = (
+        Path(torch.__file__).parent.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
+    )
     library_dirs = []
     if packages.is_dir():
         include_dirs.append(str(packages / "include"))
