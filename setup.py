@@ -78,7 +78,8 @@ def wants_cuda() -> bool:
     if find_nvcc() is None:
         if choice == "1":
             fail(
-                f"BIRNN_BUILD_CUDA=1, but no nvcc was found (torch is built for CUDA {torch.version.cuda})."
+                "BIRNN_BUILD_CUDA=1, but no nvcc was found "
+                f"(torch is built for CUDA {torch.version.cuda})."
             )
         return False
     return True
