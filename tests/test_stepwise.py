@@ -1,0 +1,698 @@
+"""The stepwise kernels, run by the emulator, against the reference in fp64.
+
+Both directions of a layer, forward and backward. The input projection is no part of the kernels:
+the reference is given the gates as its input and the identity as weight_ih. In 16 bits the error
+allowed is twice that of an fp64 computation which rounds what the format holds: h at every step,
+the activations kept for backward, dgates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOLERANCE, relative_error
+from torch import Tensor
+
+from birnn_cuda import reference
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "tests" / "kernels"
+sys.path.insert(0, str(ROOT / "tests" / "emulator"))
+
+import build  # noqa: E402
+
+CELLS = ("tanh", "relu", "gru", "lstm", "lstm_proj")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# csrc/recurrence.h: the values of Cell and Element, num_gates, reserve_blocks, dgates_blocks.
+CELL_VALUES = {"tanh": 0, "relu": 1, "gru": 2, "lstm": 3}
+NUM_GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
+RESERVE_BLOCKS = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
+DGATES_BLOCKS = {"tanh": 1, "relu": 1, "gru": 4, "lstm": 4}
+GEMM_ERROR = 77  # of the driver's product
+
+NAN = float("nan")
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes: NaN equals itself there."""
+    return tensor.detach().contiguous().view(torch.uint8)
+
+
+def is_equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(torch.equal(bits(x), bits(y)) for x, y in zip(a, b, strict=True))
+
+
+@functools.cache
+def driver(*defines: str) -> build.Emulator:
+    emulator = build.Emulator(
+        build.shared_library(KERNELS / "stepwise_driver.cpp", defines=list(defines))
+    )
+    emulator.configure()
+    return emulator
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def integers(*values: int) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def pointers(*tensors: Tensor | None) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*map(pointer, tensors))
+
+
+class Problem:
+    """The operands of both directions, exact in `dtype`, and what backward is given."""
+
+    def __init__(
+        self,
+        cell: str,
+        dtype: torch.dtype,
+        sizes: tuple[int, int, int],
+        lengths: Sequence[int] | None = None,
+        bias: bool = True,
+        states: bool = True,
+    ) -> None:
+        self.seq_len, self.batch_size, self.hidden_size = T, B, H = sizes
+        self.dtype = dtype
+        self.carried = torch.float64 if dtype == torch.float64 else torch.float32
+        self.proj_size = max(1, H // 2) if cell == "lstm_proj" else 0
+        self.cell = cell = "lstm" if cell == "lstm_proj" else cell
+        self.state_size = S = self.proj_size or H
+        G = NUM_GATES[cell]
+        self.lengths = None if lengths is None else torch.tensor(lengths)
+        inside = torch.arange(T)[:, None] < (torch.tensor(lengths or [T] * B).clamp(0, T))
+        self.inside = inside.unsqueeze(2)  # [T, B, 1]
+
+        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype)
+
+        # A relu's preactivations stay away from its kink, where a rounding error decides between a
+        # gradient and none.
+        weight_scale = 0.1 if cell == "relu" else 1.0
+        self.gates = draw(2, T, B, G * H)
+        if cell == "relu":
+            self.gates = (self.gates.sign() + self.gates / 4).to(dtype)
+        self.weight_hh = draw(2, G * H, S, scale=weight_scale * S**-0.5)
+        self.weight_hr = draw(2, S, H, scale=H**-0.5) if self.proj_size else None
+        self.bias = draw(2, (4 if cell == "gru" else G) * H, scale=0.1) if bias else None
+        self.hx = draw(2, B, S) if states else None
+        self.cx = draw(2, B, H) if states and cell == "lstm" else None
+        self.dy = draw(T, B, 2 * S)
+        self.dhy = draw(2, B, S).to(self.carried)
+        self.dcy = draw(2, B, H).to(self.carried)
+
+    def results(self, recurrence: Any) -> dict[str, Tensor]:
+        """Values and gradients, in fp64, of a recurrence in differentiable torch:
+        (input, hx, cx, weights, bias, lengths, cell) -> output, hy, cy."""
+
+        def leaf(tensor: Tensor | None, *shape: int) -> Tensor:
+            if tensor is None:
+                return torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
+            return tensor.double().requires_grad_()
+
+        B, H, S = self.batch_size, self.hidden_size, self.state_size
+        gates, weight_hh = leaf(self.gates), leaf(self.weight_hh)
+        hx, cx = leaf(self.hx, 2, B, S), leaf(self.cx, 2, B, H)
+        weight_hr = leaf(self.weight_hr) if self.proj_size else None
+        bias = None if self.bias is None else leaf(self.bias)
+        output, hy, cy = recurrence(self, gates, hx, cx, weight_hh, weight_hr, bias)
+        loss = (output * torch.where(self.inside, self.dy, 0)).sum() + (hy * self.dhy).sum()
+        results = {"output": output, "hy": hy}
+        operands = {"dgates": gates, "dhx": hx, "dweight_hh": weight_hh}
+        if self.cell == "lstm":
+            loss = loss + (cy * self.dcy).sum()
+            results["cy"] = cy
+            operands["dcx"] = cx
+        if weight_hr is not None:
+            operands["dweight_hr"] = weight_hr
+        gradients = torch.autograd.grad(loss, list(operands.values()), materialize_grads=True)
+        return results | dict(zip(operands, gradients, strict=True))
+
+
+def split_bias(problem: Problem, bias: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """bias_ih and bias_hh of a direction from ForwardDirection::bias."""
+    H = problem.hidden_size
+    if problem.cell == "gru":
+        return bias[d, : 3 * H], torch.cat([torch.zeros(2 * H).double(), bias[d, 3 * H :]])
+    return bias[d], torch.zeros_like(bias[d])
+
+
+def exact(
+    problem: Problem,
+    gates: Tensor,
+    hx: Tensor,
+    cx: Tensor,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference: its input, the gates of both directions, from which weight_ih picks one's."""
+    columns = gates.size(3)
+    identity = torch.eye(columns, dtype=torch.float64)
+    weights = []
+    for d in range(2):
+        weight_ih = torch.zeros(columns, 2 * columns, dtype=torch.float64)
+        weight_ih[:, d * columns : (d + 1) * columns] = identity
+        weights += [weight_ih, weight_hh[d]]
+        if bias is not None:
+            weights += split_bias(problem, bias, d)
+        if weight_hr is not None:
+            weights.append(weight_hr[d])
+    input = torch.cat([gates[0], gates[1]], 2)
+    lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
+    return reference.forward(input, hx, cx, weights, lengths, None, problem.cell, 2)
+
+
+# ---------------------------------------------------------------------------------------------
+# What rounding to 16 bits costs at best.
+
+
+class Rounding:
+    """Differentiable fp64 operations whose values kept for backward are rounded to a format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        def to_format(x: Tensor) -> Tensor:
+            return x.to(dtype).double()
+
+        class Value(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return to_format(x)
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> Tensor:
+                return d
+
+        class Gradient(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> Tensor:
+                return to_format(d)
+
+        class Sigmoid(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                y = torch.sigmoid(x)
+                ctx.save_for_backward(to_format(y))
+                return y
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> Tensor:
+                (y,) = ctx.saved_tensors
+                return d * y * (1 - y)
+
+        class Tanh(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                y = torch.tanh(x)
+                ctx.save_for_backward(to_format(y))
+                return y
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> Tensor:
+                (y,) = ctx.saved_tensors
+                return d * (1 - y * y)
+
+        class Product(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+                ctx.save_for_backward(to_format(a), to_format(b))
+                return a * b
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+                a, b = ctx.saved_tensors
+                return d * b, d * a
+
+        class GruOutput(torch.autograd.Function):
+            """n + z * (h - n)"""
+
+            @staticmethod
+            def forward(ctx: Any, z: Tensor, h: Tensor, n: Tensor) -> Tensor:
+                ctx.save_for_backward(to_format(z), to_format(h), to_format(n))
+                return n + z * (h - n)
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                z, h, n = ctx.saved_tensors
+                return d * (h - n), d * z, d * (1 - z)
+
+        class LstmOutput(torch.autograd.Function):
+            """o * tanh(c)"""
+
+            @staticmethod
+            def forward(ctx: Any, o: Tensor, c: Tensor) -> Tensor:
+                ctx.save_for_backward(to_format(o), torch.tanh(to_format(c)))
+                return o * torch.tanh(c)
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+                o, tanh_c = ctx.saved_tensors
+                return d * tanh_c, d * o * (1 - tanh_c * tanh_c)
+
+        class Projection(torch.autograd.Function):
+            """W_hr h; for the gradient of W_hr, h is formed again from o and c."""
+
+            @staticmethod
+            def forward(ctx: Any, h: Tensor, weight_hr: Tensor, o: Tensor, c: Tensor) -> Tensor:
+                ctx.save_for_backward(weight_hr, to_format(o) * torch.tanh(to_format(c)))
+                return h @ weight_hr.t()
+
+            @staticmethod
+            def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None, None]:
+                weight_hr, h = ctx.saved_tensors
+                return d @ weight_hr, d.t() @ h, None, None
+
+        self.value, self.gradient = Value.apply, Gradient.apply
+        self.sigmoid, self.tanh, self.product = Sigmoid.apply, Tanh.apply, Product.apply
+        self.gru_output, self.lstm_output = GruOutput.apply, LstmOutput.apply
+        self.projection = Projection.apply
+
+
+def rounded(
+    problem: Problem,
+    gates: Tensor,
+    hx: Tensor,
+    cx: Tensor,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence in fp64, rounded to the problem's format at each step."""
+    op = Rounding(problem.dtype)
+    T, H = problem.seq_len, problem.hidden_size
+    lengths = torch.full((problem.batch_size,), T)
+    if problem.lengths is not None:
+        lengths = problem.lengths.clamp(0, T)
+    columns = torch.arange(problem.batch_size)
+    outputs, states, cells = [], [], []
+    for d in range(2):
+        h, c = hx[d], cx[d]
+        output = torch.zeros(T, problem.batch_size, problem.state_size, dtype=torch.float64)
+        for step in range(T):
+            active = (step < lengths).unsqueeze(1)
+            t = torch.where(step < lengths, lengths - 1 - step, step) if d else step
+            x = op.gradient(gates[d][t, columns] if d else gates[d][t])
+            q = h @ weight_hh[d].t()
+            if bias is not None:
+                bias_ih, bias_hh = split_bias(problem, bias, d)
+                x, q = x + bias_ih, q + bias_hh
+            q = op.gradient(q)
+            new_c = c
+            if problem.cell == "tanh":
+                new_h = op.tanh(x + q)
+            elif problem.cell == "relu":
+                new_h = torch.relu(x + q)
+            elif problem.cell == "gru":
+                r, z = op.sigmoid((x + q)[:, : 2 * H]).chunk(2, 1)
+                n = op.tanh(x[:, 2 * H :] + op.product(r, q[:, 2 * H :]))
+                new_h = op.gru_output(z, h, n)
+            else:
+                i, f, g, o = (x + q).chunk(4, 1)
+                new_c = op.product(op.sigmoid(f), c) + op.product(op.sigmoid(i), op.tanh(g))
+                o = op.sigmoid(o)
+                new_h = op.lstm_output(o, new_c)
+            new_h = op.value(new_h)
+            if weight_hr is not None:
+                projected = op.projection(new_h, weight_hr[d], o.detach(), new_c.detach())
+                new_h = op.value(op.gradient(projected))
+            h, c = torch.where(active, new_h, h), torch.where(active, new_c, c)
+            row = torch.where(active, new_h, 0)
+            place = (t if d else torch.full_like(columns, step), columns)
+            output = output.index_put(place, row)
+        outputs.append(output)
+        states.append(h)
+        cells.append(c)
+    return torch.cat(outputs, 2), torch.stack(states), torch.stack(cells)
+
+
+# ---------------------------------------------------------------------------------------------
+# The kernels.
+
+
+def sizes_of(problem: Problem) -> Any:
+    return integers(
+        CELL_VALUES[problem.cell],
+        DTYPES.index(problem.dtype),
+        problem.seq_len,
+        problem.batch_size,
+        problem.hidden_size,
+        problem.proj_size,
+    )
+
+
+class Run:
+    """Both directions by the kernels, forward at once; outputs start as NaN, and so does all that
+    lies past a sequence's end. in_place: a vanilla RNN finds its gates in its output."""
+
+    def __init__(
+        self,
+        emulator: build.Emulator,
+        problem: Problem,
+        save_reserve: bool = True,
+        in_place: bool = False,
+    ) -> None:
+        self.library, self.problem = emulator.library, problem
+        T, B, H, S = problem.seq_len, problem.batch_size, problem.hidden_size, problem.state_size
+        G, like = NUM_GATES[problem.cell], problem.gates
+        self.output = like.new_full((T, B, 2 * S), NAN)
+        self.hy = like.new_full((2, B, S), NAN)
+        self.cy = like.new_full((2, B, H), NAN, dtype=problem.carried)
+        self.width = max(G, RESERVE_BLOCKS[problem.cell]) * H
+        self.gates = like.new_full((2, T, B, self.width), NAN)
+        self.gates[..., : G * H] = torch.where(problem.inside, problem.gates, NAN)
+        if in_place:
+            self.output = torch.cat(list(self.gates), 2)
+        for d in range(2):
+            gates = self.output[..., d * S :] if in_place else self.gates[d]
+            status = self.library.stepwise_forward_driver(
+                sizes_of(problem),
+                d,
+                int(save_reserve),
+                *self.lengths(),
+                pointers(
+                    problem.weight_hh[d],
+                    self.of(problem.weight_hr, d),
+                    self.of(problem.bias, d),
+                    self.of(problem.hx, d),
+                    self.of(problem.cx, d),
+                    gates,
+                    self.output[..., d * S :],
+                    self.hy[d],
+                    self.cy[d],
+                ),
+                integers(2 * S if in_place else self.width, 2 * S),
+                None,
+            )
+            assert status == 0, emulator.last_error()
+
+    @staticmethod
+    def of(tensor: Tensor | None, d: int) -> Tensor | None:
+        return None if tensor is None else tensor[d]
+
+    def lengths(self) -> tuple[Any]:
+        lengths = self.problem.lengths
+        return (None if lengths is None else ctypes.c_void_p(lengths.data_ptr()),)
+
+    def backward(self) -> dict[str, Tensor]:
+        """What backward writes, by name; dweight_hh and dweight_hr follow from it."""
+        problem = self.problem
+        T, B, H, S = problem.seq_len, problem.batch_size, problem.hidden_size, problem.state_size
+        blocks, like = DGATES_BLOCKS[problem.cell], problem.gates
+        self.dgates = like.new_full((2, T, B, blocks * H), NAN)
+        self.first_dgates = like.new_full((2, B, blocks * H), NAN)
+        self.dproj = like.new_full((2, T, B, S), NAN) if problem.proj_size else None
+        self.dhx, self.dcx = problem.dhy.clone(), problem.dcy.clone()
+        dy = torch.where(problem.inside, problem.dy, NAN)
+        reserve = self.gates if RESERVE_BLOCKS[problem.cell] else None
+        kept = [self.gates.clone(), self.output.clone(), dy.clone()]
+        for d in range(2):
+            status = self.library.stepwise_backward_driver(
+                sizes_of(problem),
+                d,
+                *self.lengths(),
+                pointers(
+                    problem.weight_hh[d],
+                    self.of(problem.weight_hr, d),
+                    self.of(problem.hx, d),
+                    self.of(problem.cx, d),
+                    self.output[..., d * S :],
+                    self.of(reserve, d),
+                    dy[..., d * S :],
+                    self.dgates[d],
+                    self.of(self.dproj, d),
+                    self.dhx[d],
+                    self.dcx[d] if problem.cell == "lstm" else None,
+                    self.first_dgates[d],
+                ),
+                integers(2 * S, self.width, 2 * S, blocks * H),
+                None,
+            )
+            assert status == 0
+        assert is_equal(kept, [self.gates, self.output, dy]), "backward wrote to what it reads"
+        written = {"dgates": self.dgates, "dhx": self.dhx, "first_dgates": self.first_dgates}
+        if problem.cell == "lstm":
+            written["dcx"] = self.dcx
+        if self.dproj is not None:
+            written["dproj"] = self.dproj
+        return written
+
+    def results(self) -> dict[str, Tensor]:
+        """The values and gradients that Problem.results names."""
+        problem = self.problem
+        H, S = problem.hidden_size, problem.state_size
+        results = {"output": self.output, "hy": self.hy}
+        if problem.cell == "lstm":
+            results["cy"] = self.cy
+        written = self.backward()
+        dgates = self.dgates.double()
+        outputs = self.output.double().split(S, 2)
+        products, projections = [], []
+        for d in range(2):
+            recurrent = dgates[d][..., H:] if problem.cell == "gru" else dgates[d]
+            first = self.first_dgates[d].double()[:, -recurrent.size(2) :]
+            later, earlier = (slice(1, None), slice(None, -1))
+            if d:
+                later, earlier = earlier, later
+            product = torch.einsum("tbg,tbs->gs", recurrent[later], outputs[d][earlier])
+            if problem.hx is not None:
+                product += first.t() @ problem.hx[d].double()
+            products.append(product)
+            if self.dproj is not None:
+                o, c = self.gates[d].double()[..., 3 * H :].split(H, 2)
+                wide = torch.where(problem.inside, o * torch.tanh(c), 0)
+                projections.append(torch.einsum("tbp,tbh->ph", self.dproj[d].double(), wide))
+        if problem.cell == "gru":
+            n, r, z, _ = dgates.split(H, 3)
+            dgates = torch.cat([r, z, n], 3)
+        results |= {"dgates": dgates, "dhx": written["dhx"], "dweight_hh": torch.stack(products)}
+        if problem.cell == "lstm":
+            results["dcx"] = written["dcx"]
+        if projections:
+            results["dweight_hr"] = torch.stack(projections)
+        return results
+
+
+def check(problem: Problem, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Within the tolerance of tests: relative errors of whole tensors, direction by direction."""
+
+    def directions(name: str, tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.chunk(2, 2) if name == "output" else tensor.unbind(0)
+
+    at_best = None
+    if problem.dtype not in TOLERANCE:
+        with torch.random.fork_rng():
+            at_best = problem.results(rounded)
+    for name, wanted in expected.items():
+        for d in range(2):
+            exactly = directions(name, wanted)[d]
+            error = relative_error(directions(name, actual[name])[d], exactly)
+            # Of operands of the order of 1, the few numbers of a tiny tensor may cancel.
+            cancelled = max(1.0, 1 / max(exactly.norm().item(), 1e-30))
+            if at_best is None:
+                allowed = TOLERANCE[problem.dtype] * cancelled
+            else:
+                # 1e-6: sums in fp32.
+                best = relative_error(directions(name, at_best[name])[d], exactly)
+                allowed = 2 * best + 1e-6 * cancelled
+            assert error <= allowed, (
+                f"{name}, direction {d}: relative error {error:.3g} > {allowed:.3g}"
+            )
+    past = ~problem.inside.expand(-1, -1, problem.state_size)
+    for half in actual["output"].chunk(2, 2):
+        assert (half[past] == 0).all(), "output past the end is not zero"
+    assert (actual["dgates"][:, ~problem.inside[..., 0]] == 0).all(), "dgates past the end"
+
+
+def draw_lengths(pattern: str, seq_len: int, batch_size: int) -> list[int] | None:
+    if pattern == "none":
+        return None
+    if pattern == "full":
+        return [seq_len] * batch_size
+    # With 0 and T, unsorted, and beyond what is allowed: clamped.
+    wild = [seq_len // 2, 0, seq_len + 3, 1, -2, seq_len]
+    return [wild[b % len(wild)] for b in range(batch_size)]
+
+
+SEQUENCE_LENGTHS = (1, 2, 3, 5, 7)
+OPTIONS = tuple(itertools.product((True, False), repeat=2))  # bias, states
+SHAPES = ((1, 1), (6, 5), (3, 33), (7, 8), (2, 130))  # B, H: 130 units are two blocks
+
+
+@pytest.mark.parametrize("pattern", ["none", "full", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).split(".")[1])
+@pytest.mark.parametrize("cell", CELLS)
+def test_values_and_gradients(cell: str, dtype: torch.dtype, pattern: str, seed: int) -> None:
+    emulator = driver()
+    shapes = itertools.cycle(SHAPES[seed % 5 :] + SHAPES[: seed % 5])
+    for index, (T, (bias, states)) in enumerate(itertools.product(SEQUENCE_LENGTHS, OPTIONS)):
+        # Half of the combinations of T and options in one run, all of them in two.
+        if (index + index // len(OPTIONS) + seed) % 2:
+            continue
+        B, H = next(shapes)
+        problem = Problem(cell, dtype, (T, B, H), draw_lengths(pattern, T, B), bias, states)
+        run = Run(emulator, problem)
+        check(problem, run.results(), problem.results(exact))
+
+        inference = Run(emulator, problem, save_reserve=False)
+        assert is_equal(
+            [run.output, run.hy, run.cy], [inference.output, inference.hy, inference.cy]
+        )
+        given = torch.where(problem.inside, problem.gates, NAN)
+        assert is_equal([inference.gates[..., : given.size(3)]], [given]), "inference keeps nothing"
+        if cell in ("tanh", "relu"):
+            in_place = Run(emulator, problem, in_place=True)
+            assert is_equal([run.output, run.hy], [in_place.output, in_place.hy])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_second_run_is_bitwise_equal(cell: str) -> None:
+    """Under another schedule of the threads, too; and a second backward."""
+    emulator = driver()
+    problem = Problem(cell, torch.float32, (5, 6, 33), draw_lengths("mixed", 5, 6))
+    runs = []
+    for order in ("shuffle", "reverse"):
+        emulator.configure(order=order)
+        run = Run(emulator, problem)
+        first, second = run.backward(), run.backward()
+        assert is_equal(list(first.values()), list(second.values()))
+        runs.append([run.output, run.hy, run.cy, run.gates, *first.values()])
+    emulator.configure()
+    assert is_equal(*runs)
+
+
+def test_nan_stays_in_its_sequence() -> None:
+    problem = Problem("gru", torch.float32, (4, 3, 9))
+    clean = Run(driver(), problem)
+    problem.gates[:, 2, 1] = NAN
+    run = Run(driver(), problem)
+    assert run.hy[:, 1].isnan().all()
+    assert is_equal([run.hy[:, [0, 2]]], [clean.hy[:, [0, 2]]])
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm_proj"])
+def test_errors_of_the_product_are_returned(cell: str) -> None:
+    problem = Problem(cell, torch.float32, (3, 2, 4))
+    run = Run(driver(), problem)
+    run.backward()
+    library, H, S = driver().library, problem.hidden_size, problem.state_size
+    forward = pointers(
+        problem.weight_hh[0],
+        Run.of(problem.weight_hr, 0),
+        None,
+        problem.hx[0],
+        Run.of(problem.cx, 0),
+        run.gates[0],
+        run.output,
+        run.hy[0],
+        run.cy[0],
+    )
+    products = 3 * (2 if problem.proj_size else 1)
+    for before in range(products + 1):
+        left = ctypes.byref(ctypes.c_int(before))
+        status = library.stepwise_forward_driver(
+            sizes_of(problem), 0, 1, None, forward, integers(run.width, 2 * S), left
+        )
+        assert status == (0 if before == products else GEMM_ERROR)
+    backward = pointers(
+        problem.weight_hh[0],
+        Run.of(problem.weight_hr, 0),
+        None,
+        None,
+        run.output,
+        run.gates[0],
+        None,
+        run.dgates[0],
+        Run.of(run.dproj, 0),
+        run.dhx[0],
+        run.dcx[0],
+        None,
+    )
+    strides = integers(2 * S, run.width, 2 * S, DGATES_BLOCKS[problem.cell] * H)
+    for before in range(products + 1):
+        left = ctypes.byref(ctypes.c_int(before))
+        status = library.stepwise_backward_driver(
+            sizes_of(problem), 0, None, backward, strides, left
+        )
+        assert status == (0 if before == products else GEMM_ERROR)
+
+
+@pytest.mark.parametrize("variant", ["address", "thread"])
+def test_clean_under_sanitizers(variant: str) -> None:
+    program = build.program(KERNELS / "stepwise_program.cpp", variant)
+    result = build.run(program, order="skew", landing="late")
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.stdout == "ok\n"
+
+
+# ---------------------------------------------------------------------------------------------
+# Defects planted in the text of the kernels: each must be caught by the checks above.
+
+DEFECTS = {
+    "lengths_ignored": ("if (step.lengths)", "if (step.lengths && step.reverse)"),
+    "lengths_ignored_in_reverse": ("if (step.lengths)", "if (step.lengths && !step.reverse)"),
+    "reverse_from_the_end_of_the_batch": (
+        "? at.length - 1 - step.index",
+        "? step.seq_len - 1 - step.index",
+    ),
+    "neighbour_rows_swapped": (
+        "? at.row + step.batch_size : at.row - step.batch_size",
+        "? at.row - step.batch_size : at.row + step.batch_size",
+    ),
+    "padding_not_written": ("store(output, Real(0));", ""),
+    "dhy_forgotten": ("if (is_last) return dhx[state];", ""),
+    "direct_path_forgotten": ("? product[state] + dhx[state] :", "? product[state] :"),
+    "blocks_of_the_input": ("dgates + first_column,", "dgates,"),
+    "gradients_not_gathered": ("lengths && dir.reverse;", "false;"),
+    "state_of_an_empty_sequence": (
+        "if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));",
+        "",
+    ),
+    "bias_of_the_wrong_side": ("recurrent_part(2) + bias(3)", "recurrent_part(2) + bias(2)"),
+    "first_dgates_of_the_last_step": (
+        "first_dgates && is_first",
+        "first_dgates && step.index + 1 == at.length",
+    ),
+}
+
+
+def with_defect(name: str, old: str, new: str) -> build.Emulator:
+    """A driver over a copy of the kernels in which `old` reads `new`; fp32 alone, to build fast."""
+    folder = build.CACHE / "defects" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    found = 0
+    for source in ("stepwise.cuh", "stepwise.cu"):
+        text = (ROOT / "csrc" / "cuda" / source).read_text()
+        found += text.count(old)
+        text = text.replace(old, new)
+        for type_name in ("double", "Half", "BFloat16"):
+            text = text.replace(f"_of_cell<{type_name}>", "_of_cell<float>")
+        (folder / source).write_text(text)
+    assert found == 1, f"{old!r} stands {found} times in the kernels"
+    return driver(f'STEPWISE_SOURCE="{folder / "stepwise.cu"}"')
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defect_is_caught(defect: str) -> None:
+    emulator = with_defect(defect, *DEFECTS[defect])
+    for cell, pattern in itertools.product(CELLS, ("mixed", "none")):
+        problem = Problem(cell, torch.float32, (5, 6, 3), draw_lengths(pattern, 5, 6))
+        try:
+            check(problem, Run(emulator, problem).results(), problem.results(exact))
+        except AssertionError:
+            return
+    pytest.fail(f"{defect} was not caught")
