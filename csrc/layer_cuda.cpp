@@ -177,10 +177,6 @@ Tensor carried_copy(const OptionalTensor& t, at::IntArrayRef sizes,
 
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
-const void* pointer(const Tensor& t, int d) {
-  return t.defined() ? t[d].const_data_ptr() : nullptr;
-}
-
 const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
   return static_cast<const char*>(t.const_data_ptr()) +
          (row * t.stride(0) + column) * t.element_size();
@@ -188,6 +184,11 @@ const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
 
 char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
   return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
+}
+
+// A state [D, ...] of one direction, or null.
+const char* state_pointer(const Tensor& t, int d) {
+  return t.defined() ? row_pointer(t, d) : nullptr;
 }
 
 // A workspace for each direction, aligned.
@@ -275,14 +276,14 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
     dir.bias = pointer(biases[d]);
-    dir.hx = pointer(hx, d);
-    dir.cx = pointer(cx, d);
-    dir.gates = gates[d].data_ptr();
+    dir.hx = state_pointer(hx, d);
+    dir.cx = state_pointer(cx, d);
+    dir.gates = mutable_row_pointer(gates, d);
     dir.gates_stride = gates.stride(1);
     dir.output = mutable_row_pointer(output, 0, d * S);
     dir.output_stride = D * S;
-    dir.hy = hy[d].data_ptr();
-    dir.cy = lstm ? cy[d].data_ptr() : nullptr;
+    dir.hy = mutable_row_pointer(hy, d);
+    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
 
     GemmShape product;  // x W_ih^T
     product.transpose_b = true;
@@ -290,7 +291,7 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
     product.lda = x.stride(0), product.ldb = I, product.ldc = dir.gates_stride;
     queue.multiply(product, x.const_data_ptr(), p.weight_ih(d).const_data_ptr(), dir.gates);
     check(cuda::stepwise_forward(s, rows.length_pointer(), dir, training, queue.step_gemm(),
-                                 workspace[d].data_ptr(), queue.stream),
+                                 mutable_row_pointer(workspace, d), queue.stream),
           "stepwise_forward", p);
   });
 
@@ -341,7 +342,6 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   const auto carried = options.dtype(carried_type(p.input));
   const bool lstm = s.cell == Cell::kLstm, gru = s.cell == Cell::kGru;
   const bool sixteen_bit = carried.dtype() != options.dtype();
-  const Tensor none = at::empty({0}, options);
   const auto weight_needed = [&](int d, int i) {
     return in.needs_grad[3 + d * p.weights_per_direction + i];
   };
@@ -389,22 +389,22 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.hx = pointer(hx, d);
-    dir.cx = pointer(cx, d);
+    dir.hx = state_pointer(hx, d);
+    dir.cx = state_pointer(cx, d);
     dir.output = row_pointer(output, 0, d * S);
     dir.output_stride = output.stride(0);
-    dir.reserve = reserve[d].const_data_ptr();
+    dir.reserve = row_pointer(reserve, d);
     dir.reserve_stride = reserve.size(2);
     dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
     dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
     dir.dgates = mutable_row_pointer(dgates, 0, d * width);
     dir.dgates_stride = dgates.stride(0);
-    dir.dproj = s.proj_size ? dproj[d].data_ptr() : nullptr;
-    dir.dhx = dhx[d].data_ptr();
-    dir.dcx = lstm ? dcx[d].data_ptr() : nullptr;
-    void* const first = first_dgates.defined() ? first_dgates[d].data_ptr() : nullptr;
+    dir.dproj = s.proj_size ? mutable_row_pointer(dproj, d) : nullptr;
+    dir.dhx = mutable_row_pointer(dhx, d);
+    dir.dcx = lstm ? mutable_row_pointer(dcx, d) : nullptr;
+    void* const first = first_dgates.defined() ? mutable_row_pointer(first_dgates, d) : nullptr;
     check(cuda::stepwise_backward(s, rows.length_pointer(), dir, first, queue.step_gemm(),
-                                  workspace[d].data_ptr(), queue.stream),
+                                  mutable_row_pointer(workspace, d), queue.stream),
           "stepwise_backward", p);
 
     const WeightGradients& g = gradients[d];
@@ -438,10 +438,10 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
         if (first) {
           product.lda = width;
           queue.multiply(product, row_pointer(first_dgates[d], 0, width - G * H),
-                         started_hx[d].const_data_ptr(), sum.data_ptr());
+                         row_pointer(started_hx, d), sum.data_ptr());
         } else {
           queue.multiply(product, row_pointer(dgates, reverse ? (T - 1) * B : 0, recurrent),
-                         hx[d].const_data_ptr(), sum.data_ptr());
+                         row_pointer(hx, d), sum.data_ptr());
         }
       }
       if (wide) g.weight_hh.copy_(sum);
@@ -467,16 +467,15 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
       product.transpose_a = true;
       product.m = S, product.n = H, product.k = N;
       product.lda = S, product.ldb = H, product.ldc = H;
-      queue.multiply(product, dproj[d].const_data_ptr(), h.const_data_ptr(),
-                     g.weight_hr.data_ptr());
+      queue.multiply(product, row_pointer(dproj, d), h.const_data_ptr(), g.weight_hr.data_ptr());
     }
   });
 
   BackwardResult out;
   const at::ScalarType type = p.input.scalar_type();
-  out.d_hx = in.needs_grad[1] && p.hx ? dhx.to(type) : none;
-  out.d_cx = in.needs_grad[2] && p.cx ? dcx.to(type) : none;
-  out.d_input = none;
+  const auto none = [&] { return at::empty({0}, options); };  // results must not share memory
+  out.d_hx = in.needs_grad[1] && p.hx ? dhx.to(type) : none();
+  out.d_cx = in.needs_grad[2] && p.cx ? dcx.to(type) : none();
   if (in.needs_grad[0]) {
     const Tensor weights = stacked_input_weights(p);
     const Tensor dx = at::empty({N, I}, options);
@@ -486,9 +485,11 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     current_queue(p).multiply(product, dgates.const_data_ptr(), weights.const_data_ptr(),
                               dx.data_ptr());
     out.d_input = give_rows(dx, rows, p.input.sizes());
+  } else {
+    out.d_input = none();
   }
   for (const WeightGradients& g : gradients) {
-    const auto add = [&](const Tensor& t) { out.d_weights.push_back(t.defined() ? t : none); };
+    const auto add = [&](const Tensor& t) { out.d_weights.push_back(t.defined() ? t : none()); };
     add(g.weight_ih);
     add(g.weight_hh);
     if (p.has_bias) add(g.bias_ih), add(g.bias_hh);
