@@ -34,3 +34,19 @@ def backward(
     needs_grad: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]: ...
 def build_info() -> dict[str, Any]: ...
+def known_devices() -> list[dict[str, Any]]: ...
+def plan(
+    device: dict[str, Any],
+    *,
+    cell: str,
+    dtype: str,
+    seq_len: int,
+    batch_size: int,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int = 0,
+    num_directions: int = 2,
+    precision: str = "ieee",
+    training: bool = True,
+    kernel: str = "",
+) -> dict[str, Any]: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -13,8 +14,12 @@ from . import __version__, ops
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    rows = _plan(options) if options.command == "plan" else _information()
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        rows = _plan(options) if options.command == "plan" else _information()
+    except ValueError as error:
+        parser.error(str(error))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -34,9 +39,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--dtype", choices=("float32", "float64", "float16", "bfloat16"), default="float32"
     )
-    plan.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    plan.add_argument("--proj", type=int, default=0, help="features of an LSTM's projected state")
+    plan.add_argument(
+        "--device",
+        choices=("cpu", "cuda", *_known_devices()),
+        help="the CPU, this machine's GPU, or a GPU by name; default: cuda where there is one",
+    )
+    plan.add_argument("--precision", choices=("ieee", "tf32"), default="ieee", help="of float32")
+    plan.add_argument("--kernel", default="", help="this kernel and no other (GPU)")
     plan.add_argument("--inference", action="store_true", help="keep nothing for backward")
     return parser
+
+
+def _known_devices() -> dict[str, dict[str, Any]]:
+    return {device["name"]: device for device in ops.known_devices()}
 
 
 def _positive(text: str) -> int:
@@ -68,19 +84,82 @@ def _information() -> list[tuple[str, str]]:
 
 def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = f"H={options.hidden}" + (f", P={options.proj}" if options.proj else "")
     shape = (
-        f"{options.cell}, T={options.steps}, B={options.batch}, I={options.input}, "
-        f"H={options.hidden}, {options.directions} direction(s), {options.dtype}, "
+        f"{options.cell}, T={options.steps}, B={options.batch}, I={options.input}, {size}, "
+        f"{options.directions} direction(s), {options.dtype}, "
         f"{'inference' if options.inference else 'training'}, {device}"
     )
     if device == "cpu":
         compute = "float32" if options.dtype in ("float16", "bfloat16") else options.dtype
         kernel = f"cpu, {ops.build_info().get('cpu_instruction_set', 'portable')}"
         reason = f"the tensors are on the CPU; computes in {compute}"
+        return [("shape", shape), ("kernel", kernel), ("because", reason)]
+    if device == "cuda":
+        if ops.build_info()["cuda_version"] is None:
+            reason = "this build has no CUDA kernels: a CUDA tensor raises an error"
+            return [("shape", shape), ("kernel", "none"), ("because", reason)]
+        limits = _limits_of_this_gpu()
     else:
-        kernel = "none"
-        reason = "this build has no CUDA kernels: a CUDA tensor raises an error"
-    return [("shape", shape), ("kernel", kernel), ("because", reason)]
+        limits = _known_devices()[device]
+    plan = ops.plan(
+        limits,
+        cell=options.cell,
+        dtype=options.dtype,
+        seq_len=options.steps,
+        batch_size=options.batch,
+        input_size=options.input,
+        hidden_size=options.hidden,
+        proj_size=options.proj,
+        num_directions=options.directions,
+        precision=options.precision,
+        training=not options.inference,
+        kernel=options.kernel,
+    )
+    return [
+        ("shape", shape),
+        ("device", _describe(limits)),
+        ("kernel", plan["kernel"]),
+        ("because", plan["reason"]),
+        (
+            "launches",
+            f"forward {plan['launches_forward']}, backward {plan['launches_backward']} "
+            "in each direction, library products included",
+        ),
+        ("grid", f"{plan['ctas']} blocks of {plan['threads']} threads in each direction"),
+        (
+            "memory",
+            f"workspace {plan['workspace_bytes'] / 2**20:.1f} MiB, "
+            f"reserve {plan['reserve_bytes'] / 2**20:.1f} MiB",
+        ),
+    ]
+
+
+def _limits_of_this_gpu() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"this machine has no GPU; name one, such as --device {', '.join(_known_devices())}"
+        )
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    # Clusters came with 9.0; 16 blocks is what the chips of data centres allow.
+    clusters = {9: 16, 10: 16}.get(device.major, 8 if device.major > 10 else 1)
+    return {
+        "name": device.name,
+        "compute_capability": 10 * device.major + device.minor,
+        "num_multiprocessors": device.multi_processor_count,
+        "shared_bytes_per_block": device.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+        "max_cluster_size": clusters,
+        "memory_bytes": device.total_memory,
+    }
+
+
+def _describe(limits: dict[str, Any]) -> str:
+    capability = limits["compute_capability"]
+    return (
+        f"{limits['name']}, sm_{capability}, {limits['num_multiprocessors']} SMs, "
+        f"{limits['shared_bytes_per_block'] / 2**10:.0f} KiB shared memory a block, "
+        f"clusters of {limits['max_cluster_size']}, {limits['memory_bytes'] / 1e9:.0f} GB"
+    )
 
 
 if __name__ == "__main__":

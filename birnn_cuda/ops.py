@@ -32,10 +32,12 @@ except ImportError as error:
         f"imports it (here {torch.__version__})."
     ) from error
 
-__all__ = ["backward", "build_info", "extension", "forward"]
+__all__ = ["backward", "build_info", "extension", "forward", "known_devices", "plan"]
 
 extension = _C
 build_info: Callable[[], dict[str, Any]] = _C.build_info
+known_devices: Callable[[], list[dict[str, Any]]] = _C.known_devices
+plan: Callable[..., dict[str, Any]] = _C.plan
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
 

@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "cpu/recurrence_cpu.h"
+#include "cuda/plan.h"
 #include "layer.h"
 
 namespace {
@@ -29,6 +30,80 @@ pybind11::dict build_info() {
   info["cuda_architectures"] = "";
 #endif
   return info;
+}
+
+template <class Value>
+Value value_of(const std::vector<std::pair<std::string, Value>>& values, const std::string& name,
+               const char* what) {
+  std::string names;
+  for (const auto& [known, value] : values) {
+    if (known == name) return value;
+    names += (names.empty() ? "" : ", ") + known;
+  }
+  throw pybind11::value_error(std::string(what) + " must be one of " + names + ", got \"" + name +
+                              "\"");
+}
+
+pybind11::dict device_dict(const birnn::cuda::DeviceLimits& device) {
+  pybind11::dict limits;
+  limits["name"] = device.name;
+  limits["compute_capability"] = device.compute_capability;
+  limits["num_multiprocessors"] = device.num_multiprocessors;
+  limits["shared_bytes_per_block"] = device.shared_bytes_per_block;
+  limits["max_cluster_size"] = device.max_cluster_size;
+  limits["memory_bytes"] = device.memory_bytes;
+  return limits;
+}
+
+pybind11::list known_devices() {
+  pybind11::list devices;
+  for (const birnn::cuda::DeviceLimits& device : birnn::cuda::known_devices())
+    devices.append(device_dict(device));
+  return devices;
+}
+
+pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const std::string& dtype,
+                    int64_t seq_len, int64_t batch_size, int64_t input_size, int64_t hidden_size,
+                    int64_t proj_size, int num_directions, const std::string& precision,
+                    bool training, const std::string& kernel) {
+  using birnn::Cell;
+  using birnn::Element;
+  birnn::cuda::PlanRequest request;
+  request.shape.cell = value_of<Cell>(
+      {{"tanh", Cell::kTanh}, {"relu", Cell::kRelu}, {"gru", Cell::kGru}, {"lstm", Cell::kLstm}},
+      cell, "cell");
+  request.shape.element = value_of<Element>({{"float64", Element::kFloat64},
+                                             {"float32", Element::kFloat32},
+                                             {"float16", Element::kFloat16},
+                                             {"bfloat16", Element::kBFloat16}},
+                                            dtype, "dtype");
+  request.shape.seq_len = seq_len;
+  request.shape.batch_size = batch_size;
+  request.shape.hidden_size = hidden_size;
+  request.shape.proj_size = proj_size;
+  request.input_size = input_size;
+  request.num_directions = num_directions;
+  request.ieee = value_of<bool>({{"ieee", true}, {"tf32", false}}, precision, "precision");
+  request.training = training;
+  request.device.name = device["name"].cast<std::string>();
+  request.device.compute_capability = device["compute_capability"].cast<int>();
+  request.device.num_multiprocessors = device["num_multiprocessors"].cast<int>();
+  request.device.shared_bytes_per_block = device["shared_bytes_per_block"].cast<int64_t>();
+  request.device.max_cluster_size = device["max_cluster_size"].cast<int>();
+  request.device.memory_bytes = device["memory_bytes"].cast<int64_t>();
+  request.kernel = kernel;
+  const birnn::cuda::Plan plan = birnn::cuda::plan(request);
+  if (!plan.error.empty()) throw pybind11::value_error(plan.error);
+  pybind11::dict result;
+  result["kernel"] = plan.kernel;
+  result["reason"] = plan.reason;
+  result["ctas"] = plan.ctas;
+  result["threads"] = plan.threads;
+  result["launches_forward"] = plan.launches_forward;
+  result["launches_backward"] = plan.launches_backward;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  result["reserve_bytes"] = plan.reserve_bytes;
+  return result;
 }
 
 // The dispatcher passes a list of booleans as a List, pybind11 as a vector.
@@ -74,4 +149,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("backward", &birnn::layer_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
+  m.def("known_devices", &known_devices, "GPUs that plan knows, as the dicts that it takes.");
+  using pybind11::arg;
+  m.def("plan", &plan, "Which kernel a shape runs on a GPU, its launches and memory, and why.",
+        arg("device"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
+        arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("proj_size") = 0,
+        arg("num_directions") = 2, arg("precision") = "ieee", arg("training") = true,
+        arg("kernel") = "");
 }

@@ -20,12 +20,11 @@
 #include "../cells.h"
 #include "../recurrence.h"
 #include "device.h"
+#include "stepwise_sizes.h"
 
 namespace birnn::cuda::stepwise {
 
 using namespace birnn::device;
-
-constexpr uint32_t kMaxThreads = 128;
 
 // As variables, which device code may read: the functions are the host's.
 template <Cell kCell>
