@@ -37,6 +37,36 @@ def test_kernel_tests_compile(source: str, architecture: str, tmp_path: Path) ->
     assert (tmp_path / "out.cubin").stat().st_size > 0
 
 
+PTXAS_KERNEL = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for '(?P<architecture>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads",
+    re.DOTALL,
+)
+
+
+def spills(report: str) -> dict[str, int]:
+    """Of each kernel in a report of ptxas -v: bytes of registers spilled, and of stack."""
+    return {
+        match["kernel"]: int(match["stack"]) + int(match["stores"]) + int(match["loads"])
+        for match in PTXAS_KERNEL.finditer(report)
+    }
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_80", "sm_100", "sm_120"])
+def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
+    command += ["-Xptxas", "-v", str(CUDA / "stepwise.cu"), "-o", str(tmp_path / "out.cubin")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    report = result.stdout + result.stderr
+    assert result.returncode == 0, report
+    kernels = spills(report)
+    # 4 cells and 4 element types both ways; for each type 2 of the projection and the end.
+    assert len(kernels) == 2 * 4 * 4 + 3 * 4, report
+    assert {name: count for name, count in kernels.items() if count} == {}
+
+
 @needs_nvcc
 def test_intrinsics_are_the_instructions_they_name(tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", "-arch=compute_90a", "-ptx"]
