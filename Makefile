@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench lint cuda clean
+.PHONY: help install test demo bench lint cuda gpu-check clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
+	@echo "make gpu-check  build, test and measure on a GPU, with the torch of PYTHON, in 9 minutes"
 	@echo "make install set up .venv and build the extension in place"
 	@echo "make clean   remove what these made"
 
@@ -67,6 +68,12 @@ CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
 cuda: .venv-cuda/.extension
 	cd tests && ../.venv-cuda/bin/python -P -m birnn_cuda
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
+
+# With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
+# nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts.
+OUT ?= build/gpu-check
+gpu-check:
+	$(PYTHON) tests/gpu_check.py --out "$(OUT)" --parts "$(PARTS)" --commit "$(COMMIT)"
 
 clean:
 	rm -rf .venv .venv-cuda build birnn_cuda.egg-info birnn_cuda/_C*.so

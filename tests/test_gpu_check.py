@@ -1,0 +1,146 @@
+"""The command behind ``make gpu-check``, as far as a machine without a GPU can show it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu_check
+import pytest
+import torch
+from gpu_check import NOT_RUN, Part
+
+SCRIPT = Path(gpu_check.__file__)
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_unknown_part_is_refused_by_name() -> None:
+    result = run_script("--parts", "device,conformence")
+    assert result.returncode == 2
+    assert "no part named conformence" in result.stderr
+    assert all(part.name in result.stderr for part in gpu_check.PARTS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    result = run_script("--out", str(tmp_path / "out"))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == gpu_check.NO_GPU + "."
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_keep_their_order() -> None:
+    assert [part.name for part in gpu_check.chosen_parts("micro, build device")] == [
+        "device",
+        "build",
+        "micro",
+    ]
+    assert gpu_check.chosen_parts("") == gpu_check.PARTS
+
+
+def test_all_parts_together_fit_the_time_and_the_files() -> None:
+    assert sum(part.seconds for part in gpu_check.PARTS) < 9 * 60
+    assert len(gpu_check.OUTPUTS) <= 8
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_neither_a_failure_nor_a_hang_stops_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    grandchild = tmp_path / "pid"
+    hang = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(grandchild)!r}, 'w').write(str(child.pid))\n"
+        "print('note: half way', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parts = [
+        Part("failing", 30, python("print('so it was'); raise SystemExit(3)")),
+        Part("hanging", 2, python(hang)),
+        Part("lacking", 30, python(f"print('note: no tool'); raise SystemExit({NOT_RUN})")),
+        Part(
+            "fine",
+            30,
+            (*python("import sys; open(sys.argv[1] + '/device.json', 'w').write('{}')"), "OUT"),
+        ),
+    ]
+    start = time.monotonic()
+    assert gpu_check.run_parts(parts, out, "abc") == 1
+    assert time.monotonic() - start < 20
+    pid = int(grandchild.read_text())
+    for _ in range(50):
+        if not is_running(pid):
+            break
+        time.sleep(0.1)
+    assert not is_running(pid)
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["commit"] == "abc" and summary["complete"]
+    assert {part["name"]: (part["status"], part["note"]) for part in summary["parts"]} == {
+        "failing": ("failed", ""),
+        "hanging": ("timed out", "killed after 2 s; half way"),
+        "lacking": ("not run", "no tool"),
+        "fine": ("ok", ""),
+    }
+    printed = capsys.readouterr().out
+    assert "so it was" in printed
+    assert all(part.name in printed.split("result")[-1] for part in parts)
+    files = sorted(path.name for path in out.iterdir())
+    assert files == ["device.json", "log.txt", "summary.json"]
+
+
+def test_summary_is_there_after_each_part(tmp_path: Path) -> None:
+    """A part sees what became of those before it; and what an earlier run left is gone."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "micro.json").write_text("stale")
+    check = (
+        "import json, os, sys\n"
+        "summary = json.load(open(sys.argv[1] + '/summary.json'))\n"
+        "assert not summary['complete'] and len(summary['parts']) == 1\n"
+        "assert not os.path.exists(sys.argv[1] + '/micro.json')\n"
+    )
+    parts = [Part("one", 30, python("pass")), Part("two", 30, (*python(check), "OUT"))]
+    assert gpu_check.run_parts(parts, out, None) == 0
+    assert json.loads((out / "summary.json").read_text())["complete"]
+
+
+def test_the_commit_is_found() -> None:
+    commit = gpu_check.find_commit()
+    if not (gpu_check.ROOT / ".git").exists():
+        assert commit is None
+    else:
+        assert commit is not None and len(commit.split()[0]) == 40
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_micro_compiles(tmp_path: Path) -> None:
+    source = gpu_check.ROOT / "benchmarks" / "micro.cu"
+    command = ["nvcc", "-std=c++17", "-arch=sm_90a", "-cubin", "--Werror=all-warnings"]
+    command += [f"-I{gpu_check.ROOT / 'csrc' / 'cuda'}", str(source), "-o", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert os.path.getsize(tmp_path / "out") > 0
