@@ -244,28 +244,36 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
 
 namespace {
 
-// The state that each row continues, [N, S]: of packed rows, where it lies at no fixed distance.
+// The states that the rows of steps [t_begin, t_end) continue, [rows, S]: of packed rows, where
+// they lie at no fixed distance.
 Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
-                       int d) {
-  const int64_t S = p.shape.state_size(), T = p.shape.seq_len;
+                       int d, int64_t t_begin, int64_t t_end) {
+  const int64_t S = p.shape.state_size();
   const SequenceRows at_rows = rows.pointers();
-  const Tensor states = at::empty({rows.num_rows, S}, output.options());
+  const int64_t first_row = at_rows.row_offsets[t_begin];
+  const Tensor states = at::empty({at_rows.row_offsets[t_end] - first_row, S}, output.options());
   const int64_t bytes = S * output.element_size();
-  at::parallel_for(0, T, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      for (int64_t row = at_rows.row_offsets[t]; row < at_rows.row_offsets[t + 1]; ++row) {
-        const int64_t b = row - at_rows.row_offsets[t];
-        const int64_t from = d == 1 ? t + 1 : t - 1;
-        char* to = mutable_row_pointer(states, row);
-        if (from >= 0 && from < at_rows.lengths[b])
-          std::memcpy(to, row_pointer(output, at_rows.row_offsets[from] + b, d * S), bytes);
-        else if (hx.defined())
-          std::memcpy(to, row_pointer(hx[d], b), bytes);
-        else
-          std::memset(to, 0, bytes);
-      }
-  });
+  for (int64_t t = t_begin; t < t_end; ++t)
+    for (int64_t row = at_rows.row_offsets[t]; row < at_rows.row_offsets[t + 1]; ++row) {
+      const int64_t b = row - at_rows.row_offsets[t];
+      const int64_t from = d == 1 ? t + 1 : t - 1;
+      char* to = mutable_row_pointer(states, row - first_row);
+      if (from >= 0 && from < at_rows.lengths[b])
+        std::memcpy(to, row_pointer(output, at_rows.row_offsets[from] + b, d * S), bytes);
+      else if (hx.defined())
+        std::memcpy(to, row_pointer(hx[d], b), bytes);
+      else
+        std::memset(to, 0, bytes);
+    }
   return states;
+}
+
+// Steps whose dgates exist at a time: enough rows for the products to run at full speed, so few
+// that they read them from the cache, and that no array of T * B rows has to be paged in.
+int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
+  constexpr int64_t kChunkBytes = 16 << 20, kMinRows = 512;
+  const int64_t rows = std::max(kChunkBytes / (layer.num_directions * row_bytes), kMinRows);
+  return std::clamp<int64_t>(rows / layer.shape.batch_size, 1, layer.shape.seq_len);
 }
 
 }  // namespace
@@ -290,7 +298,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const Tensor dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
   const Tensor dcx = lstm ? take_state(in.d_c_n, rows, {D, B, H}, options) : Tensor();
   const int64_t dgates_width = dgates_blocks(s.cell) * H;
-  const Tensor dgates = empty_large({D, N, dgates_width}, options);
+  const int64_t chunk = steps_per_chunk(layer, dgates_width * options.dtype().itemsize());
+  const Tensor dgates = empty_large({D, std::min(chunk * B, N), dgates_width}, options);
   const Tensor dproj = s.proj_size ? empty_large({D, N, S}, options) : Tensor();
 
   std::vector<BackwardDirection> directions(D);
@@ -313,94 +322,113 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     dir.dhx = dhx[d].data_ptr();
     dir.dcx = lstm ? dcx[d].data_ptr() : nullptr;
   }
-  {
-    const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
-    cpu::backward(layer, directions.data(), workspace.data_ptr());
+  const int per_direction = p.weights_per_direction;
+  const auto needed = [&](int d, int i) { return in.needs_grad[3 + d * per_direction + i]; };
+  const std::vector<InputGateBlocks> blocks = input_gate_blocks(s.cell);
+  const int64_t recurrent_column = s.cell == Cell::kGru ? H : 0;
+  const Tensor x = take_rows(p.input, rows);
+  const Tensor dx = in.needs_grad[0] ? at::zeros({N, I}, options) : Tensor();
+  std::vector<Tensor> dw_ih(D), dw_hh(D), dbias(D);
+  for (int d = 0; d < D; ++d) {
+    if (needed(d, 0)) dw_ih[d] = at::zeros({G * H, I}, options);
+    if (needed(d, 1)) dw_hh[d] = at::zeros({G * H, S}, options);
+    if (p.has_bias && (needed(d, 2) || needed(d, 3))) dbias[d] = at::zeros({dgates_width}, options);
+  }
+  const auto offset = [&](int64_t t) {
+    return rows.row_offsets.defined() ? rows.row_offsets.const_data_ptr<int64_t>()[t] : t * B;
+  };
+
+  // Adds what the dgates of steps [t_begin, t_end) give to direction d's weights.
+  const auto add_weight_gradients = [&](int d, int64_t t_begin, int64_t t_end) {
+    const int64_t first = offset(t_begin), count = offset(t_end) - first;
+    if (count == 0) return;
+    GemmShape product;
+    product.transpose_a = true;
+    product.lda = dgates_width, product.beta = 1.0f;
+    if (dw_ih[d].defined()) {
+      for (const InputGateBlocks& block : blocks) {  // dW_ih += dgates^T x
+        product.m = block.count * H, product.n = I, product.k = count;
+        product.ldb = x.stride(0), product.ldc = I;
+        multiply(product, row_pointer(dgates[d], 0, block.column * H), row_pointer(x, first),
+                 mutable_row_pointer(dw_ih[d], block.row * H));
+      }
+    }
+    if (dw_hh[d].defined()) {  // dW_hh += dgates^T (the states that the rows continue)
+      product.m = G * H, product.n = S, product.ldc = S;
+      const auto add = [&](int64_t row, int64_t row_count, const void* states, int64_t stride) {
+        product.k = row_count, product.ldb = stride;
+        multiply(product, row_pointer(dgates[d], row - first, recurrent_column), states,
+                 dw_hh[d].data_ptr());
+      };
+      if (rows.lengths.defined()) {
+        const Tensor states = previous_states(p, rows, output, hx, d, t_begin, t_end);
+        add(first, count, states.const_data_ptr(), S);
+      } else {
+        // Padded rows continue the rows one step, B rows, away; the first step continues hx.
+        const int64_t from = d == 1 ? 1 : -1;
+        const int64_t begin = std::max<int64_t>(t_begin, d == 1 ? 0 : 1);
+        const int64_t end = std::min(t_end, d == 1 ? T - 1 : T);
+        if (begin < end)
+          add(begin * B, (end - begin) * B, row_pointer(output, (begin + from) * B, d * S),
+              output.stride(0));
+        const int64_t first_step = d == 1 ? T - 1 : 0;
+        if (hx.defined() && t_begin <= first_step && first_step < t_end)
+          add(first_step * B, B, hx[d].const_data_ptr(), S);
+      }
+    }
+    if (dbias[d].defined()) dbias[d].add_(dgates[d].narrow(0, 0, count).sum(0));
+  };
+
+  const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+  for (int64_t step_end = T; step_end > 0; step_end -= chunk) {
+    const int64_t step_begin = std::max<int64_t>(step_end - chunk, 0);
+    const auto t_begin = [&](int64_t d) { return d == 1 ? T - step_end : step_begin; };
+    const auto t_end = [&](int64_t d) { return d == 1 ? T - step_begin : step_end; };
+    for (int d = 0; d < D; ++d) directions[d].dgates_first_row = offset(t_begin(d));
+    cpu::backward(layer, directions.data(), step_begin, step_end, workspace.data_ptr());
+    if (dx.defined())
+      for (int d = 0; d < D; ++d)
+        for (const InputGateBlocks& block : blocks) {
+          const int64_t first = offset(t_begin(d));
+          GemmShape product;  // dx += dgates W_ih
+          product.m = offset(t_end(d)) - first, product.n = I, product.k = block.count * H;
+          product.lda = dgates_width, product.ldb = I, product.ldc = I, product.beta = 1.0f;
+          multiply(product, row_pointer(dgates[d], 0, block.column * H),
+                   row_pointer(p.weight_ih(d), block.row * H), mutable_row_pointer(dx, first));
+        }
+    // With a thread for each direction, their products side by side: one parallel region instead of
+    // one for each. More threads share each product.
+    if (D == at::get_num_threads())
+      at::parallel_for(0, D, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t d = begin; d < end; ++d) add_weight_gradients(int(d), t_begin(d), t_end(d));
+      });
+    else
+      for (int d = 0; d < D; ++d) add_weight_gradients(d, t_begin(d), t_end(d));
   }
 
   BackwardResult out;
   // A tensor of its own each time: outputs of an operator must not share memory.
   const auto none = [&] { return at::empty({0}, p.input.options()); };
+  out.d_input = dx.defined() ? give_rows(dx, rows, p.input.sizes(), type) : none();
   out.d_hx = in.needs_grad[1] && p.hx ? give_state(dhx, rows, type) : none();
   out.d_cx = in.needs_grad[2] && p.cx ? give_state(dcx, rows, type) : none();
-
-  const std::vector<InputGateBlocks> blocks = input_gate_blocks(s.cell);
-  if (in.needs_grad[0]) {
-    const Tensor dx = empty_large({N, I}, options);
-    float beta = 0.0f;
-    for (int d = 0; d < D; ++d)
-      for (const InputGateBlocks& block : blocks) {
-        GemmShape product;  // dx += dgates W_ih
-        product.m = N, product.n = I, product.k = block.count * H;
-        product.lda = dgates_width, product.ldb = I, product.ldc = I, product.beta = beta;
-        multiply(product, row_pointer(dgates[d], 0, block.column * H),
-                 row_pointer(p.weight_ih(d), block.row * H), dx.data_ptr());
-        beta = 1.0f;
-      }
-    out.d_input = give_rows(dx, rows, p.input.sizes(), type);
-  } else {
-    out.d_input = none();
-  }
-
-  const int per_direction = p.weights_per_direction;
-  const Tensor x = take_rows(p.input, rows);
   for (size_t i = 0; i < p.weights.size(); ++i) out.d_weights.push_back(none());
-  const auto weight_gradients = [&](int d) {
-    const auto needed = [&](int i) { return in.needs_grad[3 + d * per_direction + i]; };
+  for (int d = 0; d < D; ++d) {
     const auto set = [&](int i, const Tensor& t) {
-      out.d_weights[d * per_direction + i] = t.to(type);
+      if (needed(d, i)) out.d_weights[d * per_direction + i] = t.to(type);
     };
-    if (needed(0)) {
-      const Tensor dw = at::empty({G * H, I}, options);
-      for (const InputGateBlocks& block : blocks) {
-        GemmShape product;  // dW_ih = dgates^T x
-        product.transpose_a = true;
-        product.m = block.count * H, product.n = I, product.k = N;
-        product.lda = dgates_width, product.ldb = x.stride(0), product.ldc = I;
-        multiply(product, row_pointer(dgates[d], 0, block.column * H), x.const_data_ptr(),
-                 mutable_row_pointer(dw, block.row * H));
-      }
-      set(0, dw);
-    }
-    const int64_t recurrent_column = s.cell == Cell::kGru ? H : 0;
-    if (needed(1)) {
-      const Tensor dw = at::zeros({G * H, S}, options);
-      GemmShape product;  // dW_hh += dgates^T (the states that the rows continue)
-      product.transpose_a = true;
-      product.m = G * H, product.n = S;
-      product.lda = dgates_width, product.ldc = S, product.beta = 1.0f;
-      if (rows.lengths.defined()) {
-        const Tensor states = previous_states(p, rows, output, hx, d);
-        product.k = N, product.ldb = S;
-        multiply(product, row_pointer(dgates[d], 0, recurrent_column), states.const_data_ptr(),
-                 dw.data_ptr());
-      } else {
-        // Padded rows continue the rows one step, B rows, away; the first step continues hx.
-        const bool reverse = d == 1;
-        if (T > 1) {
-          product.k = (T - 1) * B, product.ldb = output.stride(0);
-          multiply(product, row_pointer(dgates[d], reverse ? 0 : B, recurrent_column),
-                   row_pointer(output, reverse ? B : 0, d * S), dw.data_ptr());
-        }
-        if (hx.defined()) {
-          product.k = B, product.ldb = S;
-          multiply(product, row_pointer(dgates[d], reverse ? (T - 1) * B : 0, recurrent_column),
-                   hx[d].const_data_ptr(), dw.data_ptr());
-        }
-      }
-      set(1, dw);
-    }
-    if (p.has_bias && (needed(2) || needed(3))) {
-      const Tensor sums = dgates[d].sum(0);
+    set(0, dw_ih[d]);
+    set(1, dw_hh[d]);
+    if (dbias[d].defined()) {
       if (s.cell == Cell::kGru) {
-        if (needed(2)) set(2, at::cat({sums.narrow(0, H, 2 * H), sums.narrow(0, 0, H)}));
-        if (needed(3)) set(3, sums.narrow(0, H, 3 * H).clone());
+        set(2, at::cat({dbias[d].narrow(0, H, 2 * H), dbias[d].narrow(0, 0, H)}));
+        set(3, dbias[d].narrow(0, H, 3 * H).clone());
       } else {
-        if (needed(2)) set(2, sums);
-        if (needed(3)) set(3, needed(2) ? sums.clone() : sums);
+        set(2, dbias[d]);
+        set(3, dbias[d].clone());
       }
     }
-    if (s.proj_size && needed(per_direction - 1)) {
+    if (s.proj_size && needed(d, per_direction - 1)) {
       const Tensor saved = in.reserve[d].narrow(0, 0, N);
       const Tensor h = saved.narrow(1, 4 * H, H).tanh().mul_(saved.narrow(1, 3 * H, H));
       const Tensor dw = at::empty({S, H}, options);
@@ -411,15 +439,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       multiply(product, dproj[d].const_data_ptr(), h.const_data_ptr(), dw.data_ptr());
       set(per_direction - 1, dw);
     }
-  };
-  // With a thread for each direction, their products side by side: one parallel region instead of
-  // one for each. More threads share each product.
-  if (D == at::get_num_threads())
-    at::parallel_for(0, D, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t d = begin; d < end; ++d) weight_gradients(int(d));
-    });
-  else
-    for (int d = 0; d < D; ++d) weight_gradients(d);
+  }
   return out;
 }
 

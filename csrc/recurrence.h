@@ -78,9 +78,10 @@ struct BackwardDirection {
   int64_t dy_stride = 0;
   void* dgates = nullptr;  // [N, dgates_blocks * H] at dgates_stride
   int64_t dgates_stride = 0;
-  void* dproj = nullptr;  // [N, P]: gradient of the projected state (projection only)
-  void* dhx = nullptr;    // [B, S]: holds dhy on entry, the gradient of hx on return
-  void* dcx = nullptr;    // [B, H]: holds dcy on entry, the gradient of cx on return (LSTM only)
+  int64_t dgates_first_row = 0;  // the row that `dgates` points at
+  void* dproj = nullptr;         // [N, P]: gradient of the projected state (projection only)
+  void* dhx = nullptr;           // [B, S]: holds dhy on entry, the gradient of hx on return
+  void* dcx = nullptr;  // [B, H]: holds dcy on entry, the gradient of cx on return (LSTM only)
 };
 
 }  // namespace birnn

@@ -181,8 +181,9 @@ def evaluate(
 def train(arguments: argparse.Namespace, console: Console) -> int:
     """The command `train`; returns the exit status."""
     picture = check_output(arguments.model)
-    # The losses of two libraries can only be compared at fp32's own precision, not tf32's.
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    if arguments.device.type == "cuda":
+        # The losses of two libraries can only be compared at fp32's own precision, not tf32's.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
     paragraphs = read_archive(arguments.corpus or fetch_archive())[: arguments.paragraphs]
     train_set, held_out = split(paragraphs)
     if not train_set or not held_out:

@@ -599,3 +599,26 @@ def test_precision_follows_torchs_switch(monkeypatch, dtype, setting, expected):
 def test_precision_default_is_tf32():
     with FakeTensorMode():
         assert layers._fp32_precision(torch.empty(1, device="cuda")) == "tf32"
+
+
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+@pytest.mark.parametrize("shape", [(40, 70, 33, 256), (300, 9, 70, 300)], ids=str)
+def test_more_steps_than_are_computed_at_once(shape, cell, with_lengths):
+    """So many rows that forward projects, and backward hands to the products, several parts."""
+    seq_len, batch_size, input_size, hidden_size = shape
+    oracle, ours = make_pair(cell, input_size, hidden_size, dtype=torch.float64, bidirectional=True)
+    x = torch.randn(seq_len, batch_size, input_size, dtype=torch.float64)
+    states = make_states(ours, batch_size, torch.float64)
+    operands = copies([x, *states], torch.float64)
+    oracle_operands = copies([x, *states], torch.float64)
+    if with_lengths:
+        lengths = torch.randint(seq_len + 1, (batch_size,))
+        outputs = call(ours, operands[0], operands[1:], lengths=lengths)
+        expected = call_by_lengths(
+            oracle, oracle_operands[0], oracle_operands[1:], lengths.tolist()
+        )
+    else:
+        outputs = call(ours, operands[0], operands[1:])
+        expected = call(oracle, oracle_operands[0], oracle_operands[1:])
+    assert_like_oracle(oracle, ours, outputs, expected, operands, oracle_operands, 1e-12)

@@ -38,6 +38,7 @@ struct BackwardTask {
   const void* panels_hr;
   const void* zeros;
   int64_t b_begin, b_end;
+  int64_t step_begin, step_end;  // of the forward walk; taken last to first
   void* scratch;
 };
 

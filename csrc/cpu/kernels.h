@@ -553,7 +553,7 @@ void run_backward(const BackwardTask& task) {
   const PreviousState<Real> previous_c{dir.cx ? static_cast<const Real*>(dir.cx) : zeros,
                                        dir.cx ? H : 0, reserve + 4 * H, dir.reserve_stride};
 
-  for (int64_t step = T - 1; step >= 0; --step) {
+  for (int64_t step = task.step_end - 1; step >= task.step_begin; --step) {
     const int64_t t = dir.reverse ? T - 1 - step : step;
     const int64_t active = count_active(sequences, T, t, b_begin, b_end);
     if (active == 0) continue;
@@ -585,7 +585,7 @@ void run_backward(const BackwardTask& task) {
     for (int64_t j = 0; j < active; ++j) {
       const int64_t b = b_begin + j, row = first_row + j;
       const Real* saved = reserve + row * dir.reserve_stride;
-      Real* d = dgates + row * dir.dgates_stride;
+      Real* d = dgates + (row - dir.dgates_first_row) * dir.dgates_stride;
       const Real* h_old =
           kCell == Cell::kGru ? previous_h(sequences, shape, dir.reverse, t, b) : nullptr;
       const Real* c_old =

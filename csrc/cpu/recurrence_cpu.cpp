@@ -159,12 +159,15 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
   });
 }
 
-void backward(const Layer& layer, const BackwardDirection* directions, void* workspace) {
+void backward(const Layer& layer, const BackwardDirection* directions, int64_t step_begin,
+              int64_t step_end, void* workspace) {
   const RecurrenceShape& s = layer.shape;
   const Workspace layout(layer);
   const KernelTable& kernels = instruction_set().table(s.element);
-  std::memset(workspace, 0, layout.zeros);
+  const bool first = step_end == s.seq_len;
+  if (first) std::memset(workspace, 0, layout.zeros);
   const auto pack = [&](int d) {
+    if (!first) return;
     kernels.pack_columns(directions[d].weight_hh, s.state_size(), num_gates(s.cell) * s.hidden_size,
                          layout.panels_of(workspace, d));
     if (s.proj_size)
@@ -173,8 +176,8 @@ void backward(const Layer& layer, const BackwardDirection* directions, void* wor
   };
   for_each_task(layer, pack, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
     kernels.backward({&s, &layer.sequences, &directions[d], layout.panels_of(workspace, d),
-                      layout.panels_hr_of(workspace, d), workspace, b_begin, b_end,
-                      layout.scratch_of(workspace, layer, i)});
+                      layout.panels_hr_of(workspace, d), workspace, b_begin, b_end, step_begin,
+                      step_end, layout.scratch_of(workspace, layer, i)});
   });
 }
 

@@ -27,6 +27,9 @@ int64_t workspace_bytes(const Layer& layer);
 void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
              int64_t x_stride, const void* const* weight_ih, void* workspace);
 
-void backward(const Layer& layer, const BackwardDirection* directions, void* workspace);
+// Steps [step_begin, step_end) of every direction's forward walk, last to first. Calls walk from T
+// down to 0 in turn; the carried gradients are in dhx and dcx, the packed weights in the workspace.
+void backward(const Layer& layer, const BackwardDirection* directions, int64_t step_begin,
+              int64_t step_end, void* workspace);
 
 }  // namespace birnn::cpu
