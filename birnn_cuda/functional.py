@@ -249,8 +249,9 @@ class _LayerBackward(Function):
 
 # Function.apply binds the arguments to forward's signature, which inspect would otherwise derive
 # anew in every call: 0.1 ms, as long as a small layer takes.
-for _function in (_Layer, _LayerBackward):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+_functions: tuple[Any, ...] = (_Layer, _LayerBackward)
+for _function in _functions:
+    _function.forward.__signature__ = inspect.signature(_function.forward)
 
 
 def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:
