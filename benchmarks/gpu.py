@@ -56,7 +56,9 @@ class Case:
 
 def make_layer(package: Any, case: Case) -> nn.Module:
     kind = {"lstm": package.LSTM, "gru": package.GRU, "rnn": package.RNN}[case.cell]
-    layer: nn.Module = kind(case.hidden_size, case.hidden_size, bidirectional=case.bidirectional)
+    layer: nn.Module = kind(
+        case.hidden_size, case.hidden_size, bidirectional=case.bidirectional, device="cuda"
+    )
     return layer.train(case.which != "forward")
 
 
@@ -106,7 +108,10 @@ def event_seconds(step: Step, repeats: int) -> float:
 
 def relative_errors(results: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
     return [
-        float((result.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+        float(
+            (result.detach().double() - exact.detach()).norm()
+            / exact.detach().norm().clamp_min(1e-300)
+        )
         for result, exact in zip(results, reference, strict=True)
     ]
 
@@ -125,8 +130,8 @@ def prepare(case: Case) -> tuple[dict[str, Step], dict[str, Any]]:
 
     input = draw(case.hidden_size).requires_grad_(case.which != "forward")
     d_output = draw(directions * case.hidden_size)
-    torchs = make_layer(nn, case).to("cuda", dtype)
-    ours = make_layer(birnn_cuda, case).to("cuda", dtype)
+    torchs = make_layer(nn, case).to(dtype)
+    ours = make_layer(birnn_cuda, case).to(dtype)
     ours.load_state_dict(torchs.state_dict())
     exact_layer = copy.deepcopy(torchs).double()
     exact_input = input.detach().double().requires_grad_(input.requires_grad)

@@ -292,7 +292,7 @@ def part_conformance(out: Path) -> int:
 
 def part_tests(out: Path) -> int:
     junit = out / "junit.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rA", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-ra", "--tb=short"]
     command += ["-p", "no:cacheprovider", "--durations=10", f"--junitxml={junit}", "tests"]
     status = run(command)
     if not junit.exists():

@@ -13,6 +13,7 @@ from pathlib import Path
 import gpu_check
 import pytest
 import torch
+from emulator import build
 from gpu_check import NOT_RUN, Part
 
 SCRIPT = Path(gpu_check.__file__)
@@ -144,3 +145,15 @@ def test_micro_compiles(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert os.path.getsize(tmp_path / "out") > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+@pytest.mark.parametrize("variant", ["plain", "address", "thread"])
+def test_micro_is_right_under_the_emulator(variant: str) -> None:
+    """What it times is a correct exchange, or its figures mean nothing."""
+    program = build.program(gpu_check.ROOT / "tests" / "kernels" / "micro.cu", variant)
+    cases = ["cluster_of_2", "l2"] if variant == "thread" else []
+    for seed, order in enumerate(["shuffle", "skew"] if variant == "plain" else ["shuffle"]):
+        result = build.run(program, *cases, order=order, seed=seed + 1)
+        assert result.returncode == 0, result.stdout[-6000:]
+        assert "ok\n" in result.stdout
