@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -268,6 +269,14 @@ Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output,
   return states;
 }
 
+// A gradient that products add to; the first one overwrites what the memory held.
+struct GradientSum {
+  Tensor sum;  // undefined: not asked for
+  bool started = false;
+
+  float next_beta() { return std::exchange(started, true) ? 1.0f : 0.0f; }
+};
+
 // Steps whose dgates exist at a time: enough rows for the products to run at full speed, so few
 // that they read them from the cache, and that no array of T * B rows has to be paged in.
 int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
@@ -327,12 +336,18 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const std::vector<InputGateBlocks> blocks = input_gate_blocks(s.cell);
   const int64_t recurrent_column = s.cell == Cell::kGru ? H : 0;
   const Tensor x = take_rows(p.input, rows);
-  const Tensor dx = in.needs_grad[0] ? at::zeros({N, I}, options) : Tensor();
-  std::vector<Tensor> dw_ih(D), dw_hh(D), dbias(D);
+  // The directions meet in dx: where there are several chunks, each adds to rows that the other
+  // may have written or not.
+  GradientSum dx;
+  dx.started = chunk < T;
+  if (in.needs_grad[0])
+    dx.sum = dx.started ? at::zeros({N, I}, options) : at::empty({N, I}, options);
+  std::vector<GradientSum> dw_ih(D), dw_hh(D), dbias(D);
   for (int d = 0; d < D; ++d) {
-    if (needed(d, 0)) dw_ih[d] = at::zeros({G * H, I}, options);
-    if (needed(d, 1)) dw_hh[d] = at::zeros({G * H, S}, options);
-    if (p.has_bias && (needed(d, 2) || needed(d, 3))) dbias[d] = at::zeros({dgates_width}, options);
+    if (needed(d, 0)) dw_ih[d].sum = at::empty({G * H, I}, options);
+    if (needed(d, 1)) dw_hh[d].sum = at::empty({G * H, S}, options);
+    if (p.has_bias && (needed(d, 2) || needed(d, 3)))
+      dbias[d].sum = at::empty({dgates_width}, options);
   }
   const auto offset = [&](int64_t t) {
     return rows.row_offsets.defined() ? rows.row_offsets.const_data_ptr<int64_t>()[t] : t * B;
@@ -344,21 +359,22 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     if (count == 0) return;
     GemmShape product;
     product.transpose_a = true;
-    product.lda = dgates_width, product.beta = 1.0f;
-    if (dw_ih[d].defined()) {
+    product.lda = dgates_width;
+    if (dw_ih[d].sum.defined()) {
+      product.beta = dw_ih[d].next_beta();
       for (const InputGateBlocks& block : blocks) {  // dW_ih += dgates^T x
         product.m = block.count * H, product.n = I, product.k = count;
         product.ldb = x.stride(0), product.ldc = I;
         multiply(product, row_pointer(dgates[d], 0, block.column * H), row_pointer(x, first),
-                 mutable_row_pointer(dw_ih[d], block.row * H));
+                 mutable_row_pointer(dw_ih[d].sum, block.row * H));
       }
     }
-    if (dw_hh[d].defined()) {  // dW_hh += dgates^T (the states that the rows continue)
+    if (dw_hh[d].sum.defined()) {  // dW_hh += dgates^T (the states that the rows continue)
       product.m = G * H, product.n = S, product.ldc = S;
       const auto add = [&](int64_t row, int64_t row_count, const void* states, int64_t stride) {
-        product.k = row_count, product.ldb = stride;
+        product.k = row_count, product.ldb = stride, product.beta = dw_hh[d].next_beta();
         multiply(product, row_pointer(dgates[d], row - first, recurrent_column), states,
-                 dw_hh[d].data_ptr());
+                 dw_hh[d].sum.data_ptr());
       };
       if (rows.lengths.defined()) {
         const Tensor states = previous_states(p, rows, output, hx, d, t_begin, t_end);
@@ -376,7 +392,13 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
           add(first_step * B, B, hx[d].const_data_ptr(), S);
       }
     }
-    if (dbias[d].defined()) dbias[d].add_(dgates[d].narrow(0, 0, count).sum(0));
+    if (Tensor& sum = dbias[d].sum; sum.defined()) {
+      const Tensor counted = dgates[d].narrow(0, 0, count);
+      if (dbias[d].next_beta() == 0.0f)
+        at::sum_out(sum, counted, {0});
+      else
+        sum.add_(counted.sum(0));
+    }
   };
 
   const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
@@ -386,15 +408,16 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     const auto t_end = [&](int64_t d) { return d == 1 ? T - step_begin : step_end; };
     for (int d = 0; d < D; ++d) directions[d].dgates_first_row = offset(t_begin(d));
     cpu::backward(layer, directions.data(), step_begin, step_end, workspace.data_ptr());
-    if (dx.defined())
+    if (dx.sum.defined())
       for (int d = 0; d < D; ++d)
         for (const InputGateBlocks& block : blocks) {
           const int64_t first = offset(t_begin(d));
           GemmShape product;  // dx += dgates W_ih
           product.m = offset(t_end(d)) - first, product.n = I, product.k = block.count * H;
-          product.lda = dgates_width, product.ldb = I, product.ldc = I, product.beta = 1.0f;
+          product.lda = dgates_width, product.ldb = I, product.ldc = I;
+          product.beta = dx.next_beta();
           multiply(product, row_pointer(dgates[d], 0, block.column * H),
-                   row_pointer(p.weight_ih(d), block.row * H), mutable_row_pointer(dx, first));
+                   row_pointer(p.weight_ih(d), block.row * H), mutable_row_pointer(dx.sum, first));
         }
     // With a thread for each direction, their products side by side: one parallel region instead of
     // one for each. More threads share each product.
@@ -409,23 +432,25 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   BackwardResult out;
   // A tensor of its own each time: outputs of an operator must not share memory.
   const auto none = [&] { return at::empty({0}, p.input.options()); };
-  out.d_input = dx.defined() ? give_rows(dx, rows, p.input.sizes(), type) : none();
+  out.d_input = dx.sum.defined() ? give_rows(dx.sum, rows, p.input.sizes(), type) : none();
   out.d_hx = in.needs_grad[1] && p.hx ? give_state(dhx, rows, type) : none();
   out.d_cx = in.needs_grad[2] && p.cx ? give_state(dcx, rows, type) : none();
   for (size_t i = 0; i < p.weights.size(); ++i) out.d_weights.push_back(none());
   for (int d = 0; d < D; ++d) {
+    for (GradientSum* g : {&dw_ih[d], &dw_hh[d], &dbias[d]})
+      if (g->sum.defined() && !g->started) g->sum.zero_();
     const auto set = [&](int i, const Tensor& t) {
       if (needed(d, i)) out.d_weights[d * per_direction + i] = t.to(type);
     };
-    set(0, dw_ih[d]);
-    set(1, dw_hh[d]);
-    if (dbias[d].defined()) {
+    set(0, dw_ih[d].sum);
+    set(1, dw_hh[d].sum);
+    if (const Tensor& sum = dbias[d].sum; sum.defined()) {
       if (s.cell == Cell::kGru) {
-        set(2, at::cat({dbias[d].narrow(0, H, 2 * H), dbias[d].narrow(0, 0, H)}));
-        set(3, dbias[d].narrow(0, H, 3 * H).clone());
+        set(2, at::cat({sum.narrow(0, H, 2 * H), sum.narrow(0, 0, H)}));
+        set(3, sum.narrow(0, H, 3 * H).clone());
       } else {
-        set(2, dbias[d]);
-        set(3, dbias[d].clone());
+        set(2, sum);
+        set(3, sum.clone());
       }
     }
     if (s.proj_size && needed(d, per_direction - 1)) {

@@ -218,19 +218,24 @@ inline void for_each_panel(const Real* const* rows, int64_t num_rows, const Real
                            int64_t count, int64_t depth, bool backwards, const Sums<Real>& sums,
                            const Consume& consume) {
   constexpr int kWidth = kColumns * Math<Real>::kLanes;
-  constexpr int kFit = kNumAccumulators / kColumns;
-  constexpr int kGroup = kFit < kMaxPanelGroup ? kFit : kMaxPanelGroup;
   const int64_t stride = depth * kWidth;
   int64_t done = 0;
   if (num_rows == 1) {
     const int64_t sums_stride = sums.panel_stride ? sums.panel_stride : kWidth;
-    for (; done + kGroup <= count; done += kGroup) {
-      const int64_t p = backwards ? count - done - kGroup : done;
-      Real* to = sums.base + p * sums.panel_stride;
-      multiply_tile<Real, kColumns, 1, kGroup>(rows, panels + p * stride, stride, 0, depth, to,
-                                               sums_stride, sums.accumulate);
-      for (int q = 0; q < kGroup; ++q) consume(p + q, to + q * sums_stride);
-    }
+    const auto take_groups_of = [&](auto group) {
+      constexpr int kGroup = decltype(group)::value;
+      if constexpr (kGroup * kColumns <= kNumAccumulators) {
+        for (; done + kGroup <= count; done += kGroup) {
+          const int64_t p = backwards ? count - done - kGroup : done;
+          Real* to = sums.base + p * sums.panel_stride;
+          multiply_tile<Real, kColumns, 1, kGroup>(rows, panels + p * stride, stride, 0, depth, to,
+                                                   sums_stride, sums.accumulate);
+          for (int q = 0; q < kGroup; ++q) consume(p + q, to + q * sums_stride);
+        }
+      }
+    };
+    take_groups_of(std::integral_constant<int, kMaxPanelGroup>{});
+    take_groups_of(std::integral_constant<int, kMaxPanelGroup / 2>{});
   }
   for (; done < count; ++done) {
     const int64_t p = backwards ? count - 1 - done : done;
