@@ -1,0 +1,476 @@
+// The backward recurrence of one direction in one kernel, by one block or one cluster of blocks for
+// each tile of the batch. W_hh stays in registers for all steps. Equations: cells.h.
+//
+// With R blocks, block `rank` owns the units [rank * U, rank * U + U): their dgates, dc and dh. Of
+// the product dh = dgates W_hh it multiplies its own columns of dgates, for all H units, and hands
+// every block the part that belongs to that block's units (a reduce-scatter, 4 bytes for a unit of
+// a sequence, where gathering dgates would take 6 or 8). The owner keeps a slot for each source and
+// sums the slots in the order of the ranks: no atomics, the same bits in every run.
+//
+//   operands   A = W_hh^T [R*U, G*U] fragments in registers, B = dgates [G*U, NB] in shared memory
+//   rows of A  the 16 rows of a tile are 8 pairs of units: row g is unit 2 g, row g + 8 unit 2 g
+//   + 1.
+//              So a lane's four sums are a pair of units of two neighbouring sequences: one push of
+//              16 bytes, without shuffles
+//   columns    gate * U + unit, for a vanilla RNN the unit, padded with zeros
+//
+// Step s undoes forward step k = S - 1 - s, S being the longest length in the tile:
+//   1. s > 0: wait for the slots inbox[s & 1]; thread 0 arms their mbarrier again for step s + 2
+//   2. dh = dy + the sum of the slots (at a sequence's last step: dy + dhy); the cell; dgates are
+//      staged in staged[s & 1], zeros where the sequence has no step k
+//   3. one barrier of the block: it shows the staged dgates to all warps, and it stands between
+//      every read of inbox[s & 1] and this block's pushes of step s, for which every peer waits
+//      before it pushes into inbox[s & 1] again
+//   4. operands of step k - 1 are asked for; products; pushes into inbox[(s + 1) & 1]; dgates are
+//      written out
+// After the last step one more wait: the slots hold the gradient of hx. `staged` has two buffers
+// because a fast warp may stage step s + 1 while a slow one still multiplies step s; a third is not
+// needed, since step s + 2 is staged after the barrier of step s + 1. No block leaves before all
+// pushes into it have landed, and none pushes after its last step.
+//
+// A cluster of one block exchanges through its own shared memory, where st.async is undefined, and
+// the mbarriers' part is taken by a second barrier of the block at the end of a step.
+#pragma once
+
+#include "../cells.h"
+#include "../recurrence.h"
+#include "cluster_backward_sizes.h"
+#include "device.h"
+#include "fragments.cuh"
+
+namespace birnn::cuda::reduce_scatter {
+
+using namespace birnn::device;
+
+// As variables, which device code may read: the functions are the host's.
+template <Cell kCell>
+constexpr int kNumGates = num_gates(kCell);
+template <Cell kCell>
+constexpr int kDgatesBlocks = dgates_blocks(kCell);
+
+// By value to the kernel. Strides count elements.
+struct Arguments {
+  BackwardDirection dir;
+  const int64_t* lengths = nullptr;    // [B] or null
+  void* first_dgates = nullptr;        // [B, dgates_blocks * H] or null
+  const Bits128* fragments = nullptr;  // pack_kernel's
+  int seq_len = 0, batch_size = 0, hidden_size = 0;
+  int units = 0;       // U of a block, even
+  int tile_batch = 0;  // NB, a multiple of 8
+  int num_tiles = 0;   // m16 tiles of R * U rows
+  int num_chunks = 0;  // of the columns of A
+  int pitch = 0;       // elements of a row of staged dgates
+  int output_stride = 0, reserve_stride = 0, dy_stride = 0, dgates_stride = 0;  // as in dir
+  bool paired = false;  // all arrays keep a pair of units in one aligned word
+};
+
+// ---------------------------------------------------------------------------------------------
+// Pairs of neighbouring units in global memory.
+
+template <class T>
+struct Pair {
+  T first{}, second{};
+};
+template <class T>
+struct PairBits {  // of a 16-bit type
+  using Type = uint32_t;
+};
+template <>
+struct PairBits<float> {
+  using Type = Bits64;
+};
+
+BIRNN_DEVICE void unpack(uint32_t bits, Pair<Half>& pair) {
+  unpack2(bits, pair.first, pair.second);
+}
+BIRNN_DEVICE void unpack(uint32_t bits, Pair<BFloat16>& pair) {
+  unpack2(bits, pair.first, pair.second);
+}
+BIRNN_DEVICE void unpack(const Bits64& bits, Pair<float>& pair) {
+  pair.first = bits_float(bits.x), pair.second = bits_float(bits.y);
+}
+BIRNN_DEVICE uint32_t pack(const Pair<Half>& pair) { return pack2(pair.first, pair.second); }
+BIRNN_DEVICE uint32_t pack(const Pair<BFloat16>& pair) { return pack2(pair.first, pair.second); }
+BIRNN_DEVICE Bits64 pack(const Pair<float>& pair) {
+  return Bits64{float_bits(pair.first), float_bits(pair.second)};
+}
+
+// Units past the hidden size are neither read nor written: `both` tells whether the second exists.
+template <class T>
+BIRNN_DEVICE Pair<T> load_pair(const void* array, int64_t offset, bool paired, bool both) {
+  const T* const source = static_cast<const T*>(array) + offset;
+  Pair<T> pair;
+  if (paired) {
+    unpack(*reinterpret_cast<const typename PairBits<T>::Type*>(source), pair);
+  } else {
+    pair.first = source[0];
+    if (both) pair.second = source[1];
+  }
+  return pair;
+}
+template <class T>
+BIRNN_DEVICE void store_pair(void* array, int64_t offset, const Pair<T>& pair, bool paired,
+                             bool both) {
+  T* const target = static_cast<T*>(array) + offset;
+  if (paired) {
+    *reinterpret_cast<typename PairBits<T>::Type*>(target) = pack(pair);
+  } else {
+    target[0] = pair.first;
+    if (both) target[1] = pair.second;
+  }
+}
+
+// What a step of a pair reads from global memory, asked for a step ahead.
+template <Cell kCell, class T>
+struct Operands {
+  static constexpr int kActivations = kCell == Cell::kLstm || kCell == Cell::kGru ? 4 : 1;
+  Pair<T> activations[kActivations];  // LSTM i f g o; GRU r z n q; RNN y
+  Pair<T> before;                     // LSTM: c, GRU: h, of the step before
+  Pair<T> dy;
+};
+
+// The cell of one unit. dgates: blocks of dgates in their order in memory.
+template <Cell kCell, class Math>
+struct UnitBackward;
+template <class Math>
+struct UnitBackward<Cell::kTanh, Math> {
+  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
+                               float (&dgates)[1]) {
+    dgates[0] = TanhCell<Math>::backward(dh, act[0]);
+  }
+};
+template <class Math>
+struct UnitBackward<Cell::kRelu, Math> {
+  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
+                               float (&dgates)[1]) {
+    dgates[0] = ReluCell<Math>::backward(dh, act[0]);
+  }
+};
+template <class Math>
+struct UnitBackward<Cell::kGru, Math> {
+  // carried: the gradient along z * h
+  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float h_before, float,
+                               float& carried, float (&dgates)[4]) {
+    const auto d = GruCell<Math>::backward(dh, {act[0], act[1], act[2]}, act[3], h_before);
+    dgates[0] = d.n;
+    dgates[1] = d.r;
+    dgates[2] = d.z;
+    dgates[3] = d.n_recurrent;
+    carried = d.h_direct;
+  }
+};
+template <class Math>
+struct UnitBackward<Cell::kLstm, Math> {
+  // carried: dc
+  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float c_before, float c_after,
+                               float& carried, float (&dgates)[4]) {
+    const auto d =
+        LstmCell<Math>::backward(dh, carried, {act[0], act[1], act[2], act[3]}, c_after, c_before);
+    dgates[0] = d.i;
+    dgates[1] = d.f;
+    dgates[2] = d.g;
+    dgates[3] = d.o;
+    carried = d.c;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
+
+// weight_hh [G*H, H] as operand A: [rank][row tile][chunk] fragments.
+template <Cell kCell, class Precision>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments args,
+                                                                       Bits128* packed,
+                                                                       int cluster) {
+  using T = typename Precision::Element;
+  const T* const weight_hh = static_cast<const T*>(args.dir.weight_hh);
+  const int H = args.hidden_size, U = args.units;
+  const int per_rank = args.num_tiles * args.num_chunks;
+  pack_fragments<Precision>(
+      packed, int64_t{cluster} * per_rank, [&](int64_t fragment, int row, int chunk_column) {
+        const int rank = static_cast<int>(fragment / per_rank);
+        const int tile = static_cast<int>(fragment % per_rank) / args.num_chunks;
+        const int chunk = static_cast<int>(fragment % per_rank) % args.num_chunks;
+        const int column = chunk * Precision::kChunkColumns + chunk_column;
+        const int gate = column / U, unit = rank * U + column % U;
+        const int state = tile * kMatrixRows + row % 8 * 2 + row / 8;
+        const bool exists = gate < kNumGates<kCell> && unit < H && state < H;
+        return exists ? weight_hh[(int64_t{gate} * H + unit) * H + state] : from_float<T>(0.0f);
+      });
+}
+
+// kRowTiles, kChunks: the weights that a warp holds, upper bounds. kPairs: the pairs of units, of
+// one sequence each, of a thread.
+template <Cell kCell, class Precision, int kRowTiles, int kChunks, int kPairs>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Arguments args) {
+  using T = typename Precision::Element;
+  using Math = typename Precision::Math;
+  constexpr int kBlocks = kDgatesBlocks<kCell>, kGates = kNumGates<kCell>;
+  constexpr int kActivations = Operands<kCell, T>::kActivations;
+  const BackwardDirection& dir = args.dir;
+  const int H = args.hidden_size, U = args.units, NB = args.tile_batch, B = args.batch_size;
+  const int cluster = static_cast<int>(cluster_size()), rank = static_cast<int>(cluster_rank());
+  const int thread = static_cast<int>(thread_idx()), lane = lane_id(), warp = warp_id();
+  const int first_sequence = static_cast<int>(block_idx().x) / cluster * NB;
+  const int half_units = U / 2;
+  const int slot_floats = U * NB;  // of one source
+  const int inbox_floats = cluster * slot_floats;
+
+  Smem shared;
+  // Two inboxes, [R][NB / 2][U / 2] pieces of [2 sequences][2 units].
+  float* const inbox = shared.alloc<float>(2 * inbox_floats);
+  T* const staged = shared.alloc<T>(2 * NB * args.pitch);  // [2][NB][pitch]
+  int* const tile_lengths = shared.alloc<int>(NB);
+  MBarrier* const full = shared.alloc<MBarrier>(2);
+  uint32_t* const mask = shared.alloc<uint32_t>(1);
+
+  WeightFragment weights[kRowTiles][kChunks];
+  const int own_tiles = (args.num_tiles - warp + kWarps - 1) / kWarps;
+  BIRNN_UNROLL
+  for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
+  for (int chunk = 0; chunk < kChunks; ++chunk)
+    if (m < own_tiles && chunk < args.num_chunks)
+      weights[m][chunk].load(
+          args.fragments,
+          int64_t{rank * args.num_tiles + m * kWarps + warp} * args.num_chunks + chunk, lane);
+
+  for (int n = thread; n < NB; n += kThreads) {
+    const int b = first_sequence + n;
+    int64_t length = b < B ? args.seq_len : 0;
+    if (b < B && args.lengths) {
+      const int64_t given = args.lengths[b];
+      length = given < 0 ? 0 : given < length ? given : length;
+    }
+    tile_lengths[n] = static_cast<int>(length);
+  }
+  // Columns of units, gates and sequences that do not exist stay zero.
+  for (int i = thread; i < 2 * NB * args.pitch; i += kThreads) staged[i] = from_float<T>(0.0f);
+  if (thread == 0) *mask = kTf32Mask;
+  sync_threads();  // the lengths, the zeros and the mask
+  int steps = 0;
+  for (int n = 0; n < NB; ++n) steps = tile_lengths[n] > steps ? tile_lengths[n] : steps;
+  const uint32_t step_bytes = static_cast<uint32_t>(inbox_floats) * 4;
+  if (cluster > 1) {
+    if (thread == 0) {
+      mbarrier_init(&full[0], 1);
+      mbarrier_init(&full[1], 1);
+      mbarrier_init_fence();
+      if (steps > 0) mbarrier_arrive_expect_tx(&full[1], step_bytes);
+      if (steps > 1) mbarrier_arrive_expect_tx(&full[0], step_bytes);
+    }
+    cluster_sync();  // every block has begun, and its mbarriers are there
+  }
+
+  // The pairs of this thread; neighbouring threads own neighbouring units.
+  constexpr int kSequenceShift = 16;
+  int length[kPairs];        // -1: no such pair
+  int place[kPairs];         // the sequence in the tile, and the pair in the block, in one register
+  float carried[kPairs][2];  // LSTM: dc; GRU: the gradient along z * h
+  Pair<T> c_after[kPairs];
+  Operands<kCell, T> operands[kPairs];
+  BIRNN_UNROLL
+  for (int e = 0; e < kPairs; ++e) {
+    const int i = e * kThreads + thread, n = i / half_units, pair = i % half_units;
+    const bool exists = n < NB && first_sequence + n < B && rank * U + pair * 2 < H;
+    length[e] = exists ? tile_lengths[n] : -1;
+    place[e] = n << kSequenceShift | pair;
+    carried[e][0] = carried[e][1] = 0.0f;
+  }
+  const auto tile_row = [&](int e) { return place[e] >> kSequenceShift; };
+  const auto pair_of = [&](int e) { return place[e] & ((1 << kSequenceShift) - 1); };
+  const auto sequence_of = [&](int e) { return first_sequence + tile_row(e); };
+  const auto unit_of = [&](int e) { return rank * U + pair_of(e) * 2; };
+  const auto has_both = [&](int e) { return unit_of(e) + 1 < H; };
+  const auto state_offset = [&](int e) { return int64_t{sequence_of(e)} * H + unit_of(e); };
+  // Where its part of dh lies in a slot, and where its dgates are staged.
+  const auto in_slot = [&](int e) {
+    const int n = tile_row(e);
+    return (n / 2 * half_units + pair_of(e)) * 4 + n % 2 * 2;
+  };
+  const auto in_stage = [&](int e) { return tile_row(e) * args.pitch + pair_of(e) * 2; };
+  if constexpr (kCell == Cell::kLstm) {
+    const float* const dcx = static_cast<const float*>(dir.dcx);
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      if (length[e] < 0) continue;
+      carried[e][0] = dcx[state_offset(e)];
+      if (has_both(e)) carried[e][1] = dcx[state_offset(e) + 1];
+    }
+  }
+
+  // The row of step k of a sequence; past its end the row that is padded.
+  const auto row_of = [&](int e, int k) {
+    const int t = dir.reverse && k < length[e] ? length[e] - 1 - k : k;
+    return t * B + sequence_of(e);
+  };
+  const auto fetch_pair = [&](const void* array, int64_t offset, int e) {
+    return load_pair<T>(array, offset + unit_of(e), args.paired, has_both(e));
+  };
+  // The state before step k; for k up to the sequence's length, where it is its last.
+  const auto fetch_before = [&](int e, int k) -> Pair<T> {
+    if constexpr (kGates == 1) return {};
+    const void* const at_start = kCell == Cell::kLstm ? dir.cx : dir.hx;
+    if (k == 0) return at_start ? fetch_pair(at_start, int64_t{sequence_of(e)} * H, e) : Pair<T>{};
+    const int row = row_of(e, k - 1);
+    if (kCell == Cell::kGru) return fetch_pair(dir.output, int64_t{row} * args.output_stride, e);
+    return fetch_pair(dir.reserve, int64_t{row} * args.reserve_stride + 4 * H, e);
+  };
+  const auto fetch = [&](int k) {
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      Operands<kCell, T>& to = operands[e];
+      if (k < 0 || k > length[e]) continue;
+      to.before = fetch_before(e, k);
+      if (k == length[e]) continue;
+      const int64_t row = row_of(e, k);
+      if constexpr (kActivations == 1) {
+        to.activations[0] = fetch_pair(dir.output, row * args.output_stride, e);
+      } else {
+        BIRNN_UNROLL
+        for (int j = 0; j < kActivations; ++j)
+          to.activations[j] = fetch_pair(dir.reserve, row * args.reserve_stride + j * H, e);
+      }
+      if (dir.dy) to.dy = fetch_pair(dir.dy, row * args.dy_stride, e);
+    }
+  };
+  fetch(steps);  // c of the last step of the longest sequences
+  BIRNN_UNROLL
+  for (int e = 0; e < kPairs; ++e) c_after[e] = operands[e].before;
+  fetch(steps - 1);
+
+  // dh of the sequences that have a later step: the parts from all blocks, in the order of ranks.
+  const auto sum_of_slots = [&](int e, int s, float (&dh)[2]) {
+    const float* slot = inbox + (s & 1) * inbox_floats + in_slot(e);
+    dh[0] = kCell == Cell::kGru ? carried[e][0] : 0.0f;
+    dh[1] = kCell == Cell::kGru ? carried[e][1] : 0.0f;
+    for (int source = 0; source < cluster; ++source, slot += slot_floats) {
+      dh[0] += slot[0];
+      dh[1] += slot[1];
+    }
+  };
+  const auto wait_for_slots = [&](int s) {
+    if (cluster > 1) mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);
+  };
+  // Where a block of dgates is staged: a GRU's n of the input, block 0, behind what is multiplied.
+  const auto column_of = [&](int block) {
+    if (kBlocks == kGates) return block * U;
+    return block == 0 ? args.num_chunks * Precision::kChunkColumns : (block - 1) * U;
+  };
+  // Where this lane's sums of row tile m go, a pair of units: the rank of the block that owns it,
+  // and its piece in a slot. In one register each, for as many stand beside the weights.
+  constexpr int kRankShift = 16;
+  int destination[kRowTiles];  // -1: rows past the last block's
+  BIRNN_UNROLL
+  for (int m = 0; m < kRowTiles; ++m) {
+    const int pair = (m * kWarps + warp) * 8 + lane / 4, owner = pair / half_units;
+    const int piece = lane % 4 * half_units + pair % half_units;
+    destination[m] = owner < cluster ? owner << kRankShift | piece : -1;
+  }
+
+  for (int s = 0; s < steps; ++s) {
+    const int k = steps - 1 - s;
+    if (s > 0) {
+      wait_for_slots(s);
+      if (cluster > 1 && thread == 0 && s + 2 <= steps)
+        mbarrier_arrive_expect_tx(&full[s & 1], step_bytes);
+    }
+    T* const stage = staged + (s & 1) * NB * args.pitch;
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      if (length[e] < 0) continue;
+      Pair<T> dgates[kBlocks];
+      if (k < length[e]) {
+        const Operands<kCell, T>& from = operands[e];
+        float dh[2] = {};  // zero for a unit past H, and so are its dgates
+        if (k == length[e] - 1) {
+          const float* const dhy = static_cast<const float*>(dir.dhx) + state_offset(e);
+          dh[0] = dhy[0];
+          if (has_both(e)) dh[1] = dhy[1];
+        } else {
+          sum_of_slots(e, s, dh);
+        }
+        BIRNN_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const auto of = [&](const Pair<T>& pair) {
+            return to_float(half == 0 ? pair.first : pair.second);
+          };
+          float activations[kActivations], d[kBlocks];
+          BIRNN_UNROLL
+          for (int j = 0; j < kActivations; ++j) activations[j] = of(from.activations[j]);
+          UnitBackward<kCell, Math>::run(dh[half] + of(from.dy), activations, of(from.before),
+                                         of(c_after[e]), carried[e][half], d);
+          BIRNN_UNROLL
+          for (int block = 0; block < kBlocks; ++block)
+            (half == 0 ? dgates[block].first : dgates[block].second) = from_float<T>(d[block]);
+        }
+      }
+      BIRNN_UNROLL
+      for (int block = 0; block < kBlocks; ++block)
+        store_pair(stage, in_stage(e) + column_of(block), dgates[block], true, true);
+      c_after[e] = operands[e].before;
+    }
+    sync_threads();  // staged dgates to all warps; reads of inbox[s & 1] before pushes of step s
+
+    fetch(k - 1);
+    const int next = (s + 1) & 1;
+    const int slot = next * inbox_floats + rank * slot_floats;
+    for (int column = 0; column < NB; column += 8) {
+      float sums[kRowTiles][4];
+      multiply_warp<Precision>(sums, weights, stage + column * args.pitch, args.pitch, own_tiles,
+                               args.num_chunks, mask);
+      BIRNN_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        if (m >= own_tiles || destination[m] < 0) continue;
+        const Bits128 four{float_bits(sums[m][0]), float_bits(sums[m][2]), float_bits(sums[m][1]),
+                           float_bits(sums[m][3])};
+        const int piece = destination[m] & ((1 << kRankShift) - 1);
+        float* const target = inbox + slot + (piece + column / 2 * half_units) * 4;
+        const uint32_t owner = static_cast<uint32_t>(destination[m]) >> kRankShift;
+        if (cluster > 1)
+          st_async(map_rank(target, owner), four, map_rank(&full[next], owner));
+        else
+          *reinterpret_cast<Bits128*>(target) = four;
+      }
+    }
+
+    // Off the way to the peers: what this thread has staged, to its row.
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      if (length[e] < 0) continue;
+      const int64_t row = int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e);
+      const int64_t first_row = int64_t{sequence_of(e)} * kBlocks * H + unit_of(e);
+      BIRNN_UNROLL
+      for (int block = 0; block < kBlocks; ++block) {
+        const Pair<T> pair = load_pair<T>(stage, in_stage(e) + column_of(block), true, true);
+        store_pair(dir.dgates, row + block * H, pair, args.paired, has_both(e));
+        if (k == 0 && args.first_dgates)
+          store_pair(args.first_dgates, first_row + block * H, pair, args.paired, has_both(e));
+      }
+    }
+    if (cluster == 1) sync_threads();  // the slots of step s + 1
+  }
+
+  if (steps > 0) wait_for_slots(steps);
+  BIRNN_UNROLL
+  for (int e = 0; e < kPairs; ++e) {
+    if (length[e] < 0) continue;
+    if (length[e] > 0) {  // else the gradients of hx and cx are those of hy and cy
+      float dh[2];
+      sum_of_slots(e, steps, dh);
+      store_pair(dir.dhx, state_offset(e), Pair<float>{dh[0], dh[1]}, false, has_both(e));
+      if constexpr (kCell == Cell::kLstm)
+        store_pair(dir.dcx, state_offset(e), Pair<float>{carried[e][0], carried[e][1]}, false,
+                   has_both(e));
+    }
+    // Steps that no sequence of the tile has.
+    for (int k = steps; k < args.seq_len; ++k) BIRNN_UNROLL
+    for (int block = 0; block < kBlocks; ++block) {
+      store_pair(dir.dgates, int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e) + block * H,
+                 Pair<T>{}, args.paired, has_both(e));
+      if (k == 0 && args.first_dgates)
+        store_pair(args.first_dgates, (int64_t{sequence_of(e)} * kBlocks + block) * H + unit_of(e),
+                   Pair<T>{}, args.paired, has_both(e));
+    }
+  }
+}
+
+}  // namespace birnn::cuda::reduce_scatter

@@ -1,0 +1,77 @@
+// Launches the cluster backward kernel in one precision; csrc/cuda/instances compiles one file
+// each.
+#pragma once
+
+#include <utility>
+
+#include "cluster_backward.cuh"
+
+namespace birnn::cuda::reduce_scatter {
+
+struct Call {
+  const RecurrenceShape& shape;
+  const Tiling& tiling;
+  Arguments args;
+  void* workspace;
+  void* stream;
+};
+
+int launch_fp16(const Call& call);
+int launch_bf16(const Call& call);
+int launch_tf32(const Call& call);
+int launch_ieee(const Call& call);
+
+template <class Body, int... kIndices>
+void for_each_instance(const Body& body, std::integer_sequence<int, kIndices...>) {
+  (body(std::integral_constant<int, kIndices>{}), ...);
+}
+
+template <Cell kCell, class Precision>
+int launch_cell(const Call& call, const Sizes& sizes) {
+  const int cluster = call.tiling.cluster_size;
+  LaunchConfig pack;
+  pack.threads = kThreads;
+  pack.grid.x = static_cast<uint32_t>(cluster) * sizes.num_tiles;
+  pack.stream = call.stream;
+  if (const Status status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
+                                   static_cast<Bits128*>(call.workspace), cluster);
+      status != kSuccess)
+    return static_cast<int>(status);
+
+  LaunchConfig config;
+  config.threads = kThreads;
+  config.grid.x = static_cast<uint32_t>(sizes.num_clusters * cluster);
+  config.cluster = static_cast<uint32_t>(cluster);
+  config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
+  config.stream = call.stream;
+  int result = 0;
+  const auto launch_if_chosen = [&](auto index) {
+    constexpr Instance kInstance = kInstances[decltype(index)::value];
+    if (sizes.instance != index) return;
+    result = static_cast<int>(launch(config,
+                                     cluster_backward_kernel<kCell, Precision, kInstance.row_tiles,
+                                                             kInstance.chunks, kInstance.pairs>,
+                                     call.args));
+  };
+  for_each_instance(launch_if_chosen, std::make_integer_sequence<int, kNumInstances>{});
+  return result;
+}
+
+// Sizes has found an instance.
+template <class Precision>
+int launch_precision(const Call& call) {
+  const Sizes sizes(call.shape, call.tiling);
+  switch (call.shape.cell) {
+    case Cell::kTanh:
+      return launch_cell<Cell::kTanh, Precision>(call, sizes);
+    case Cell::kRelu:
+      return launch_cell<Cell::kRelu, Precision>(call, sizes);
+    case Cell::kGru:
+      return launch_cell<Cell::kGru, Precision>(call, sizes);
+    case Cell::kLstm:
+      break;
+  }
+  return launch_cell<Cell::kLstm, Precision>(call, sizes);
+}
+
+}  // namespace birnn::cuda::reduce_scatter

@@ -1,0 +1,86 @@
+// How the cluster backward kernel divides a shape, and what it asks of the device: plain host code
+// that the kernel's launcher and the plan share.
+#pragma once
+
+#include <cstdint>
+
+#include "../recurrence.h"
+#include "device_types.h"
+#include "recurrence_cuda.h"
+
+namespace birnn::cuda::reduce_scatter {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kMaxCluster = 16;
+constexpr int kMaxBatchTiles = 16;  // of 8 sequences
+constexpr int kMatrixRows = 16;     // of a row tile
+
+// What is compiled: the row tiles and chunks of weights that a warp holds in registers, and the
+// pairs of units of a thread. The first one that is large enough is taken.
+struct Instance {
+  int row_tiles, chunks, pairs;
+};
+#if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
+constexpr Instance kInstances[] = {{2, 8, 2}};
+#elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
+constexpr Instance kInstances[] = {{1, 4, 1}, {2, 8, 2}};
+#else
+constexpr Instance kInstances[] = {{1, 4, 1}, {1, 4, 2}, {2, 8, 1},  {2, 8, 2},
+                                   {4, 4, 1}, {4, 4, 2}, {1, 16, 1}, {8, 2, 1}};
+#endif
+constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
+
+using Tiling = ClusterBackwardTiling;
+
+struct Sizes {
+  int units = 0;       // U of a block, even
+  int tile_batch = 0;  // NB
+  int num_tiles = 0;   // m16 tiles of the R * U rows of W_hh^T
+  int num_chunks = 0;  // of 64 bytes of the G * U columns
+  int pitch = 0;       // elements of a row of staged dgates
+  int instance = -1;   // -1: none is large enough
+  int64_t num_clusters = 0;
+  int64_t shared_bytes = 0;
+  int64_t workspace_bytes = 0;
+
+  Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
+    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
+    const int64_t columns = 64 / bytes, R = tiling.cluster_size;
+    const int64_t G = num_gates(shape.cell);
+    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+    constexpr int64_t kMaxHiddenSize = 1 << 14;  // far more than any instance holds
+    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
+    if (shape.hidden_size > kMaxHiddenSize || R < 1 || R > kMaxCluster) return;
+    if (tiling.batch_tiles < 1 || tiling.batch_tiles > kMaxBatchTiles) return;
+    if (!fits_32_bits(shape)) return;
+    const int64_t U = quotient(quotient(shape.hidden_size, R), 2) * 2;
+    units = static_cast<int>(U);
+    tile_batch = 8 * tiling.batch_tiles;
+    num_clusters = quotient(shape.batch_size, tile_batch);
+    num_tiles = static_cast<int>(quotient(R * U, kMatrixRows));
+    num_chunks = static_cast<int>(quotient(G * U, columns));
+    // A GRU's n of the input follows the columns that are multiplied. An odd number of 16 bytes a
+    // row: so eight rows lie in different banks.
+    const int64_t row_bytes = (num_chunks * columns + (shape.cell == Cell::kGru ? U : 0)) * bytes;
+    pitch = static_cast<int>((quotient(row_bytes, 16) | 1) * 16 / bytes);
+    const int64_t pairs = quotient(U / 2 * tile_batch, kThreads);
+    for (int i = kNumInstances - 1; i >= 0; --i)
+      if (kInstances[i].row_tiles * kWarps >= num_tiles && kInstances[i].chunks >= num_chunks &&
+          kInstances[i].pairs >= pairs)
+        instance = i;
+    const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
+    shared_bytes = aligned(2 * R * U * tile_batch * 4) + aligned(2 * tile_batch * pitch * bytes) +
+                   aligned(tile_batch * 4) + aligned(2 * sizeof(device::MBarrier)) + 16;
+    workspace_bytes = R * num_tiles * num_chunks * 1024;
+  }
+
+  // Rows and row strides are multiplied as 32 x 32 -> 64 bits.
+  static bool fits_32_bits(const RecurrenceShape& shape) {
+    constexpr int64_t kMax = INT32_MAX;
+    return shape.seq_len <= kMax && shape.batch_size <= kMax &&
+           shape.seq_len <= kMax / shape.batch_size;
+  }
+};
+
+}  // namespace birnn::cuda::reduce_scatter

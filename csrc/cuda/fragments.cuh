@@ -1,0 +1,184 @@
+// Weights as operand A of the warp's matrix product, kept in registers for a whole kernel, times
+// operand B in shared memory, in three precisions.
+//
+// A chunk is what one ldmatrix_x4 brings of B: 8 columns of 64 bytes along k, that is two k-steps
+// of an mma. The 16 x chunk weights that meet it are eight words of a lane, wherever an element
+// has 16 or 32 bits. A kernel holds [row tiles][chunks] of them; a packing kernel has written them
+// in this order, padded with zeros, so that ragged sizes cost no masked load.
+//
+// ieee: fp32 products as three products of tf32 ("3xTF32"): each operand is split into its upper
+// part, rounded to tf32, and the rest; of the four products the smallest is left out. Weights are
+// split on the fly, for 64 registers of halves would not fit beside 128 of weights.
+#pragma once
+
+#include "device.h"
+
+namespace birnn::cuda {
+
+using namespace birnn::device;
+
+// The transcendental functions of a cell (cells.h).
+struct FastMath {  // to the accuracy of 16-bit elements
+  using Value = float;
+  static BIRNN_DEVICE float one() { return 1.0f; }
+  static BIRNN_DEVICE float tanh(float x) { return tanh_fast(x); }
+  static BIRNN_DEVICE float sigmoid(float x) { return sigmoid_fast(x); }
+  static BIRNN_DEVICE float zero_where_not_positive(float value, float condition) {
+    return condition <= 0.0f ? 0.0f : value;
+  }
+};
+struct PreciseMath {
+  using Value = float;
+  static BIRNN_DEVICE float one() { return 1.0f; }
+  static BIRNN_DEVICE float tanh(float x) { return tanh_precise(x); }
+  // exp overflows to infinity and the quotient to its limit 0.
+  static BIRNN_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp_precise(-x)); }
+  static BIRNN_DEVICE float zero_where_not_positive(float value, float condition) {
+    return condition <= 0.0f ? 0.0f : value;
+  }
+};
+
+template <class T>
+struct SixteenBit {
+  using Element = T;
+  using Math = FastMath;
+  static constexpr int kChunkColumns = 32;
+  static constexpr bool kSplits = false;
+  // Word i of a k-step: row g + 8 (i & 1), columns column(i, c) and the next, g = lane / 4 and
+  // c = lane % 4.
+  static constexpr int kStepColumns = 16;
+  static constexpr int kWordElements = 2;
+  static BIRNN_DEVICE int column(int i, int c) { return 2 * c + i / 2 * 8; }
+  static BIRNN_DEVICE uint32_t word(const T (&elements)[2]) {
+    return pack2(elements[0], elements[1]);
+  }
+  static BIRNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1, uint32_t) {
+    mma_m16n8k16<T>(sum, a, b0, b1);
+  }
+};
+
+struct Float32 {
+  using Element = float;
+  using Math = PreciseMath;
+  static constexpr int kChunkColumns = 16;
+  static constexpr bool kSplits = false;
+  static constexpr int kStepColumns = 8;
+  static constexpr int kWordElements = 1;
+  static BIRNN_DEVICE int column(int i, int c) { return c + i / 2 * 4; }
+};
+
+struct Tf32 : Float32 {
+  static BIRNN_DEVICE uint32_t word(const float (&elements)[1]) { return to_tf32(elements[0]); }
+  static BIRNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1, uint32_t) {
+    mma_m16n8k8_tf32(sum, a, to_tf32(bits_float(b0)), to_tf32(bits_float(b1)));
+  }
+};
+
+// The bits of an fp32 number that tf32 keeps.
+constexpr uint32_t kTf32Mask = 0xffffe000u;
+
+struct Ieee : Float32 {
+  static BIRNN_DEVICE uint32_t word(const float (&elements)[1]) { return float_bits(elements[0]); }
+  static constexpr bool kSplits = true;
+  // mask: kTf32Mask.
+  static BIRNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1, uint32_t mask) {
+    uint32_t upper[4], rest[4];
+    BIRNN_UNROLL
+    for (int i = 0; i < 4; ++i) split(a[i], mask, upper[i], rest[i]);
+    uint32_t b_upper[2], b_rest[2];
+    split(b0, mask, b_upper[0], b_rest[0]);
+    split(b1, mask, b_upper[1], b_rest[1]);
+    mma_m16n8k8_tf32(sum, rest, b_upper[0], b_upper[1]);
+    mma_m16n8k8_tf32(sum, upper, b_rest[0], b_rest[1]);
+    mma_m16n8k8_tf32(sum, upper, b_upper[0], b_upper[1]);
+  }
+
+ private:
+  static BIRNN_DEVICE void split(uint32_t bits, uint32_t mask, uint32_t& upper, uint32_t& rest) {
+    const uint32_t half_unit = (0u - mask) >> 1;  // to nearest
+    upper = (bits + half_unit) & mask;
+    rest = float_bits(bits_float(bits) - bits_float(upper));
+  }
+};
+
+using Fp16 = SixteenBit<Half>;
+using Bf16 = SixteenBit<BFloat16>;
+
+// A lane's weights of one row tile and chunk: an operand of two k-steps.
+struct WeightFragment {
+  uint32_t words[2][4] = {};
+
+  // packed: [chunk][k-step][lane] of 16 bytes.
+  BIRNN_DEVICE void load(const Bits128* packed, int64_t index, int lane) {
+    BIRNN_UNROLL
+    for (int step = 0; step < 2; ++step) {
+      const Bits128 four = packed[(index * 2 + step) * 32 + lane];
+      words[step][0] = four.x;
+      words[step][1] = four.y;
+      words[step][2] = four.z;
+      words[step][3] = four.w;
+    }
+  }
+};
+
+// Packs num_fragments row tiles x chunks. element(fragment, row, column) gives the weight at a row
+// of 16 and a column of the chunk; a thread writes the words of one lane.
+template <class Precision, class ElementAt>
+BIRNN_DEVICE void pack_fragments(Bits128* packed, int64_t num_fragments, const ElementAt& element) {
+  const int64_t stride = int64_t{grid_dim().x} * block_dim();
+  int64_t at = int64_t{block_idx().x} * block_dim() + thread_idx();
+  for (; at < num_fragments * 64; at += stride) {
+    const int lane = static_cast<int>(at % 32), step = static_cast<int>(at / 32 % 2);
+    uint32_t words[4];
+    BIRNN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      typename Precision::Element elements[Precision::kWordElements];
+      const int row = lane / 4 + i % 2 * 8;
+      const int column = step * Precision::kStepColumns + Precision::column(i, lane % 4);
+      BIRNN_UNROLL
+      for (int j = 0; j < Precision::kWordElements; ++j)
+        elements[j] = element(at / 64, row, column + j);
+      words[i] = Precision::word(elements);
+    }
+    packed[at] = Bits128{words[0], words[1], words[2], words[3]};
+  }
+}
+
+// sums [16 rows of each tile, 8 columns] = weights * B. columns: B, stored column by column at
+// `pitch` elements. Tiles and chunks past num_tiles and num_chunks, the same in all lanes, are left
+// out. Few tiles are summed in two chains, whose latencies overlap. mask points at kTf32Mask in
+// shared memory, and is read anew for each chunk: else the compiler would split the weights of all
+// chunks at once, before the loop over the steps, and spill the halves.
+template <class Precision, int kRowTiles, int kChunks>
+BIRNN_DEVICE void multiply_warp(float (&sums)[kRowTiles][4],
+                                const WeightFragment (&weights)[kRowTiles][kChunks],
+                                const typename Precision::Element* columns, int pitch,
+                                int num_tiles, int num_chunks, const uint32_t* mask) {
+  constexpr int kChains = kRowTiles < 4 ? 2 : 1;
+  constexpr int kLoadElements = 16 / sizeof(typename Precision::Element);
+  const int lane = lane_id();
+  const auto* const row = columns + (lane & 7) * pitch + (lane >> 3) * kLoadElements;
+  float chains[kChains][kRowTiles][4] = {};
+  BIRNN_UNROLL
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    if (chunk >= num_chunks) break;
+    uint32_t b[4];
+    ldmatrix_x4(b, row + chunk * Precision::kChunkColumns);
+    const uint32_t chunk_mask = Precision::kSplits ? *mask : 0u;
+    BIRNN_UNROLL
+    for (int step = 0; step < 2; ++step) BIRNN_UNROLL
+    for (int m = 0; m < kRowTiles; ++m)
+      if (m < num_tiles)
+        Precision::multiply(chains[step % kChains][m], weights[m][chunk].words[step], b[2 * step],
+                            b[2 * step + 1], chunk_mask);
+  }
+  BIRNN_UNROLL
+  for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
+  for (int i = 0; i < 4; ++i)
+    sums[m][i] = kChains == 2 ? chains[0][m][i] + chains[kChains - 1][m][i] : chains[0][m][i];
+}
+
+}  // namespace birnn::cuda

@@ -1,0 +1,8 @@
+// The cluster backward kernel in fp32, products of tf32.
+#include "../cluster_backward_launch.cuh"
+
+namespace birnn::cuda::reduce_scatter {
+
+int launch_tf32(const Call& call) { return launch_precision<Tf32>(call); }
+
+}  // namespace birnn::cuda::reduce_scatter

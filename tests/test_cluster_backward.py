@@ -1,0 +1,306 @@
+"""The cluster backward kernel, run by the emulator, against the reference in fp64.
+
+The forward pass before it is stepwise's, in the same format. In tf32 the error allowed is twice
+that of an fp64 computation whose recurrent product rounds its operands to tf32.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import test_stepwise as stepwise
+import torch
+from conftest import TOLERANCE, relative_error
+from test_stepwise import KERNELS, ROOT, Problem, Run, build, exact, integers, rounded
+from torch import Tensor
+
+CELLS = ("tanh", "relu", "gru", "lstm")
+PRECISIONS = {
+    "ieee": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+# H, B, blocks of a cluster, batch tiles: one unit; blocks with no unit of their own; odd sizes; two
+# row tiles and two pairs of units a thread.
+SHAPES = (
+    (1, 1, 1, 1),
+    (3, 2, 4, 1),
+    (20, 9, 1, 2),
+    (33, 6, 2, 1),
+    (24, 20, 3, 2),
+    (38, 17, 4, 1),
+    (130, 3, 8, 1),
+    (32, 33, 1, 3),
+)
+
+
+def draw_lengths(pattern: str, seq_len: int, batch_size: int) -> list[int] | None:
+    """As for stepwise, and "short": no sequence reaches the last step."""
+    if pattern != "short":
+        return stepwise.draw_lengths(pattern, seq_len, batch_size)
+    return [min(length, seq_len - 1) for length in draw_lengths("mixed", seq_len, batch_size) or []]
+
+
+@functools.cache
+def driver() -> build.Emulator:
+    emulator = build.Emulator(build.shared_library(KERNELS / "cluster_backward_driver.cpp"))
+    emulator.configure()
+    return emulator
+
+
+class ClusterRun(Run):
+    """Forward by stepwise, backward by the kernel under test."""
+
+    def __init__(
+        self,
+        emulator: build.Emulator,
+        problem: Problem,
+        tiling: tuple[int, int] = (1, 1),
+        tf32: bool = False,
+        without: Sequence[int] = (),  # pointers that are null
+    ) -> None:
+        # NaN past the end of the weights: what is read there spoils what it is multiplied with.
+        weight = problem.weight_hh
+        guarded = torch.full((2 * weight.numel() + 4096,), float("nan"), dtype=weight.dtype)
+        guarded[: weight.numel()] = weight.flatten()
+        problem.weight_hh = guarded[: weight.numel()].view_as(weight)
+        super().__init__(stepwise.driver(), problem)
+        driver = emulator.library.cluster_backward_driver
+
+        class Library:
+            @staticmethod
+            def stepwise_backward_driver(
+                sizes: Any, reverse: int, lengths: Any, pointers: Any, strides: Any, _: Any
+            ) -> int:
+                for index in without:
+                    pointers[index] = None
+                status: int = driver(
+                    sizes, reverse, lengths, pointers, strides, integers(*tiling, int(tf32))
+                )
+                assert status == 0, emulator.last_error()
+                return status
+
+        self.library = Library()
+
+
+class Tf32Weight:
+    """weight_hh whose products with a gradient round both operands to tf32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __getitem__(self, direction: int) -> Tf32Weight:
+        return Tf32Weight(self.weight[direction])
+
+    def t(self) -> Tf32Weight:
+        return self
+
+    def __rmatmul__(self, h: Tensor) -> Tensor:
+        product: Callable[..., Tensor] = Tf32Product.apply
+        return product(h, self.weight)
+
+
+class Tf32Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        return h @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+        h, weight = ctx.saved_tensors
+        return to_tf32(d) @ to_tf32(weight), d.t() @ h
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """To 11 significant bits, ties away from zero."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**11).abs().add(0.5).floor() * mantissa.sign(), exponent - 11)
+
+
+def rounded_to_tf32(problem: Problem, *operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+    gates, hx, cx, weight_hh, weight_hr, bias = operands
+    return rounded(problem, gates, hx, cx, Tf32Weight(weight_hh), weight_hr, bias)  # type: ignore[arg-type]
+
+
+def check(problem: Problem, run: Run, tf32: bool = False) -> None:
+    """Every gradient of every direction within its tolerance."""
+    actual, expected = run.results(), problem.results(exact)
+    at_best = None
+    if tf32 or problem.dtype not in TOLERANCE:
+        with torch.random.fork_rng():
+            at_best = problem.results(rounded_to_tf32 if tf32 else rounded)
+    for name in ("dgates", "dhx", "dweight_hh", *(("dcx",) if problem.cell == "lstm" else ())):
+        for d in range(2):
+            wanted = expected[name][d]
+            error = relative_error(actual[name][d], wanted)
+            # Of operands of the order of 1, the few numbers of a tiny tensor may cancel.
+            cancelled = max(1.0, 1 / max(wanted.norm().item(), 1e-30))
+            allowed = TOLERANCE[torch.float32] * cancelled
+            if at_best is not None:
+                allowed = 2 * relative_error(at_best[name][d], wanted) + 1e-5 * cancelled
+            assert error <= allowed, (
+                f"{name}, direction {d}: relative error {error:.3g} > {allowed:.3g}"
+            )
+    past = ~problem.inside[..., 0]
+    assert (actual["dgates"][:, past] == 0).all(), "dgates past the end"
+    firsts = run.first_dgates[:, (~problem.inside.any(0))[:, 0]]
+    assert (firsts == 0).all(), "first_dgates of an empty sequence"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    patterns = itertools.cycle(("mixed", "none", "short", "full"))
+    for index, (T, states) in enumerate(itertools.product((1, 2, 3, 5, 7), (True, False))):
+        H, B, cluster, tiles = next(shapes)
+        lengths = draw_lengths(next(patterns), T, B)
+        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, states=states)
+        without = []
+        if index % 4 == 3:
+            problem.dy.zero_()
+            without.append(6)
+        tf32 = precision == "tf32"
+        check(problem, ClusterRun(driver(), problem, (cluster, tiles), tf32, without), tf32)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_schedule_gives_the_same_bits(cell: str) -> None:
+    emulator = driver()
+    problem = Problem(cell, torch.float32, (6, 6, 20), draw_lengths("mixed", 6, 6))
+    kept: list[Tensor] | None = None
+    for order, landing in (
+        ("shuffle", "random"),
+        ("skew", "late"),
+        ("reverse", "eager"),
+        ("skew", "random"),
+    ):
+        run = ClusterRun(emulator, problem, (3, 1))
+        emulator.configure(order=order, landing=landing, seed=7)
+        first, second = run.backward(), run.backward()
+        assert stepwise.is_equal(list(first.values()), list(second.values()))
+        assert kept is None or stepwise.is_equal(kept, list(first.values()))
+        kept = list(first.values())
+    emulator.configure()
+
+
+def test_the_cluster_size_changes_no_more_than_rounding() -> None:
+    problem = Problem("lstm", torch.float32, (5, 5, 30), None)
+    for cluster in (1, 2, 5, 8, 16):
+        check(problem, ClusterRun(driver(), problem, (cluster, 1)))
+
+
+def test_first_dgates_may_be_absent() -> None:
+    problem = Problem("gru", torch.float32, (3, 2, 6), [3, 2])
+    full, without = (
+        ClusterRun(driver(), problem, (2, 1), without=absent) for absent in ((), (11,))
+    )
+    assert stepwise.is_equal([full.backward()["dgates"]], [without.backward()["dgates"]])
+
+
+def test_a_tiling_that_no_instance_holds_is_refused() -> None:
+    problem = Problem("lstm", torch.float32, (1, 1, 200))
+    with pytest.raises(AssertionError):
+        ClusterRun(driver(), problem, (1, 1)).backward()
+
+
+@pytest.mark.parametrize("variant", ["address", "thread"])
+def test_clean_under_sanitizers(variant: str) -> None:
+    program = build.program(KERNELS / "cluster_backward_program.cpp", variant)
+    result = build.run(program, order="skew", landing="late")
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.stdout == "ok\n"
+
+
+# ---------------------------------------------------------------------------------------------
+# Defects planted in the text of the kernel: each must be caught by the checks above, under the
+# schedules that look for it.
+
+DEFECTS = {
+    "no_wait_for_the_slots": (
+        "if (cluster > 1) mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);",
+        "(void)s;",
+    ),
+    "wrong_parity": ("(s - 1) >> 1 & 1);", "s >> 1 & 1);"),
+    "never_armed_again": ("s + 2 <= steps)", "s + 2 < 0)"),
+    "too_few_bytes_expected": (
+        "static_cast<uint32_t>(inbox_floats) * 4;",
+        "static_cast<uint32_t>(inbox_floats) * 4 - 16;",
+    ),
+    "no_barrier_after_staging": ("sync_threads();  // staged dgates", "// staged dgates"),
+    "no_barrier_of_one_block": ("if (cluster == 1) sync_threads();", ""),
+    "no_cluster_barrier_at_the_start": ("    cluster_sync();", ""),
+    "no_barrier_after_the_zeros": ("  sync_threads();  // the lengths", "  // the lengths"),
+    "no_wait_for_the_last_slots": ("if (steps > 0) wait_for_slots(steps);", ""),
+    "one_staged_buffer": ("T* const stage = staged + (s & 1) *", "T* const stage = staged + 0 *"),
+    "one_inbox": ("const int slot = next * inbox_floats", "const int slot = 0 * inbox_floats"),
+    "slots_of_one_source": ("+ rank * slot_floats;", ";"),
+    "staged_columns_not_zeroed": (
+        "staged[i] = from_float<T>(0.0f);",
+        "staged[i] = i % 8 ? from_float<T>(0.0f) : staged[i];",
+    ),
+    "missing_units_not_masked": ("exists ? weight_hh[", "gate < kNumGates<kCell> ? weight_hh["),
+    "dhy_at_every_step": ("if (k == length[e] - 1) {", "if (k == steps - 1) {"),
+    "ends_ignored": ("if (k < length[e]) {", "if (k < length[e] + 1) {"),
+    "row_of_the_reverse_direction": ("? length[e] - 1 - k : k", "? steps - 1 - k : k"),
+    "state_before_the_first_step": ("if (k == 0) return at_start", "if (k < 0) return at_start"),
+    "c_after_of_the_step_before": (
+        "c_after[e] = operands[e].before;\n    }\n    sync",
+        "}\n    sync",
+    ),
+    "gru_direct_path_forgotten": (
+        "dh[0] = kCell == Cell::kGru ? carried[e][0] : 0.0f;",
+        "dh[0] = 0;",
+    ),
+    "padding_not_written": (
+        "for (int k = steps; k < args.seq_len; ++k)",
+        "for (int k = 0; k < 0; ++k)",
+    ),
+    "state_of_an_empty_sequence": ("if (length[e] > 0) {  // else", "{  // else"),
+}
+
+
+def with_defect(name: str, old: str, new: str) -> build.Emulator:
+    """A driver over a copy of the kernel in which `old` reads `new`; two cells, to build fast."""
+    folder = build.CACHE / "defects" / f"cluster_backward_{name}"
+    (folder / "instances").mkdir(parents=True, exist_ok=True)
+    cuda = ROOT / "csrc" / "cuda"
+    text = (cuda / "cluster_backward.cuh").read_text()
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
+    (folder / "cluster_backward.cuh").write_text(text.replace(old, new))
+    launch = (cuda / "cluster_backward_launch.cuh").read_text()
+    for cell in ("kTanh", "kRelu"):
+        launch = launch.replace(f"launch_cell<Cell::{cell}", "launch_cell<Cell::kLstm")
+    (folder / "cluster_backward_launch.cuh").write_text(launch)
+    for source in ("cluster_backward.cu", "instances/cluster_backward_ieee.cu"):
+        (folder / source).write_text((cuda / source).read_text())
+    copy = folder / "cluster_backward_driver.cpp"
+    copy.write_text((KERNELS / "cluster_backward_driver.cpp").read_text())
+    return build.Emulator(
+        build.shared_library(copy, defines=["CLUSTER_BACKWARD_IEEE_ALONE", "BIRNN_ONE_INSTANCE"])
+    )
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defect_is_caught(defect: str) -> None:
+    emulator = with_defect(defect, *DEFECTS[defect])
+    cases = itertools.product(
+        (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late")),
+        ("lstm", "gru"),
+        ((5, 6, 1), (21, 9, 3), (64, 8, 2)),
+        ("short", "mixed"),
+    )
+    for seed, ((order, landing), cell, (H, B, cluster), pattern) in enumerate(cases):
+        emulator.configure(order=order, landing=landing, seed=seed)
+        problem = Problem(cell, torch.float32, (6, B, H), draw_lengths(pattern, 6, B))
+        try:
+            check(problem, ClusterRun(emulator, problem, (cluster, 1)))
+        except AssertionError:
+            return
+    pytest.fail(f"{defect} was not caught")
