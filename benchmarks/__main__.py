@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import compare, cpu
+from benchmarks import compare, cpu, readme
 from benchmarks.cases import FilterError
 from benchmarks.results import ResultsError
 
-COMMANDS = (cpu, compare)
+COMMANDS = (cpu, compare, readme)
 REFUSED = 2
 WIDTH_WITHOUT_TERMINAL = 140
 

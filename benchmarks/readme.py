@@ -1,0 +1,141 @@
+"""``python -m benchmarks readme``: the speed table of the README, made from a results file."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.cases import PASSES
+from benchmarks.lengths import PLAIN, VARIANTS
+from benchmarks.peers import SUBJECT
+from benchmarks.results import Entry, Results, ResultsError
+from benchmarks.table import MEBIBYTE, NONE, geometric_means, share_of_floor
+from benchmarks.timing import gemm_rate, median_ratio
+
+BEGIN = "<!-- python -m benchmarks readme: from here -->"
+END = "<!-- python -m benchmarks readme: to here -->"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "readme", help="write the README's speed table", description=__doc__
+    )
+    parser.add_argument("results", nargs="?", type=Path, default=SHOWN, metavar="FILE")
+    parser.set_defaults(execute=execute)
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> int:
+    README.write_text(insert(README.read_text(), speed(Results.load(arguments.results))))
+    console.print(f"the speed table in {README.name} shows {arguments.results}", highlight=False)
+    return 0
+
+
+def insert(text: str, table: str) -> str:
+    """`text` with `table` in place of what stands between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ResultsError(
+            f"{README.name} lacks the lines {BEGIN} and {END}, between which it goes"
+        )
+    return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def speed(results: Results) -> str:
+    """The results as Markdown."""
+    machine, versions, gemm = (results.data[name] for name in ("machine", "versions", "gemm"))
+    peers = [f"onnxruntime {versions['onnxruntime']}"] if versions.get("onnxruntime") else []
+    against = " and ".join([f"torch.nn of torch {versions['torch']}", *peers])
+    lines = [
+        f"On {machine['cpu']}, {machine['cores']} cores, {machine['capability']}, fp32, both "
+        f"directions, against {against}; a 2048 x 2048 matrix product reaches "
+        f"{gemm_rate(gemm['fp32']) / 1e9:.0f} GFLOP/s there.",
+        "",
+        *(f"- {line.strip()}" for line in geometric_means(results)),
+        "",
+        "| cell | T | B | H | inference, us a step | x torch.nn | x onnxruntime | of floor "
+        "| training, us a step | x torch.nn | of floor |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    rows: dict[tuple[Any, ...], dict[str, Entry]] = {}
+    for entry in results.section("layers"):
+        case = entry["case"]
+        if case["dtype"] == "fp32" and SUBJECT in entry["samples"]:
+            names = ("cell", "seq_len", "batch_size", "hidden_size")
+            rows.setdefault(tuple(case[name] for name in names), {})[case["pass_name"]] = entry
+    for key, entries in rows.items():
+        cells = [str(part) for part in key]
+        for pass_name in PASSES:
+            cells += _cells(entries.get(pass_name), pass_name, gemm)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_lengths(results.section("lengths")), *_memory(results.section("memory"))]
+    lines += _import_time(results.section("import"))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _cells(entry: Entry | None, pass_name: str, gemm: Mapping[str, Sequence[float]]) -> list[str]:
+    peers = ["torch.nn"] + (["onnxruntime"] if pass_name == "inference" else [])
+    if entry is None:
+        return [NONE] * (2 + len(peers))
+    samples = entry["samples"]
+    own = samples[SUBJECT]
+    return [
+        f"{statistics.median(own) / entry['case']['seq_len'] * 1e6:.2f}",
+        *(f"{median_ratio(samples[name], own):.2f}" if name in samples else NONE for name in peers),
+        f"{share_of_floor(entry, gemm):.0%}",
+    ]
+
+
+def _lengths(entries: Sequence[Entry]) -> list[str]:
+    lines = [
+        "What unequal lengths cost, as a multiple of the same batch with all sequences full:",
+        "",
+        f"| cell | T | B | H | pass | filled | {' | '.join(VARIANTS[1:])} |",
+        f"|---|--:|--:|--:|---|--:|{'--:|' * len(VARIANTS[1:])}",
+    ]
+    for entry in entries:
+        case, samples = entry["case"], entry["samples"]
+        if PLAIN not in samples:
+            continue
+        names = ("cell", "seq_len", "batch_size", "hidden_size", "pass_name")
+        filled = sum(entry["lengths"]) / (case["seq_len"] * case["batch_size"])
+        cells = [str(case[name]) for name in names] + [f"{filled:.0%}"]
+        cells += [
+            f"{median_ratio(samples[name], samples[PLAIN]):.2f}" if name in samples else NONE
+            for name in VARIANTS[1:]
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if entries else []
+
+
+def _memory(entries: Sequence[Entry]) -> list[str]:
+    lines = []
+    for entry in entries:
+        case = entry["case"]
+        taken = " MiB, ".join(
+            f"{name} {statistics.median(samples) / MEBIBYTE:.0f}"
+            for name, samples in entry["samples"].items()
+        )
+        shape = f"T={case['seq_len']}, B={case['batch_size']}, H={case['hidden_size']}"
+        lines.append(f"- Peak memory of a training step, {case['cell']}, {shape}: {taken} MiB.")
+    return lines
+
+
+def _import_time(entries: Sequence[Entry]) -> list[str]:
+    return [
+        "- Import: "
+        + ", ".join(
+            f"`{name}` {statistics.median(samples) * 1e3:.0f} ms"
+            for name, samples in entry["samples"].items()
+        )
+        + "."
+        for entry in entries
+    ]
