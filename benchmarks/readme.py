@@ -43,9 +43,7 @@ def insert(text: str, table: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ResultsError(
-            f"{README.name} lacks the lines {BEGIN} and {END}, between which it goes"
-        )
+        raise ResultsError(f"the table goes between the lines {BEGIN} and {END}: one is missing")
     return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
