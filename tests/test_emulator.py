@@ -103,6 +103,11 @@ DEFECTS = {
     "missing_grid_barrier": {"plain": WRONG, "thread": RACE},
     "wrong_generation": {"plain": LIVELOCK},
     "not_cooperative": {"plain": LIVELOCK},
+    # words that carry their epoch
+    "word_slot_reused": {"plain": r"FAILED: launch: check failed: a word was overwritten"},
+    "words_not_awaited": {"plain": WRONG},
+    "ring_not_cleared": {"plain": WRONG},
+    "published_before_read": {"plain": WRONG, "thread": RACE},
 }
 
 

@@ -11,6 +11,7 @@
 
 #include "device.h"
 #include "float_formats.h"
+#include "grid_exchange.cuh"
 #include "test_support.h"
 
 using namespace birnn::device;
@@ -73,6 +74,11 @@ enum class Defect {
   kMissingGridBarrier,
   kWrongGeneration,
   kNotCooperative,
+  // word_exchange_kernel
+  kWordSlotReused,
+  kWordsNotAwaited,
+  kRingNotCleared,
+  kPublishedBeforeRead,
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -465,6 +471,79 @@ void run_grid_exchange(Defect defect) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// A recurrence across a grid by the words of grid_exchange.cuh: a block owns 64 values, two to each
+// lane of its first warp, which publishes them. Each warp collects half of the words of all blocks.
+
+constexpr uint32_t kWordBlocks = 4, kWordPairs = kWordBlocks * 32;  // of an epoch
+
+BIRNN_KERNEL void clear_words_kernel(WordPair* ring) {
+  birnn::cuda::grid_exchange::clear(ring, 2 * kWordPairs, [](int64_t) { return uint32_t{0}; });
+}
+
+BIRNN_KERNEL void word_exchange_kernel(WordPair* ring, uint32_t* out, Defect defect) {
+  using namespace birnn::cuda::grid_exchange;
+  Smem shared;
+  uint32_t* const sums = shared.alloc<uint32_t>(2 * 2 * 32);  // [2][warp][lane]
+  const uint32_t block = block_idx().x, lane = lane_id(), warp = warp_id();
+  uint32_t first = block * 1000 + lane, second = first + 500;
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const uint32_t epoch = step + 1;
+    WordPair* const slot = ring + (defect == Defect::kWordSlotReused ? 0 : epoch & 1) * kWordPairs;
+    if (warp == 0) publish(&slot[block * 32 + lane], epoch, first, second);
+    WordPair pairs[3];  // one more than there are
+    const WordPair* const source = slot + warp * (kWordPairs / 2) + lane;
+    ask(pairs, source, 32, 2);
+    if (defect != Defect::kWordsNotAwaited) await(pairs, source, 32, epoch);
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < 3; ++i)
+      sum += payload_of(pairs[i].first) * (2 * i + 1) + payload_of(pairs[i].second) * (2 * i + 2);
+    uint32_t* const row = sums + (step & 1) * 64;
+    row[warp * 32 + lane] = sum;
+    if (defect != Defect::kPublishedBeforeRead) sync_threads();  // the sums; both warps have read
+    first += row[lane] + 3 * row[32 + lane];
+    second += row[lane ^ 1] + first;
+    if (warp == 0) {
+      uint32_t* const to = out + (step * kWordBlocks + block) * 64 + 2 * lane;
+      to[0] = first;
+      to[1] = second;
+    }
+  }
+}
+
+void run_word_exchange(Defect defect) {
+  Buffer<WordPair> ring(2 * kWordPairs);
+  Buffer<uint32_t> out(kSteps * kWordBlocks * 64);
+  LaunchConfig config;
+  config.threads = 64;
+  if (defect != Defect::kRingNotCleared && !run(config, clear_words_kernel, ring.data())) return;
+  config.grid.x = kWordBlocks;
+  config.cooperative = true;
+  config.shared_bytes = 2 * 2 * 32 * 4;
+  if (!run(config, word_exchange_kernel, ring.data(), out.data(), defect)) return;
+
+  std::vector<uint32_t> values(kWordBlocks * 64);
+  for (uint32_t i = 0; i < values.size(); ++i) values[i] = i / 64 * 1000 + i % 64 / 2 + i % 2 * 500;
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    uint32_t sums[64];
+    for (uint32_t i = 0; i < 64; ++i) {
+      sums[i] = 0;
+      for (uint32_t j = 0; j < 2; ++j) {
+        const uint32_t pair = i / 32 * (kWordPairs / 2) + j * 32 + i % 32;
+        sums[i] += values[2 * pair] * (2 * j + 1) + values[2 * pair + 1] * (2 * j + 2);
+      }
+    }
+    for (uint32_t i = 0; i < values.size(); i += 2) {
+      const uint32_t lane = i % 64 / 2;
+      values[i] += sums[lane] + 3 * sums[32 + lane];
+      values[i + 1] += sums[lane ^ 1] + values[i];
+    }
+    for (uint32_t i = 0; i < values.size(); ++i)
+      if (out[step * values.size() + i] != values[i])
+        return expect(false, "wrong value " + to_string(i) + " at step " + to_string(step));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
 
 struct Planted {
   const char* name;
@@ -521,6 +600,10 @@ const Planted kPlanted[] = {
     PLANTED("missing_grid_barrier", kMissingGridBarrier, run_grid_exchange),
     PLANTED("wrong_generation", kWrongGeneration, run_grid_exchange),
     PLANTED("not_cooperative", kNotCooperative, run_grid_exchange),
+    PLANTED("word_slot_reused", kWordSlotReused, run_word_exchange),
+    PLANTED("words_not_awaited", kWordsNotAwaited, run_word_exchange),
+    PLANTED("ring_not_cleared", kRingNotCleared, run_word_exchange),
+    PLANTED("published_before_read", kPublishedBeforeRead, run_word_exchange),
 };
 #undef PLANTED
 
@@ -541,6 +624,7 @@ int main(int argc, char** argv) {
             {"pipeline", [=] { run_pipeline(none); }},
             {"split_reduction", [=] { run_split_reduction(none); }},
             {"grid_exchange", [=] { run_grid_exchange(none); }},
+            {"word_exchange", [=] { run_word_exchange(none); }},
         },
         1, no_arguments);
   }
