@@ -60,26 +60,22 @@ BIRNN_DEVICE void publish(WordPair* pair, uint32_t epoch, uint32_t first, uint32
   store_relaxed_gpu(pair, WordPair{make_word(epoch, first), make_word(epoch, second)});
 }
 
-// source: this thread's first pair; the next ones follow at `stride` pairs. Of kPairs the first
-// `count` are there; the others take no waiting and their payload is zero.
+// source: this thread's first pair; the next ones follow at `stride` pairs. Of kPairs only the
+// first `count` are asked for; the others are left alone.
 template <int kPairs>
 BIRNN_DEVICE void ask(WordPair (&pairs)[kPairs], const WordPair* source, int stride, int count) {
   BIRNN_UNROLL
-  for (int i = 0; i < kPairs; ++i) {
-    if (i < count)
-      pairs[i] = load_relaxed_gpu(source + i * stride);
-    else
-      pairs[i] = WordPair{make_word(kAlways, 0), make_word(kAlways, 0)};
-  }
+  for (int i = 0; i < kPairs; ++i)
+    if (i < count) pairs[i] = load_relaxed_gpu(source + i * stride);
 }
 
-// After `ask` of the same arguments: returns when all pairs are of this epoch. A warp collective:
+// After `ask` with the same arguments: returns when all pairs are of this epoch. A warp collective:
 // the lanes leave together.
 template <int kPairs>
-BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const WordPair* source, int stride,
+BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const WordPair* source, int stride, int count,
                         uint32_t epoch) {
-  const auto is_there = [&](const WordPair& pair) {
-    const uint32_t first = epoch_of(pair.first), second = epoch_of(pair.second);
+  const auto is_there = [&](int i) {
+    const uint32_t first = epoch_of(pairs[i].first), second = epoch_of(pairs[i].second);
     check((first <= epoch || first == kAlways) && (second <= epoch || second == kAlways),
           "a word was overwritten before it was read");
     return first >= epoch && second >= epoch;
@@ -87,12 +83,13 @@ BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const WordPair* source, int s
   for (;;) {
     bool all_there = true;
     BIRNN_UNROLL
-    for (int i = 0; i < kPairs; ++i) all_there = is_there(pairs[i]) && all_there;
+    for (int i = 0; i < kPairs; ++i)
+      if (i < count) all_there = is_there(i) && all_there;
     if (vote_ballot(!all_there) == 0) return;
     spin_pause();
     BIRNN_UNROLL
     for (int i = 0; i < kPairs; ++i)
-      if (!is_there(pairs[i])) pairs[i] = load_relaxed_gpu(source + i * stride);
+      if (i < count && !is_there(i)) pairs[i] = load_relaxed_gpu(source + i * stride);
   }
 }
 

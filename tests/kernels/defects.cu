@@ -490,10 +490,10 @@ BIRNN_KERNEL void word_exchange_kernel(WordPair* ring, uint32_t* out, Defect def
     const uint32_t epoch = step + 1;
     WordPair* const slot = ring + (defect == Defect::kWordSlotReused ? 0 : epoch & 1) * kWordPairs;
     if (warp == 0) publish(&slot[block * 32 + lane], epoch, first, second);
-    WordPair pairs[3];  // one more than there are
+    WordPair pairs[3] = {};  // one more than is asked for
     const WordPair* const source = slot + warp * (kWordPairs / 2) + lane;
     ask(pairs, source, 32, 2);
-    if (defect != Defect::kWordsNotAwaited) await(pairs, source, 32, epoch);
+    if (defect != Defect::kWordsNotAwaited) await(pairs, source, 32, 2, epoch);
     uint32_t sum = 0;
     for (uint32_t i = 0; i < 3; ++i)
       sum += payload_of(pairs[i].first) * (2 * i + 1) + payload_of(pairs[i].second) * (2 * i + 2);
