@@ -25,6 +25,12 @@ constexpr int dgates_blocks(Cell cell) {
   return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 4 : 1;
 }
 
+// The same as variables, which device code may read: the functions are the host's.
+template <Cell kCell>
+constexpr int kNumGates = num_gates(kCell);
+template <Cell kCell>
+constexpr int kDgatesBlocks = dgates_blocks(kCell);
+
 enum class Element : int { kFloat64, kFloat32, kFloat16, kBFloat16 };
 
 struct RecurrenceShape {

@@ -274,11 +274,15 @@ def with_defect(name: str, old: str, new: str) -> build.Emulator:
     text = (cuda / "cluster_backward.cuh").read_text()
     assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
     (folder / "cluster_backward.cuh").write_text(text.replace(old, new))
-    launch = (cuda / "cluster_backward_launch.cuh").read_text()
+    instances = (cuda / "instances.h").read_text()
     for cell in ("kTanh", "kRelu"):
-        launch = launch.replace(f"launch_cell<Cell::{cell}", "launch_cell<Cell::kLstm")
-    (folder / "cluster_backward_launch.cuh").write_text(launch)
-    for source in ("cluster_backward.cu", "instances/cluster_backward_ieee.cu"):
+        instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")
+    (folder / "instances.h").write_text(instances)
+    for source in (
+        "cluster_backward.cu",
+        "cluster_backward_launch.cuh",
+        "instances/cluster_backward_ieee.cu",
+    ):
         (folder / source).write_text((cuda / source).read_text())
     copy = folder / "cluster_backward_driver.cpp"
     copy.write_text((KERNELS / "cluster_backward_driver.cpp").read_text())

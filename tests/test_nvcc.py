@@ -67,19 +67,21 @@ def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> 
     assert {name: count for name, count in kernels.items() if count} == {}
 
 
-REGISTERS = re.compile(
-    r"entry function '\w*cluster_backward_kernel\w*?CellE(?P<cell>\d)E\w*?"
-    r"Li(?P<tiles>\d+)ELi(?P<chunks>\d+)ELi(?P<pairs>\d+)E\w*'.*?Used (?P<registers>\d+) registers",
+INSTANCE = re.compile(
+    r"entry function '\w*\d(?P<kernel>[a-z]+_(?:forward|backward))_kernel\w*?CellE(?P<cell>\d)E\w*?"
+    r"(?P<numbers>(?:L[ib]\d+E)+)E\w*'.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
 CELLS = ("tanh", "relu", "gru", "lstm")
+PRECISIONS = ("fp16", "bf16", "tf32", "ieee")
+PERSISTENT_KERNELS = ("cluster_backward",)
 
 
-def compile_cluster_backward(precision: str, architecture: str, out: Path, *flags: str) -> str:
-    """What ptxas -v says of all instances in one precision."""
+def compile_instances(name: str, architecture: str, out: Path, *flags: str) -> str:
+    """What ptxas -v says of all instances in csrc/cuda/instances/`name`.cu."""
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
     command += ["-Xptxas", "-v", *flags, "-o", str(out)]
-    command.append(str(CUDA / "instances" / f"cluster_backward_{precision}.cu"))
+    command.append(str(CUDA / "instances" / f"{name}.cu"))
     result = subprocess.run(command, capture_output=True, text=True)
     report = result.stdout + result.stderr
     assert result.returncode == 0, report
@@ -87,33 +89,34 @@ def compile_cluster_backward(precision: str, architecture: str, out: Path, *flag
 
 
 @needs_nvcc
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "ieee"])
-def test_cluster_backward_keeps_its_weights_in_registers(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel", PERSISTENT_KERNELS)
+def test_weights_stay_in_registers(kernel: str, precision: str, tmp_path: Path) -> None:
     """No instance spills, and none takes more registers than kernels/registers.txt says."""
-    report = compile_cluster_backward(precision, "sm_90a", tmp_path / "out.cubin")
+    report = compile_instances(f"{kernel}_{precision}", "sm_90a", tmp_path / "out.cubin")
     assert {name: count for name, count in spills(report).items() if count} == {}
-    used = {
-        " ".join([precision, CELLS[int(m["cell"])], m["tiles"], m["chunks"], m["pairs"]]): int(
-            m["registers"]
-        )
-        for m in REGISTERS.finditer(report)
-    }
-    lines = (KERNELS / "registers.txt").read_text().splitlines()
-    table = {
-        line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"
-    }
-    expected = {name: count for name, count in table.items() if name.split()[0] == precision}
-    assert used.keys() == expected.keys()
-    assert {name: count for name, count in used.items() if count > expected[name]} == {}
+    used = {}
+    for match in INSTANCE.finditer(report):
+        numbers = re.findall(r"L[ib](\d+)E", match["numbers"])
+        name = " ".join([match["kernel"], precision, CELLS[int(match["cell"])], *numbers])
+        used[name] = int(match["registers"])
+    table = {}
+    for line in (KERNELS / "registers.txt").read_text().splitlines():
+        name, count = line.rsplit(" ", 1)
+        if name.startswith(f"{kernel} {precision} "):
+            table[name] = int(count)
+    assert used.keys() == table.keys()
+    assert {name: count for name, count in used.items() if count > table[name]} == {}
 
 
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_100", "sm_120"])
-def test_cluster_backward_compiles(architecture: str, tmp_path: Path) -> None:
-    report = compile_cluster_backward(
-        "fp16", architecture, tmp_path / "out.cubin", "-DBIRNN_ONE_INSTANCE"
+@pytest.mark.parametrize("kernel", PERSISTENT_KERNELS)
+def test_persistent_kernels_compile(kernel: str, architecture: str, tmp_path: Path) -> None:
+    report = compile_instances(
+        f"{kernel}_fp16", architecture, tmp_path / "out.cubin", "-DBIRNN_ONE_INSTANCE"
     )
-    assert len(REGISTERS.findall(report)) == len(CELLS), report
+    assert len(INSTANCE.findall(report)) == len(CELLS), report
 
 
 @needs_nvcc

@@ -34,19 +34,15 @@
 
 #include "../cells.h"
 #include "../recurrence.h"
+#include "batch_tile.cuh"
 #include "cluster_backward_sizes.h"
 #include "device.h"
 #include "fragments.cuh"
+#include "pairs.cuh"
 
 namespace birnn::cuda::reduce_scatter {
 
 using namespace birnn::device;
-
-// As variables, which device code may read: the functions are the host's.
-template <Cell kCell>
-constexpr int kNumGates = num_gates(kCell);
-template <Cell kCell>
-constexpr int kDgatesBlocks = dgates_blocks(kCell);
 
 // By value to the kernel. Strides count elements.
 struct Arguments {
@@ -63,62 +59,6 @@ struct Arguments {
   int output_stride = 0, reserve_stride = 0, dy_stride = 0, dgates_stride = 0;  // as in dir
   bool paired = false;  // all arrays keep a pair of units in one aligned word
 };
-
-// ---------------------------------------------------------------------------------------------
-// Pairs of neighbouring units in global memory.
-
-template <class T>
-struct Pair {
-  T first{}, second{};
-};
-template <class T>
-struct PairBits {  // of a 16-bit type
-  using Type = uint32_t;
-};
-template <>
-struct PairBits<float> {
-  using Type = Bits64;
-};
-
-BIRNN_DEVICE void unpack(uint32_t bits, Pair<Half>& pair) {
-  unpack2(bits, pair.first, pair.second);
-}
-BIRNN_DEVICE void unpack(uint32_t bits, Pair<BFloat16>& pair) {
-  unpack2(bits, pair.first, pair.second);
-}
-BIRNN_DEVICE void unpack(const Bits64& bits, Pair<float>& pair) {
-  pair.first = bits_float(bits.x), pair.second = bits_float(bits.y);
-}
-BIRNN_DEVICE uint32_t pack(const Pair<Half>& pair) { return pack2(pair.first, pair.second); }
-BIRNN_DEVICE uint32_t pack(const Pair<BFloat16>& pair) { return pack2(pair.first, pair.second); }
-BIRNN_DEVICE Bits64 pack(const Pair<float>& pair) {
-  return Bits64{float_bits(pair.first), float_bits(pair.second)};
-}
-
-// Units past the hidden size are neither read nor written: `both` tells whether the second exists.
-template <class T>
-BIRNN_DEVICE Pair<T> load_pair(const void* array, int64_t offset, bool paired, bool both) {
-  const T* const source = static_cast<const T*>(array) + offset;
-  Pair<T> pair;
-  if (paired) {
-    unpack(*reinterpret_cast<const typename PairBits<T>::Type*>(source), pair);
-  } else {
-    pair.first = source[0];
-    if (both) pair.second = source[1];
-  }
-  return pair;
-}
-template <class T>
-BIRNN_DEVICE void store_pair(void* array, int64_t offset, const Pair<T>& pair, bool paired,
-                             bool both) {
-  T* const target = static_cast<T*>(array) + offset;
-  if (paired) {
-    *reinterpret_cast<typename PairBits<T>::Type*>(target) = pack(pair);
-  } else {
-    target[0] = pair.first;
-    if (both) target[1] = pair.second;
-  }
-}
 
 // What a step of a pair reads from global memory, asked for a step ahead.
 template <Cell kCell, class T>
@@ -233,21 +173,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
           args.fragments,
           int64_t{rank * args.num_tiles + m * kWarps + warp} * args.num_chunks + chunk, lane);
 
-  for (int n = thread; n < NB; n += kThreads) {
-    const int b = first_sequence + n;
-    int64_t length = b < B ? args.seq_len : 0;
-    if (b < B && args.lengths) {
-      const int64_t given = args.lengths[b];
-      length = given < 0 ? 0 : given < length ? given : length;
-    }
-    tile_lengths[n] = static_cast<int>(length);
-  }
+  load_tile_lengths(tile_lengths, NB, args.lengths, first_sequence, B, args.seq_len);
   // Columns of units, gates and sequences that do not exist stay zero.
   for (int i = thread; i < 2 * NB * args.pitch; i += kThreads) staged[i] = from_float<T>(0.0f);
   if (thread == 0) *mask = kTf32Mask;
   sync_threads();  // the lengths, the zeros and the mask
-  int steps = 0;
-  for (int n = 0; n < NB; ++n) steps = tile_lengths[n] > steps ? tile_lengths[n] : steps;
+  const int steps = longest_of(tile_lengths, NB);
   const uint32_t step_bytes = static_cast<uint32_t>(inbox_floats) * 4;
   if (cluster > 1) {
     if (thread == 0) {
@@ -414,14 +345,14 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     const int next = (s + 1) & 1;
     const int slot = next * inbox_floats + rank * slot_floats;
     for (int column = 0; column < NB; column += 8) {
-      float sums[kRowTiles][4];
+      float sums[1][kRowTiles][4] = {};
       multiply_warp<Precision>(sums, weights, stage + column * args.pitch, args.pitch, own_tiles,
                                args.num_chunks, mask);
       BIRNN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         if (m >= own_tiles || destination[m] < 0) continue;
-        const Bits128 four{float_bits(sums[m][0]), float_bits(sums[m][2]), float_bits(sums[m][1]),
-                           float_bits(sums[m][3])};
+        const Bits128 four{float_bits(sums[0][m][0]), float_bits(sums[0][m][2]),
+                           float_bits(sums[0][m][1]), float_bits(sums[0][m][3])};
         const int piece = destination[m] & ((1 << kRankShift) - 1);
         float* const target = inbox + slot + (piece + column / 2 * half_units) * 4;
         const uint32_t owner = static_cast<uint32_t>(destination[m]) >> kRankShift;

@@ -2,9 +2,8 @@
 // each.
 #pragma once
 
-#include <utility>
-
 #include "cluster_backward.cuh"
+#include "instances.h"
 
 namespace birnn::cuda::reduce_scatter {
 
@@ -20,11 +19,6 @@ int launch_fp16(const Call& call);
 int launch_bf16(const Call& call);
 int launch_tf32(const Call& call);
 int launch_ieee(const Call& call);
-
-template <class Body, int... kIndices>
-void for_each_instance(const Body& body, std::integer_sequence<int, kIndices...>) {
-  (body(std::integral_constant<int, kIndices>{}), ...);
-}
 
 template <Cell kCell, class Precision>
 int launch_cell(const Call& call, const Sizes& sizes) {
@@ -53,7 +47,7 @@ int launch_cell(const Call& call, const Sizes& sizes) {
                                                              kInstance.chunks, kInstance.pairs>,
                                      call.args));
   };
-  for_each_instance(launch_if_chosen, std::make_integer_sequence<int, kNumInstances>{});
+  for_each_index<kNumInstances>(launch_if_chosen);
   return result;
 }
 
@@ -61,17 +55,9 @@ int launch_cell(const Call& call, const Sizes& sizes) {
 template <class Precision>
 int launch_precision(const Call& call) {
   const Sizes sizes(call.shape, call.tiling);
-  switch (call.shape.cell) {
-    case Cell::kTanh:
-      return launch_cell<Cell::kTanh, Precision>(call, sizes);
-    case Cell::kRelu:
-      return launch_cell<Cell::kRelu, Precision>(call, sizes);
-    case Cell::kGru:
-      return launch_cell<Cell::kGru, Precision>(call, sizes);
-    case Cell::kLstm:
-      break;
-  }
-  return launch_cell<Cell::kLstm, Precision>(call, sizes);
+  return visit_cell(call.shape.cell, [&](auto cell) {
+    return launch_cell<decltype(cell)::value, Precision>(call, sizes);
+  });
 }
 
 }  // namespace birnn::cuda::reduce_scatter

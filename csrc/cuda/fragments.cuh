@@ -147,38 +147,51 @@ BIRNN_DEVICE void pack_fragments(Bits128* packed, int64_t num_fragments, const E
   }
 }
 
-// sums [16 rows of each tile, 8 columns] = weights * B. columns: B, stored column by column at
-// `pitch` elements. Tiles and chunks past num_tiles and num_chunks, the same in all lanes, are left
-// out. Few tiles are summed in two chains, whose latencies overlap. mask points at kTf32Mask in
-// shared memory, and is read anew for each chunk: else the compiler would split the weights of all
-// chunks at once, before the loop over the steps, and spill the halves.
-template <class Precision, int kRowTiles, int kChunks>
-BIRNN_DEVICE void multiply_warp(float (&sums)[kRowTiles][4],
+// sums [batch tile][16 rows of each row tile, 8 columns] += weights * B. columns: B, stored column
+// by column at `pitch` elements, 8 of them to a batch tile. Row tiles and chunks past num_tiles and
+// num_chunks, the same in all lanes, are left out; there is at least one chunk. What a chunk reads
+// of B is asked for one product earlier. Few tiles are summed in two chains, whose latencies
+// overlap. mask points at kTf32Mask in shared memory, and is read anew for each chunk: else the
+// compiler would split the weights of all chunks at once, before the loop over the steps, and spill
+// the halves.
+template <class Precision, int kRowTiles, int kChunks, int kBatchTiles>
+BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
                                 const WeightFragment (&weights)[kRowTiles][kChunks],
                                 const typename Precision::Element* columns, int pitch,
                                 int num_tiles, int num_chunks, const uint32_t* mask) {
-  constexpr int kChains = kRowTiles < 4 ? 2 : 1;
+  constexpr int kChains = kRowTiles * kBatchTiles < 4 ? 2 : 1;
   constexpr int kLoadElements = 16 / sizeof(typename Precision::Element);
   const int lane = lane_id();
   const auto* const row = columns + (lane & 7) * pitch + (lane >> 3) * kLoadElements;
-  float chains[kChains][kRowTiles][4] = {};
+  float second[kBatchTiles][kRowTiles][4] = {};
+  uint32_t b[2][4];
+  ldmatrix_x4(b[0], row);
   BIRNN_UNROLL
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     if (chunk >= num_chunks) break;
-    uint32_t b[4];
-    ldmatrix_x4(b, row + chunk * Precision::kChunkColumns);
     const uint32_t chunk_mask = Precision::kSplits ? *mask : 0u;
     BIRNN_UNROLL
-    for (int step = 0; step < 2; ++step) BIRNN_UNROLL
-    for (int m = 0; m < kRowTiles; ++m)
-      if (m < num_tiles)
-        Precision::multiply(chains[step % kChains][m], weights[m][chunk].words[step], b[2 * step],
-                            b[2 * step + 1], chunk_mask);
+    for (int n = 0; n < kBatchTiles; ++n) {
+      const int now = (chunk * kBatchTiles + n) & 1;
+      if (n + 1 < kBatchTiles)
+        ldmatrix_x4(b[now ^ 1], row + (n + 1) * 8 * pitch + chunk * Precision::kChunkColumns);
+      else if (chunk + 1 < kChunks && chunk + 1 < num_chunks)
+        ldmatrix_x4(b[now ^ 1], row + (chunk + 1) * Precision::kChunkColumns);
+      BIRNN_UNROLL
+      for (int step = 0; step < 2; ++step) BIRNN_UNROLL
+      for (int m = 0; m < kRowTiles; ++m)
+        if (m < num_tiles)
+          Precision::multiply(step < kChains - 1 ? second[n][m] : sums[n][m],
+                              weights[m][chunk].words[step], b[now][2 * step], b[now][2 * step + 1],
+                              chunk_mask);
+    }
   }
-  BIRNN_UNROLL
-  for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
-  for (int i = 0; i < 4; ++i)
-    sums[m][i] = kChains == 2 ? chains[0][m][i] + chains[kChains - 1][m][i] : chains[0][m][i];
+  if constexpr (kChains == 2) {
+    BIRNN_UNROLL
+    for (int n = 0; n < kBatchTiles; ++n) BIRNN_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
+    for (int i = 0; i < 4; ++i) sums[n][m][i] += second[n][m][i];
+  }
 }
 
 }  // namespace birnn::cuda

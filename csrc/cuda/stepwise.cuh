@@ -26,12 +26,6 @@ namespace birnn::cuda::stepwise {
 
 using namespace birnn::device;
 
-// As variables, which device code may read: the functions are the host's.
-template <Cell kCell>
-constexpr int kNumGates = num_gates(kCell);
-template <Cell kCell>
-constexpr int kDgatesBlocks = dgates_blocks(kCell);
-
 // What an element is computed and carried in.
 template <class T>
 struct CarriedType {

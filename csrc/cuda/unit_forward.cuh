@@ -18,58 +18,69 @@ constexpr int kBiasBlocks = kCell == Cell::kGru ? 4 : num_gates(kCell);
 template <Cell kCell>
 constexpr int kKeptBlocks = reserve_blocks(kCell) > 0 ? reserve_blocks(kCell) : 1;
 
-// input: W_ih x, recurrent: W_hh h, a number for each gate. Returns h of this step from h of the
-// step before, replaces c, and writes the reserve's blocks, rounded to nothing yet.
+// h of one step from what the cell's functions are applied to, each the sum of W_ih x, W_hh h and
+// the bias: the pre-activations of the gates, for a GRU those of r and z, then n's of the input and
+// n's of the state. h is the state before; replaces c; writes the reserve's blocks, not yet
+// rounded.
 template <Cell kCell, class Math>
-struct UnitForward;
+struct CellForward;
 
 template <class Math>
-struct UnitForward<Cell::kTanh, Math> {
-  static BIRNN_DEVICE float run(const float (&input)[1], const float (&recurrent)[1],
-                                const float (&bias)[1], float, float&, float (&)[1]) {
-    return TanhCell<Math>::forward(input[0] + recurrent[0] + bias[0]);
+struct CellForward<Cell::kTanh, Math> {
+  static BIRNN_DEVICE float run(const float (&sums)[1], float, float&, float (&)[1]) {
+    return TanhCell<Math>::forward(sums[0]);
   }
 };
 
 template <class Math>
-struct UnitForward<Cell::kRelu, Math> {
-  static BIRNN_DEVICE float run(const float (&input)[1], const float (&recurrent)[1],
-                                const float (&bias)[1], float, float&, float (&)[1]) {
-    return ReluCell<Math>::forward(input[0] + recurrent[0] + bias[0]);
+struct CellForward<Cell::kRelu, Math> {
+  static BIRNN_DEVICE float run(const float (&sums)[1], float, float&, float (&)[1]) {
+    return ReluCell<Math>::forward(sums[0]);
   }
 };
 
 template <class Math>
-struct UnitForward<Cell::kGru, Math> {
-  static BIRNN_DEVICE float run(const float (&input)[3], const float (&recurrent)[3],
-                                const float (&bias)[4], float h, float&, float (&kept)[4]) {
+struct CellForward<Cell::kGru, Math> {
+  static BIRNN_DEVICE float run(const float (&sums)[4], float h, float&, float (&kept)[4]) {
     typename GruCell<Math>::Activations act;
-    const float q = recurrent[2] + bias[3];
-    const float h_new =
-        GruCell<Math>::forward(input[0] + recurrent[0] + bias[0], input[1] + recurrent[1] + bias[1],
-                               input[2] + bias[2], q, h, act);
+    const float h_new = GruCell<Math>::forward(sums[0], sums[1], sums[2], sums[3], h, act);
     kept[0] = act.r;
     kept[1] = act.z;
     kept[2] = act.n;
-    kept[3] = q;
+    kept[3] = sums[3];
     return h_new;
   }
 };
 
 template <class Math>
-struct UnitForward<Cell::kLstm, Math> {
-  static BIRNN_DEVICE float run(const float (&input)[4], const float (&recurrent)[4],
-                                const float (&bias)[4], float, float& c, float (&kept)[5]) {
+struct CellForward<Cell::kLstm, Math> {
+  static BIRNN_DEVICE float run(const float (&sums)[4], float, float& c, float (&kept)[5]) {
     typename LstmCell<Math>::Activations act;
-    const float h_new = LstmCell<Math>::forward(
-        input[0] + recurrent[0] + bias[0], input[1] + recurrent[1] + bias[1],
-        input[2] + recurrent[2] + bias[2], input[3] + recurrent[3] + bias[3], c, act);
+    const float h_new = LstmCell<Math>::forward(sums[0], sums[1], sums[2], sums[3], c, act);
     kept[0] = act.i;
     kept[1] = act.f;
     kept[2] = act.g;
     kept[3] = act.o;
     kept[4] = c;
     return h_new;
+  }
+};
+
+// The same from the parts. input: W_ih x, recurrent: W_hh h, a number for each gate.
+template <Cell kCell, class Math>
+struct UnitForward {
+  static BIRNN_DEVICE float run(const float (&input)[kNumGates<kCell>],
+                                const float (&recurrent)[kNumGates<kCell>],
+                                const float (&bias)[kBiasBlocks<kCell>], float h, float& c,
+                                float (&kept)[kKeptBlocks<kCell>]) {
+    float sums[kBiasBlocks<kCell>];
+    BIRNN_UNROLL
+    for (int i = 0; i < kNumGates<kCell>; ++i) sums[i] = input[i] + recurrent[i] + bias[i];
+    if constexpr (kCell == Cell::kGru) {
+      sums[2] = input[2] + bias[2];
+      sums[3] = recurrent[2] + bias[3];
+    }
+    return CellForward<kCell, Math>::run(sums, h, c, kept);
   }
 };
 
