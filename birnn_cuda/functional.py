@@ -33,7 +33,8 @@ def recurrent_layer(
     cell: str,
     num_directions: int,
     precision: str = "ieee",
-) -> tuple[Tensor, Tensor, Tensor]:
+    with_cell_states: bool = False,
+) -> tuple[Tensor, ...]:
     """Run one layer, one or two directions; time-major throughout.
 
     Args:
@@ -49,10 +50,13 @@ def recurrent_layer(
         cell: "tanh", "relu", "gru" or "lstm".
         num_directions: 1 or 2.
         precision: "ieee" or "tf32"; has a meaning for fp32 on CUDA only.
+        with_cell_states: LSTM only; return the cell state that each step leaves, too.
 
     Returns:
         ``output`` (``[T, B, D*(P or H)]`` or ``[N, D*(P or H)]``), ``h_n`` (``[D, B, P or H]``)
-        and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of shape ``[0]``).
+        and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of shape ``[0]``); with
+        ``with_cell_states`` also the cell states, ``[T, B, D*H]`` or ``[N, D*H]``, zeros past the
+        lengths.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit together.
@@ -60,16 +64,30 @@ def recurrent_layer(
     """
     if not torch.compiler.is_compiling() and _in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):
-            return reference.forward(
+            results = reference.forward_with_cell_states(
                 input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
             )
+        return results if with_cell_states else results[:3]
     if _may_need_grad((input, hx, cx, *weights)):
-        output, h_n, c_n, _ = _Layer.apply(
-            input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *weights
+        options = (cell, num_directions, precision, with_cell_states)
+        output, h_n, c_n, _, *cell_states = _Layer.apply(
+            input, hx, cx, lengths, batch_sizes, *options, *weights
         )
-    else:
-        options = (cell, num_directions, False, precision)
-        output, h_n, c_n, _ = ops.forward(input, hx, cx, weights, lengths, batch_sizes, *options)
+        return output, h_n, c_n, *cell_states
+    output, h_n, c_n, reserve = ops.forward(
+        input,
+        hx,
+        cx,
+        weights,
+        lengths,
+        batch_sizes,
+        cell,
+        num_directions,
+        with_cell_states,  # the reserve holds them
+        precision,
+    )
+    if with_cell_states:
+        return output, h_n, c_n, ops.cell_states(input, reserve, lengths, batch_sizes)
     return output, h_n, c_n
 
 
@@ -103,18 +121,23 @@ class _Layer(Function):
         cell: str,
         num_directions: int,
         precision: str,
+        with_cell_states: bool,
         *weights: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         options = (cell, num_directions, True, precision)
         output, h_n, c_n, reserve = ops.forward(
             input, hx, cx, weights, lengths, batch_sizes, *options
         )
+        if with_cell_states:
+            cell_states = ops.cell_states(input, reserve, lengths, batch_sizes)
+            return output, h_n, c_n, reserve, cell_states
         return output, h_n, c_n, reserve
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *weights = inputs
-        output, _, c_n, reserve = outputs
+        input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *rest = inputs
+        weights = rest[1:]
+        output, _, c_n, reserve = outputs[:4]
         ctx.save_for_backward(input, hx, cx, lengths, batch_sizes, output, reserve, *weights)
         ctx.options = cell, num_directions, precision
         ctx.set_materialize_grads(False)
@@ -122,10 +145,15 @@ class _Layer(Function):
 
     @staticmethod
     def backward(
-        ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None
+        ctx: Any,
+        d_output: Tensor | None,
+        d_h_n: Tensor | None,
+        d_c_n: Tensor | None,
+        _: None,
+        d_cell_states: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         input, hx, cx, lengths, batch_sizes, output, reserve, *weights = ctx.saved_tensors
-        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[8:])
+        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[9:])
         if ctx.options[0] != "lstm":
             d_c_n = None  # compiled code hands zeros even where there is no gradient
         # The Function is for second derivatives. Dynamo cannot trace it inside a backward, and
@@ -138,6 +166,7 @@ class _Layer(Function):
             d_output,
             d_h_n,
             d_c_n,
+            d_cell_states,
             input,
             hx,
             cx,
@@ -153,7 +182,7 @@ class _Layer(Function):
             gradient if needed else None
             for gradient, needed in zip(gradients, needs_grad, strict=True)
         )
-        return d_input, d_hx, d_cx, None, None, None, None, None, *d_weights
+        return d_input, d_hx, d_cx, *[None] * 6, *d_weights
 
 
 class _LayerBackward(Function):
@@ -170,6 +199,7 @@ class _LayerBackward(Function):
         d_output: Tensor | None,
         d_h_n: Tensor | None,
         d_c_n: Tensor | None,
+        d_cell_states: Tensor | None,
         input: Tensor,
         hx: Tensor | None,
         cx: Tensor | None,
@@ -199,24 +229,25 @@ class _LayerBackward(Function):
             num_directions,
             precision,
             needs_grad,
+            d_cell_states,
         )
         return d_input, d_hx, d_cx, *d_weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:14]
-        ctx.save_for_backward(*tensors, *inputs[14:])
+        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:15]
+        ctx.save_for_backward(*tensors, *inputs[15:])
         ctx.options = cell, num_directions
         ctx.needs_grad = needs_grad
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gg: Tensor | None) -> tuple[Tensor | None, ...]:
-        d_output, d_h_n, d_c_n, input, hx, cx, lengths, batch_sizes, *weights = ctx.saved_tensors
+        cotangents = ctx.saved_tensors[:4]
+        input, hx, cx, lengths, batch_sizes, *weights = ctx.saved_tensors[4:]
         cell, num_directions = ctx.options
-        cotangents = (d_output, d_h_n, d_c_n)
         operands = (input, hx, cx, *weights)
-        needs_operands = (*ctx.needs_input_grad[3:6], *ctx.needs_input_grad[14:])
+        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[15:])
         outer = [i for i, d in enumerate(cotangents) if d is not None]
         inner = [i for i, g in enumerate(gg) if g is not None and ctx.needs_grad[i]]
         wanted = [i for i, needed in enumerate(needs_operands) if needed]
@@ -229,7 +260,7 @@ class _LayerBackward(Function):
 
             def outputs_of(*tensors: Tensor) -> Any:
                 input, hx, cx, *weights = _replace(now, inner, tensors)
-                outputs = reference.forward(
+                outputs = reference.forward_with_cell_states(
                     input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
                 )
                 return tuple(outputs[i] for i in outer)
@@ -242,7 +273,7 @@ class _LayerBackward(Function):
                 gradients_of, [cotangents[i] for i in outer] + [operands[i] for i in wanted]
             )
             gradients = pull_back(tuple(gg[i] for i in inner))
-        d_cotangents = _replace([None] * 3, outer, gradients[: len(outer)])
+        d_cotangents = _replace([None] * 4, outer, gradients[: len(outer)])
         d_operands = _replace([None] * len(operands), wanted, gradients[len(outer) :])
         return (*d_cotangents, *d_operands[:3], *[None] * 8, *d_operands[3:])
 

@@ -1,13 +1,14 @@
 """RNN, GRU and LSTM: stand where ``torch.nn.RNN``, ``GRU`` and ``LSTM`` stood.
 
 Same constructors, parameters, initial weights, state dict, results and errors; the base class is
-torch's own ``RNNBase``. What is added: ``lengths=`` for padded batches, and gradients where torch
-has none on CUDA (in eval mode, of gradients, under vmap).
+torch's own ``RNNBase``. What is added: ``lengths=`` for padded batches, nested tensors, the cell
+states of every step, and gradients where torch has none on CUDA (in eval mode, of gradients, under
+vmap).
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,12 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import recurrent_layer
-from .sequences import check_lengths_form
+from .sequences import (
+    check_lengths_form,
+    check_nested_form,
+    nested_to_padded,
+    padded_to_nested,
+)
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -92,28 +98,32 @@ class _Recurrent(nn.RNNBase):
             self.check_forward_args(input, states[0], batch_sizes)
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | None
-    ) -> tuple[Tensor | PackedSequence, States]:
-        """Forward for all three: ``output`` and the final states ``(h_n,)`` or ``(h_n, c_n)``."""
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | None,
+        with_cell_states: bool = False,
+    ) -> tuple[Any, States, Any]:
+        """Forward for all three: ``output``, the final states ``(h_n,)`` or ``(h_n, c_n)``, and in
+        the form of ``output`` the cell states, None where they were not asked for."""
         states = None if hx is None else self._states(hx)
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("a PackedSequence carries its lengths: leave out lengths=")
-            data, batch_sizes, sorted_indices, unsorted_indices = input
-            if states is not None:
-                states = _permute(states, sorted_indices)
-            self._check_sizes(data, states, batch_sizes)
-            packed, states = self._run_layers(data, states, None, batch_sizes)
-            output = PackedSequence(packed, batch_sizes, sorted_indices, unsorted_indices)
-            return output, _permute(states, unsorted_indices)
+            return self._run_packed(input, states, with_cell_states)
+        num_dims = input.dim()
+        if input.is_nested:
+            if lengths is not None:
+                raise ValueError("a NestedTensor carries its lengths: leave out lengths=")
+            return self._run_nested(input, states, with_cell_states)
 
-        if input.dim() not in (2, 3):
+        if num_dims not in (2, 3):
             noun = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
                 f"{self.mode.partition('_')[0]}: Expected input to be 2D or 3D, "
-                f"got {input.dim()}D{noun} instead"
+                f"got {num_dims}D{noun} instead"
             )
-        is_batched = input.dim() == 3
+        is_batched = num_dims == 3
         batch_dim = 0 if self.batch_first else 1
         if states is not None:
             self._check_states_dim(states, is_batched)
@@ -127,12 +137,43 @@ class _Recurrent(nn.RNNBase):
             lengths = lengths if is_batched else lengths.unsqueeze(0)
         if self.batch_first:
             input = input.transpose(0, 1)
-        padded, states = self._run_layers(input, states, lengths, None)
+        by_step, states = self._run_layers(input, states, lengths, None, with_cell_states)
         if self.batch_first:
-            padded = padded.transpose(0, 1)
+            by_step = tuple(values.transpose(0, 1) for values in by_step)
         if not is_batched:
-            return padded.squeeze(batch_dim), tuple(state.squeeze(1) for state in states)
-        return padded, states
+            by_step = tuple(values.squeeze(batch_dim) for values in by_step)
+            states = tuple(state.squeeze(1) for state in states)
+        return by_step[0], states, by_step[1] if with_cell_states else None
+
+    def _run_packed(
+        self, input: PackedSequence, states: States | None, with_cell_states: bool
+    ) -> tuple[PackedSequence, States, PackedSequence | None]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if states is not None:
+            states = _permute(states, sorted_indices)
+        self._check_sizes(data, states, batch_sizes)
+        by_step, states = self._run_layers(data, states, None, batch_sizes, with_cell_states)
+        output, *cell_states = (
+            PackedSequence(values, batch_sizes, sorted_indices, unsorted_indices)
+            for values in by_step
+        )
+        states = _permute(states, unsorted_indices)
+        return output, states, cell_states[0] if with_cell_states else None
+
+    def _run_nested(
+        self, input: Tensor, states: States | None, with_cell_states: bool
+    ) -> tuple[Tensor, States, Tensor | None]:
+        check_nested_form(input)
+        if states is not None:
+            self._check_states_dim(states, is_batched=True)
+        padded, lengths = nested_to_padded(input)
+        if self.batch_first:  # what the checks of sizes expect
+            self._check_sizes(padded.transpose(0, 1), states, None)
+        else:
+            self._check_sizes(padded, states, None)
+        by_step, states = self._run_layers(padded, states, lengths, None, with_cell_states)
+        output, *cell_states = (padded_to_nested(values, input) for values in by_step)
+        return output, states, cell_states[0] if with_cell_states else None
 
     def _run_layers(
         self,
@@ -140,8 +181,12 @@ class _Recurrent(nn.RNNBase):
         states: States | None,  # [num_layers*D, B, P or H], [num_layers*D, B, H]
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
-    ) -> tuple[Tensor, States]:
-        """All layers, one above the other, with dropout between them."""
+        with_cell_states: bool,
+    ) -> tuple[tuple[Tensor, ...], States]:
+        """All layers, one above the other, with dropout between them.
+
+        Returns the final states after the last layer's output and, if asked for, its cell states.
+        """
         weights = self._flat_weights
         dtype = _autocast_dtype(input.device.type)
         if dtype is not None:
@@ -157,6 +202,7 @@ class _Recurrent(nn.RNNBase):
         num_weights = len(weights) // self.num_layers
         precision = _fp32_precision(input)
         output, h_n, c_n = input, [], []
+        cell_states: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0 and self.training:
                 output = dropout(output, self.dropout)
@@ -164,7 +210,7 @@ class _Recurrent(nn.RNNBase):
             if states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
-            output, h, c = recurrent_layer(
+            output, h, c, *cell_states = recurrent_layer(
                 output,
                 layer_states[0],
                 layer_states[1],
@@ -174,11 +220,12 @@ class _Recurrent(nn.RNNBase):
                 cell=_CELL_OF_MODE[self.mode],
                 num_directions=num_directions,
                 precision=precision,
+                with_cell_states=with_cell_states and layer == self.num_layers - 1,
             )
             h_n.append(h)
             c_n.append(c)
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
-        return output, tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+        return (output, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
 
 
 class _SingleState(_Recurrent):
@@ -205,8 +252,10 @@ class _SingleState(_Recurrent):
 
         Args:
             input: ``[T, B, input_size]`` (``[B, T, input_size]`` with ``batch_first``),
-                ``[T, input_size]``, or a PackedSequence, sorted or not. In the dtype of the
-                weights (fp32, fp64, fp16, bf16), except under autocast. Any strides.
+                ``[T, input_size]``, a PackedSequence, sorted or not, or a NestedTensor of layout
+                ``torch.jagged`` ``[B, ragged, input_size]`` (whatever ``batch_first`` says). In
+                the dtype of the weights (fp32, fp64, fp16, bf16), except under autocast. Any
+                strides.
             hx: ``[num_layers*D, B, hidden_size]``, without B for 2-D input, whatever
                 ``batch_first`` says; D = 2 if bidirectional. None is zeros. Any strides.
             lengths: int64 or int32 ``[B]`` (no dimension for 2-D input), on any device, in any
@@ -220,12 +269,12 @@ class _SingleState(_Recurrent):
 
         Raises:
             TypeError: ``lengths`` is not a tensor.
-            ValueError: number of dimensions of ``input``, its dtype; dtype, dimensions or count of
-                ``lengths``, and on the CPU a value outside [0, T] (on a device values are clamped:
-                see ``check_lengths``).
+            ValueError: number of dimensions of ``input``, its dtype, its layout if nested; dtype,
+                dimensions or count of ``lengths``, and on the CPU a value outside [0, T] (on a
+                device values are clamped: see ``check_lengths``).
             RuntimeError: sizes, dtype or device of ``input`` or ``hx``; no step.
         """
-        output, (h_n,) = self._run(input, hx, lengths)
+        output, (h_n,), _ = self._run(input, hx, lengths)
         return output, h_n
 
 
@@ -404,6 +453,7 @@ class LSTM(_Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
+        return_cell_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -413,7 +463,28 @@ class LSTM(_Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: None = None,
+        return_cell_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        return_cell_states: Literal[True],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: None = None,
+        return_cell_states: Literal[True],
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor], PackedSequence]: ...
 
     def forward(
         self,
@@ -421,7 +492,8 @@ class LSTM(_Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        return_cell_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layer.
 
         Args:
@@ -429,15 +501,27 @@ class LSTM(_Recurrent):
             hx: the pair of ``hx [num_layers*D, B, P or H]`` and ``cx [num_layers*D, B, H]``,
                 without B for 2-D input. None is zeros. Any strides.
             lengths: as of :meth:`RNN.forward`.
+            return_cell_states: return the cell state of every step as well. In training it costs
+                one copy of ``[T, B, D*H]``; without gradients also the memory that training keeps
+                (5*H values a step, sequence and direction), for as long as the call runs.
 
         Returns:
             ``output`` with D*(P or H) features, and the pair ``(h_n, c_n)`` in the form of
-            ``hx``; otherwise as of :meth:`RNN.forward`.
+            ``hx``; otherwise as of :meth:`RNN.forward`. With ``return_cell_states`` a third
+            element in the form of ``output``, with D*H features: the last layer's c of both
+            directions after every step, zeros past ``lengths``. Gradients flow through it, second
+            ones too.
 
         Raises:
-            ValueError, RuntimeError: as of :meth:`RNN.forward`.
+            TypeError, ValueError, RuntimeError: as of :meth:`RNN.forward`.
         """
-        output, (h_n, c_n) = self._run(input, hx, lengths)
+        if not isinstance(return_cell_states, bool):
+            raise TypeError(
+                f"return_cell_states must be True or False, got {type(return_cell_states).__name__}"
+            )
+        output, (h_n, c_n), cell_states = self._run(input, hx, lengths, return_cell_states)
+        if return_cell_states:
+            return output, (h_n, c_n), cell_states
         return output, (h_n, c_n)
 
     def _states(self, hx: Any) -> States:

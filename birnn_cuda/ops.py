@@ -10,7 +10,8 @@ One call is one layer, one or two directions; shapes are those of :func:`referen
 ``[D, rows, reserve_width]`` holds the activations that ``backward`` needs, rows being T*B, or N of
 a packed batch on the CPU.
 ``backward`` returns ``(d_input, d_hx, d_cx, d_weights)``, a tensor of shape ``[0]`` standing for
-each gradient that ``needs_grad`` (input, hx, cx, *weights) did not ask for.
+each gradient that ``needs_grad`` (input, hx, cx, *weights) did not ask for. It also takes the
+gradient of what :func:`cell_states` returns.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .sequences import padded_to_packed, padding_mask
+
 try:
     from . import _C
 except ImportError as error:
@@ -32,7 +35,15 @@ except ImportError as error:
         f"imports it (here {torch.__version__})."
     ) from error
 
-__all__ = ["backward", "build_info", "extension", "forward", "known_devices", "plan"]
+__all__ = [
+    "backward",
+    "build_info",
+    "cell_states",
+    "extension",
+    "forward",
+    "known_devices",
+    "plan",
+]
 
 extension = _C
 build_info: Callable[[], dict[str, Any]] = _C.build_info
@@ -43,6 +54,42 @@ backward = torch.ops.birnn_cuda.backward
 
 # Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn.
 _RESERVE_WIDTH = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
+
+
+def cell_states(
+    input: Tensor, reserve: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None
+) -> Tensor:
+    """The cell state that every step of an LSTM left, taken from the reserve of ``forward``.
+
+    Args:
+        input, lengths, batch_sizes: as given to ``forward``.
+        reserve: what ``forward`` returned with ``training``.
+
+    Returns:
+        ``[T, B, D*H]``, zeros past the lengths, or packed ``[N, D*H]``, in the dtype of ``input``
+        and memory of its own.
+    """
+    hidden_size = reserve.size(2) // _RESERVE_WIDTH["lstm"]
+    rows = reserve[..., 4 * hidden_size :]  # [D, N, H]
+    on_cuda = input.device.type == "cuda"
+    if batch_sizes is not None and on_cuda:  # its rows are padded
+        padded = torch.unflatten(rows, 1, (batch_sizes.size(0), -1)).movedim(0, 2)
+        return padded_to_packed(padded.flatten(2), batch_sizes)
+    states = torch.cat(rows.unbind(0), -1).to(input.dtype)  # [N, D*H]
+    if batch_sizes is not None:
+        return states
+    seq_len, batch_size = input.size(0), input.size(1)
+    if lengths is None:
+        return torch.unflatten(states, 0, (seq_len, batch_size))
+    inside = padding_mask(lengths.to(input.device), seq_len)
+    if on_cuda:
+        states = torch.unflatten(states, 0, (seq_len, batch_size))
+    else:  # the rows are those of the batch packed, longest sequences first
+        rank = lengths.argsort(descending=True, stable=True).argsort()
+        running = inside.sum(1)
+        row = (running.cumsum(0) - running).unsqueeze(1) + rank  # [T, B]
+        states = states[torch.where(inside, row, 0)]
+    return torch.where(inside.unsqueeze(2), states, 0)
 
 
 def _batch_size(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> int:
@@ -115,6 +162,7 @@ def _backward_fake(
     num_directions: int,
     precision: str,
     needs_grad: Sequence[bool],
+    d_cell_states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     d_input, d_hx, d_cx, *d_weights = (
         input.new_empty(operand.shape if operand is not None and needed else (0,))

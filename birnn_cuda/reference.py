@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .sequences import packed_lengths, packed_to_padded, padded_to_packed, padding_mask
 
-__all__ = ["forward"]
+__all__ = ["forward", "forward_with_cell_states"]
 
 
 def forward(
@@ -66,6 +66,26 @@ def forward(
         ``h_n`` (``[D, B, P or H]``) and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of
         shape ``[0]``), in the dtype of ``input``; fp16 and bf16 are computed in fp32.
     """
+    options = lengths, batch_sizes, cell, num_directions
+    return forward_with_cell_states(input, hx, cx, weights, *options)[:3]
+
+
+def forward_with_cell_states(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cell: str,
+    num_directions: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`forward`, and the cell state that each step leaves.
+
+    Returns:
+        ``output``, ``h_n``, ``c_n``, and in the form of ``output`` the cell states: features D*H,
+        zeros past the lengths; for a cell other than the LSTM of shape ``[0]``.
+    """
     dtype = input.dtype
     if dtype in (torch.float16, torch.bfloat16):
         input, hx, cx = input.float(), _as_float(hx), _as_float(cx)
@@ -79,9 +99,9 @@ def forward(
         input = torch.where(inside, input, 0)
 
     num_weights = len(weights) // num_directions
-    outputs, h_n, c_n = [], [], []
+    outputs, cell_states, h_n, c_n = [], [], [], []
     for direction in range(num_directions):
-        output_d, h_d, c_d = _one_direction(
+        output_d, cell_states_d, h_d, c_d = _one_direction(
             input,
             None if hx is None else hx[direction],
             None if cx is None else cx[direction],
@@ -91,13 +111,18 @@ def forward(
             reverse=direction == 1,
         )
         outputs.append(output_d)
+        cell_states.append(cell_states_d)
         h_n.append(h_d)
         c_n.append(c_d)
-    output = torch.cat(outputs, 2)
+    by_step = [torch.cat(outputs, 2)]
+    c_all = cells = input.new_empty(0)
+    if cell == "lstm":
+        by_step.append(torch.cat(cell_states, 2))
+        c_all = torch.stack(c_n)
     if batch_sizes is not None:
-        output = padded_to_packed(output, batch_sizes)
-    c_all = torch.stack(c_n) if cell == "lstm" else input.new_empty(0)
-    return output.to(dtype), torch.stack(h_n).to(dtype), c_all.to(dtype)
+        by_step = [padded_to_packed(values, batch_sizes) for values in by_step]
+    output, cells = [*by_step, cells][:2]
+    return output.to(dtype), torch.stack(h_n).to(dtype), c_all.to(dtype), cells.to(dtype)
 
 
 def _one_direction(
@@ -108,8 +133,8 @@ def _one_direction(
     inside: Tensor | None,  # [T, B, 1]
     cell: str,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction: output [T, B, P or H], and h and c after the last step."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction: h [T, B, P or H] and c [T, B, H] of every step, and those of the last."""
     weight_ih, weight_hh = weights[:2]
     bias_ih, bias_hh = weights[2:4] if len(weights) >= 4 else (None, None)
     weight_hr = weights[-1] if len(weights) in (3, 5) else None
@@ -122,10 +147,11 @@ def _one_direction(
 
     gates_x = _linear(input, weight_ih, bias_ih)  # [T, B, G*H]
     output: list[Tensor] = [h] * seq_len
+    cell_states: list[Tensor] = [c] * seq_len
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
         if inside is None:
             h, c = _step(cell, gates_x[t], h, c, weight_hh, bias_hh, weight_hr)
-            output[t] = h
+            output[t], cell_states[t] = h, c
             continue
         # Past a sequence's end the state is put aside before the step as well as after it: a NaN
         # in it must not reach the gradients of the weights.
@@ -133,7 +159,8 @@ def _one_direction(
         live_h, live_c = _step(cell, gates_x[t], live_h, live_c, weight_hh, bias_hh, weight_hr)
         h, c = torch.where(inside[t], live_h, h), torch.where(inside[t], live_c, c)
         output[t] = torch.where(inside[t], live_h, 0)
-    return torch.stack(output), h, c
+        cell_states[t] = torch.where(inside[t], live_c, 0)
+    return torch.stack(output), torch.stack(cell_states), h, c
 
 
 def _step(

@@ -1,9 +1,10 @@
-"""Sequences of different lengths: ``lengths`` of a padded batch, and ``PackedSequence``.
+"""Sequences of different lengths: padded with ``lengths``, ``PackedSequence``, nested tensors.
 
 A padded batch is time-major, ``[T, B, ...]``, with ``lengths`` ``[B]``. A packed batch is what
 :class:`torch.nn.utils.rnn.PackedSequence` holds: ``data`` ``[N, ...]``, the rows of step 0 first,
 and ``batch_sizes`` ``[T]`` (int64, on the CPU, non-increasing, sum N): how many sequences are
-still running at each step.
+still running at each step. A nested tensor of layout ``torch.jagged``, ``[B, ragged, ...]``, holds
+the sequences one after another: ``values`` ``[N, ...]``, those of sequence b from ``offsets[b]``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from torch import Tensor
 
 __all__ = [
     "check_lengths",
+    "check_lengths_form",
+    "check_nested_form",
+    "nested_to_padded",
     "packed_lengths",
     "packed_to_padded",
+    "padded_to_nested",
     "padded_to_packed",
     "padding_mask",
 ]
@@ -92,3 +97,62 @@ def padded_to_packed(padded: Tensor, batch_sizes: Tensor) -> Tensor:
     mask = padding_mask(packed_lengths(batch_sizes), batch_sizes.numel())
     rows = mask.flatten().nonzero().squeeze(1)
     return padded.flatten(0, 1).index_select(0, rows.to(padded.device))
+
+
+def check_nested_form(nested: Tensor) -> None:
+    """Check that a nested tensor is ``[B, ragged, features]`` in the layout ``torch.jagged``."""
+    if nested.layout != torch.jagged:
+        raise ValueError(
+            f"a NestedTensor must have the layout torch.jagged, got {nested.layout}: make it with "
+            "torch.nested.nested_tensor(sequences, layout=torch.jagged), or convert it with "
+            "torch.nested.as_nested_tensor(list(nested.unbind()), layout=torch.jagged)"
+        )
+    ragged_dim = nested._ragged_idx  # type: ignore[attr-defined]
+    if nested.dim() != 3 or ragged_dim != 1:
+        raise ValueError(
+            "a NestedTensor must have the dimensions [batch, ragged, features], got "
+            f"{nested.dim()} dimensions of which number {ragged_dim} is ragged"
+        )
+
+
+def nested_to_padded(nested: Tensor) -> tuple[Tensor, Tensor]:
+    """Jagged ``[B, ragged, ...]`` to ``[T, B, ...]`` and int64 lengths ``[B]``. Differentiable.
+
+    Past a sequence's end stand rows of other sequences. T is the greatest length: where the nested
+    tensor does not know it, the host waits for the device to find it.
+    """
+    values, offsets, lengths = _jagged_parts(nested)
+    seq_len = nested._get_max_seqlen()  # type: ignore[attr-defined]
+    steps = torch.arange(seq_len, device=values.device).unsqueeze(1)
+    # Other rows, not one row for all: in backward each thread adds its zeros to a row of its own.
+    rows = (offsets[:-1] + steps).clamp(max=values.size(0) - 1)  # [T, B]
+    padded = values.index_select(0, rows.flatten())
+    return torch.unflatten(padded, 0, (seq_len, lengths.size(0))), lengths
+
+
+def padded_to_nested(padded: Tensor, like: Tensor) -> Tensor:
+    """``[T, B, ...]`` to the form of the nested tensor ``like``, whose ragged size it shares.
+
+    Differentiable; nobody waits for a device. Rows of ``like`` in no sequence become zeros.
+    """
+    values, offsets, lengths = _jagged_parts(like)
+    seq_len, batch_size = padded.size(0), padded.size(1)
+    row = torch.arange(values.size(0), device=padded.device)
+    sequence = torch.bucketize(row, offsets[1:], right=True)
+    gaps = like.lengths()  # type: ignore[attr-defined]
+    if gaps is not None:
+        sequence = sequence.clamp(max=batch_size - 1)
+    step = row - offsets[sequence]
+    rows = step.clamp(0, seq_len - 1) * batch_size + sequence
+    result = padded.flatten(0, 1).index_select(0, rows)
+    if gaps is not None:
+        inside = (step >= 0) & (step < lengths[sequence])
+        result = torch.where(inside.view(-1, *[1] * (result.dim() - 1)), result, 0)
+    return torch.nested.nested_tensor_from_jagged(result, offsets, gaps, max_seqlen=seq_len)
+
+
+def _jagged_parts(nested: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``values [N, ...]``, ``offsets [B + 1]`` and lengths ``[B]``."""
+    offsets: Tensor = nested.offsets()  # type: ignore[attr-defined]
+    lengths = nested.lengths()  # type: ignore[attr-defined]
+    return nested.values(), offsets, offsets.diff() if lengths is None else lengths

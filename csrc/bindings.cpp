@@ -113,10 +113,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> backward
     const birnn::OptionalTensor& cx, std::vector<at::Tensor> weights,
     const birnn::OptionalTensor& lengths, const birnn::OptionalTensor& batch_sizes,
     const at::Tensor& output, const at::Tensor& reserve, std::string cell, int64_t num_directions,
-    std::string precision, c10::List<bool> needs_grad) {
+    std::string precision, c10::List<bool> needs_grad, const birnn::OptionalTensor& d_cell_states) {
   return birnn::layer_backward(d_output, d_h_n, d_c_n, input, hx, cx, std::move(weights), lengths,
                                batch_sizes, output, reserve, std::move(cell), num_directions,
-                               std::move(precision), {needs_grad.begin(), needs_grad.end()});
+                               std::move(precision), {needs_grad.begin(), needs_grad.end()},
+                               d_cell_states);
 }
 
 }  // namespace
@@ -129,7 +130,8 @@ TORCH_LIBRARY(birnn_cuda, m) {
   m.def(
       "backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor input, Tensor? hx, "
       "Tensor? cx, Tensor[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor output, "
-      "Tensor reserve, str cell, int num_directions, str precision, bool[] needs_grad) -> "
+      "Tensor reserve, str cell, int num_directions, str precision, bool[] needs_grad, "
+      "Tensor? d_cell_states=None) -> "
       "(Tensor d_input, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
 }
 

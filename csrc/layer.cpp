@@ -223,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
     std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
     const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
-    std::string precision, std::vector<bool> needs_grad) {
+    std::string precision, std::vector<bool> needs_grad, const OptionalTensor& d_cell_states) {
   const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
                                   num_directions, precision);
   check_device_is_built(input.device());
@@ -243,6 +243,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   if (d_h_n) check_like_input(*d_h_n, input, "d_h_n", {D, B, S});
   const bool lstm = p.shape.cell == Cell::kLstm;
   if (d_c_n && lstm) check_like_input(*d_c_n, input, "d_c_n", {D, B, p.shape.hidden_size});
+  if (d_cell_states) {
+    TORCH_CHECK(lstm, "birnn_cuda: d_cell_states needs cell 'lstm', got '", cell, "'");
+    output_sizes.back() = D * p.shape.hidden_size;
+    check_like_input(*d_cell_states, input, "d_cell_states", output_sizes);
+  }
 
   if (B == 0) {
     const auto gradient = [&](bool needed, const Tensor& like) {
@@ -254,8 +259,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     return {gradient(needs_grad[0], input), gradient(needs_grad[1] && p.hx, p.hx ? *p.hx : input),
             gradient(needs_grad[2] && p.cx, p.cx ? *p.cx : input), d_weights};
   }
-  BackwardResult r = backward_on_device(
-      p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt, output, reserve, needs_grad});
+  BackwardResult r = backward_on_device(p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt,
+                                            d_cell_states, output, reserve, needs_grad});
   return {r.d_input, r.d_hx, r.d_cx, r.d_weights};
 }
 

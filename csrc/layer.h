@@ -60,6 +60,7 @@ struct ForwardResult {
 
 struct BackwardInputs {
   OptionalTensor d_output, d_h_n, d_c_n;
+  OptionalTensor d_cell_states;  // [T, B, D*H] or packed [N, D*H]: of c after each step, LSTM only
   Tensor output, reserve;
   std::vector<bool> needs_grad;  // input, hx, cx, weights...
 };
@@ -85,6 +86,6 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
     std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
     const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
-    std::string precision, std::vector<bool> needs_grad);
+    std::string precision, std::vector<bool> needs_grad, const OptionalTensor& d_cell_states);
 
 }  // namespace birnn

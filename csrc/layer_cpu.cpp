@@ -302,6 +302,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
 
   const Tensor output = take_rows(in.output, rows);
   const Tensor dy = in.d_output ? take_rows(*in.d_output, rows) : Tensor();
+  const Tensor dc = in.d_cell_states ? take_rows(*in.d_cell_states, rows) : Tensor();
   const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, options) : Tensor();
   const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
   const Tensor dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
@@ -325,6 +326,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     dir.reserve_stride = in.reserve.size(2);
     dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
     dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
+    dir.dc = dc.defined() ? row_pointer(dc, 0, d * H) : nullptr;
+    dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
     dir.dgates = dgates[d].data_ptr();
     dir.dgates_stride = dgates_width;
     dir.dproj = s.proj_size ? dproj[d].data_ptr() : nullptr;

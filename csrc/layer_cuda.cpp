@@ -349,6 +349,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   const Tensor output = take_rows(in.output, rows, p);
   const Tensor reserve = in.reserve.contiguous();
   const Tensor dy = in.d_output ? take_rows(*in.d_output, rows, p) : Tensor();
+  const Tensor dc = in.d_cell_states ? take_rows(*in.d_cell_states, rows, p) : Tensor();
   const Tensor hx = contiguous(p.hx), cx = contiguous(p.cx);
   const Tensor dhx = carried_copy(in.d_h_n, {D, B, S}, carried);
   const Tensor dcx = lstm ? carried_copy(in.d_c_n, {D, B, H}, carried) : Tensor();
@@ -397,6 +398,8 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     dir.reserve_stride = reserve.size(2);
     dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
     dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
+    dir.dc = dc.defined() ? row_pointer(dc, 0, d * H) : nullptr;
+    dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
     dir.dgates = mutable_row_pointer(dgates, 0, d * width);
     dir.dgates_stride = dgates.stride(0);
     dir.dproj = s.proj_size ? mutable_row_pointer(dproj, d) : nullptr;

@@ -82,6 +82,10 @@ struct BackwardDirection {
   int64_t reserve_stride = 0;
   const void* dy = nullptr;  // [N, S] at dy_stride, null: zeros
   int64_t dy_stride = 0;
+  // [N, H] at dc_stride: gradient of the cell state that each step leaves, null: zeros (LSTM only).
+  // Read by the CPU and by stepwise; no other kernel takes it.
+  const void* dc = nullptr;
+  int64_t dc_stride = 0;
   void* dgates = nullptr;  // [N, dgates_blocks * H] at dgates_stride
   int64_t dgates_stride = 0;
   int64_t dgates_first_row = 0;  // the row that `dgates` points at

@@ -123,7 +123,7 @@ def to_tf32(x: Tensor) -> Tensor:
     return torch.ldexp((mantissa * 2**11).abs().add(0.5).floor() * mantissa.sign(), exponent - 11)
 
 
-def rounded_to_tf32(problem: Problem, *operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+def rounded_to_tf32(problem: Problem, *operands: Any) -> tuple[Tensor, ...]:
     gates, hx, cx, weight_hh, weight_hr, bias = operands
     return rounded(problem, gates, hx, cx, Tf32Weight(weight_hh), weight_hr, bias)  # type: ignore[arg-type]
 

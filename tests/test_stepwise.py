@@ -82,6 +82,7 @@ class Problem:
         lengths: Sequence[int] | None = None,
         bias: bool = True,
         states: bool = True,
+        cell_states: bool = False,
     ) -> None:
         self.seq_len, self.batch_size, self.hidden_size = T, B, H = sizes
         self.dtype = dtype
@@ -111,10 +112,11 @@ class Problem:
         self.dy = draw(T, B, 2 * S)
         self.dhy = draw(2, B, S).to(self.carried)
         self.dcy = draw(2, B, H).to(self.carried)
+        self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
 
     def results(self, recurrence: Any) -> dict[str, Tensor]:
         """Values and gradients, in fp64, of a recurrence in differentiable torch:
-        (input, hx, cx, weights, bias, lengths, cell) -> output, hy, cy."""
+        (input, hx, cx, weights, bias, lengths, cell) -> output, hy, cy, and c of every step."""
 
         def leaf(tensor: Tensor | None, *shape: int) -> Tensor:
             if tensor is None:
@@ -126,12 +128,14 @@ class Problem:
         hx, cx = leaf(self.hx, 2, B, S), leaf(self.cx, 2, B, H)
         weight_hr = leaf(self.weight_hr) if self.proj_size else None
         bias = None if self.bias is None else leaf(self.bias)
-        output, hy, cy = recurrence(self, gates, hx, cx, weight_hh, weight_hr, bias)
+        output, hy, cy, cells = recurrence(self, gates, hx, cx, weight_hh, weight_hr, bias)
         loss = (output * torch.where(self.inside, self.dy, 0)).sum() + (hy * self.dhy).sum()
         results = {"output": output, "hy": hy}
         operands = {"dgates": gates, "dhx": hx, "dweight_hh": weight_hh}
         if self.cell == "lstm":
             loss = loss + (cy * self.dcy).sum()
+            if self.dc is not None:
+                loss = loss + (cells * torch.where(self.inside, self.dc, 0)).sum()
             results["cy"] = cy
             operands["dcx"] = cx
         if weight_hr is not None:
@@ -156,7 +160,7 @@ def exact(
     weight_hh: Tensor,
     weight_hr: Tensor | None,
     bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference: its input, the gates of both directions, from which weight_ih picks one's."""
     columns = gates.size(3)
     identity = torch.eye(columns, dtype=torch.float64)
@@ -171,7 +175,9 @@ def exact(
             weights.append(weight_hr[d])
     input = torch.cat([gates[0], gates[1]], 2)
     lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
-    return reference.forward(input, hx, cx, weights, lengths, None, problem.cell, 2)
+    return reference.forward_with_cell_states(
+        input, hx, cx, weights, lengths, None, problem.cell, 2
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -291,7 +297,7 @@ def rounded(
     weight_hh: Tensor,
     weight_hr: Tensor | None,
     bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The recurrence in fp64, rounded to the problem's format at each step."""
     op = Rounding(problem.dtype)
     T, H = problem.seq_len, problem.hidden_size
@@ -299,10 +305,11 @@ def rounded(
     if problem.lengths is not None:
         lengths = problem.lengths.clamp(0, T)
     columns = torch.arange(problem.batch_size)
-    outputs, states, cells = [], [], []
+    outputs, states, cells, all_cells = [], [], [], []
     for d in range(2):
         h, c = hx[d], cx[d]
         output = torch.zeros(T, problem.batch_size, problem.state_size, dtype=torch.float64)
+        cell_states = torch.zeros(T, problem.batch_size, H, dtype=torch.float64)
         for step in range(T):
             active = (step < lengths).unsqueeze(1)
             t = torch.where(step < lengths, lengths - 1 - step, step) if d else step
@@ -334,10 +341,12 @@ def rounded(
             row = torch.where(active, new_h, 0)
             place = (t if d else torch.full_like(columns, step), columns)
             output = output.index_put(place, row)
+            cell_states = cell_states.index_put(place, torch.where(active, new_c, 0))
         outputs.append(output)
+        all_cells.append(cell_states)
         states.append(h)
         cells.append(c)
-    return torch.cat(outputs, 2), torch.stack(states), torch.stack(cells)
+    return torch.cat(outputs, 2), torch.stack(states), torch.stack(cells), torch.cat(all_cells, 2)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -418,6 +427,7 @@ class Run:
         self.dproj = like.new_full((2, T, B, S), NAN) if problem.proj_size else None
         self.dhx, self.dcx = problem.dhy.clone(), problem.dcy.clone()
         dy = torch.where(problem.inside, problem.dy, NAN)
+        dc = None if problem.dc is None else torch.where(problem.inside, problem.dc, NAN)
         reserve = self.gates if RESERVE_BLOCKS[problem.cell] else None
         kept = [self.gates.clone(), self.output.clone(), dy.clone()]
         for d in range(2):
@@ -433,13 +443,14 @@ class Run:
                     self.output[..., d * S :],
                     self.of(reserve, d),
                     dy[..., d * S :],
+                    None if dc is None else dc[..., d * H :],
                     self.dgates[d],
                     self.of(self.dproj, d),
                     self.dhx[d],
                     self.dcx[d] if problem.cell == "lstm" else None,
                     self.first_dgates[d],
                 ),
-                integers(2 * S, self.width, 2 * S, blocks * H),
+                integers(2 * S, self.width, 2 * S, 2 * H, blocks * H),
                 None,
             )
             assert status == 0
@@ -544,7 +555,8 @@ def test_values_and_gradients(cell: str, dtype: torch.dtype, pattern: str, seed:
         if (index + index // len(OPTIONS) + seed) % 2:
             continue
         B, H = next(shapes)
-        problem = Problem(cell, dtype, (T, B, H), draw_lengths(pattern, T, B), bias, states)
+        lengths = draw_lengths(pattern, T, B)
+        problem = Problem(cell, dtype, (T, B, H), lengths, bias, states, cell_states=states)
         run = Run(emulator, problem)
         check(problem, run.results(), problem.results(exact))
 
@@ -616,13 +628,14 @@ def test_errors_of_the_product_are_returned(cell: str) -> None:
         run.output,
         run.gates[0],
         None,
+        None,
         run.dgates[0],
         Run.of(run.dproj, 0),
         run.dhx[0],
         run.dcx[0],
         None,
     )
-    strides = integers(2 * S, run.width, 2 * S, DGATES_BLOCKS[problem.cell] * H)
+    strides = integers(2 * S, run.width, 2 * S, 0, DGATES_BLOCKS[problem.cell] * H)
     for before in range(products + 1):
         left = ctypes.byref(ctypes.c_int(before))
         status = library.stepwise_backward_driver(
@@ -655,6 +668,10 @@ DEFECTS = {
     ),
     "padding_not_written": ("store(output, Real(0));", ""),
     "dhy_forgotten": ("if (is_last) return dhx[state];", ""),
+    "gradients_of_the_cell_states_forgotten": (
+        "*dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u)",
+        "*dc",
+    ),
     "direct_path_forgotten": ("? product[state] + dhx[state] :", "? product[state] :"),
     "blocks_of_the_input": ("dgates + first_column,", "dgates,"),
     "gradients_not_gathered": ("lengths && dir.reverse;", "false;"),
@@ -690,7 +707,8 @@ def with_defect(name: str, old: str, new: str) -> build.Emulator:
 def test_defect_is_caught(defect: str) -> None:
     emulator = with_defect(defect, *DEFECTS[defect])
     for cell, pattern in itertools.product(CELLS, ("mixed", "none")):
-        problem = Problem(cell, torch.float32, (5, 6, 3), draw_lengths(pattern, 5, 6))
+        lengths = draw_lengths(pattern, 5, 6)
+        problem = Problem(cell, torch.float32, (5, 6, 3), lengths, cell_states=True)
         try:
             check(problem, Run(emulator, problem).results(), problem.results(exact))
         except AssertionError:

@@ -550,6 +550,7 @@ void run_backward(const BackwardTask& task) {
   const Real* output = static_cast<const Real*>(dir.output);
   const Real* reserve = static_cast<const Real*>(dir.reserve);
   const Real* dy = static_cast<const Real*>(dir.dy);
+  const Real* dc_steps = static_cast<const Real*>(dir.dc);
   Real* dgates = static_cast<Real*>(dir.dgates);
   Real* carry = static_cast<Real*>(dir.dhx);
   Real* carry_c = static_cast<Real*>(dir.dcx);
@@ -624,9 +625,10 @@ void run_backward(const BackwardTask& task) {
           const typename LstmCell<M>::Activations act{
               M::load(saved + u, n), M::load(saved + H + u, n), M::load(saved + 2 * H + u, n),
               M::load(saved + 3 * H + u, n)};
-          const auto grad =
-              LstmCell<M>::backward(dh, M::load(carry_c + b * H + u, n), act,
-                                    M::load(saved + 4 * H + u, n), M::load(c_old + u, n));
+          V dc = M::load(carry_c + b * H + u, n);
+          if (dc_steps) dc += M::load(dc_steps + row * dir.dc_stride + u, n);
+          const auto grad = LstmCell<M>::backward(dh, dc, act, M::load(saved + 4 * H + u, n),
+                                                  M::load(c_old + u, n));
           M::store(d + u, grad.i, n);
           M::store(d + H + u, grad.f, n);
           M::store(d + 2 * H + u, grad.g, n);

@@ -283,7 +283,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       const Real c_prev = is_first ? load_or_zero<T>(dir.cx, unit) : load(reserve + previous_c);
       const typename LstmCell<Math>::Activations act{load(reserve), load(reserve + H),
                                                      load(reserve + 2 * H), load(reserve + 3 * H)};
-      const auto d = LstmCell<Math>::backward(dh, *dc, act, load(reserve + 4 * H), c_prev);
+      const Real dc_new = *dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u);
+      const auto d = LstmCell<Math>::backward(dh, dc_new, act, load(reserve + 4 * H), c_prev);
       emit(0, d.i);
       emit(1, d.f);
       emit(2, d.g);

@@ -116,7 +116,7 @@ extern "C" int stepwise_forward_driver(const int64_t* sizes, int reverse, int sa
 }
 
 // pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
-// dgates, dproj, dhx, dcx, then first_dgates. strides: of output, reserve, dy, dgates.
+// dc, dgates, dproj, dhx, dcx, then first_dgates. strides: of output, reserve, dy, dc, dgates.
 extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const int64_t* lengths,
                                         void* const* pointers, const int64_t* strides,
                                         int* products_before_error) {
@@ -133,13 +133,15 @@ extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const
   direction.reserve_stride = strides[1];
   direction.dy = pointers[6];
   direction.dy_stride = strides[2];
-  direction.dgates = pointers[7];
-  direction.dgates_stride = strides[3];
-  direction.dproj = pointers[8];
-  direction.dhx = pointers[9];
-  direction.dcx = pointers[10];
+  direction.dc = pointers[7];
+  direction.dc_stride = strides[3];
+  direction.dgates = pointers[8];
+  direction.dgates_stride = strides[4];
+  direction.dproj = pointers[9];
+  direction.dhx = pointers[10];
+  direction.dcx = pointers[11];
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
   const Memory workspace(cuda::stepwise_backward_workspace(shape));
-  return cuda::stepwise_backward(shape, lengths, direction, pointers[11], gemm, workspace.data,
+  return cuda::stepwise_backward(shape, lengths, direction, pointers[12], gemm, workspace.data,
                                  nullptr);
 }

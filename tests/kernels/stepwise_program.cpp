@@ -92,7 +92,7 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
 
   Array weight_hh(element, G * H * S, true), weight_hr(element, P * H, true);
   Array bias(element, (G + 1) * H, true), hx(element, B * S, true), cx(element, B * H, true);
-  Array dy(element, T * B * S, true);
+  Array dy(element, T * B * S, true), dc(element, T * B * H, true);
   void* const states[] = {has_states ? hx.data() : nullptr, has_states ? cx.data() : nullptr};
   std::unique_ptr<Array> first_output, first_dhx;
   for (int run = 0; run < 2; ++run) {
@@ -111,10 +111,11 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array dgates(element, T * B * blocks * H, false), dproj(element, T * B * P, false);
     Array first_dgates(element, B * blocks * H, false), dcx(carried, B * H, true);
     auto dhx = std::make_unique<Array>(carried, B * S, true);
-    void* const backward[] = {weight_hh.data(), weight_hr.data(), states[0],  states[1],
-                              output->data(),   gates.data(),     dy.data(),  dgates.data(),
-                              dproj.data(),     dhx->data(),      dcx.data(), first_dgates.data()};
-    const int64_t backward_strides[] = {S, width, S, blocks * H};
+    void* const backward[] = {weight_hh.data(),   weight_hr.data(), states[0],   states[1],
+                              output->data(),     gates.data(),     dy.data(),   dc.data(),
+                              dgates.data(),      dproj.data(),     dhx->data(), dcx.data(),
+                              first_dgates.data()};
+    const int64_t backward_strides[] = {S, width, S, H, blocks * H};
     expect(
         stepwise_backward_driver(sizes, reverse, given, backward, backward_strides, nullptr) == 0,
         "backward", sizes, reverse);
