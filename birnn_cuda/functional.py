@@ -229,7 +229,7 @@ class _LayerBackward(Function):
             num_directions,
             precision,
             needs_grad,
-            d_cell_states,
+            *(() if d_cell_states is None else (d_cell_states,)),
         )
         return d_input, d_hx, d_cx, *d_weights
 
