@@ -1,11 +1,10 @@
-"""opcheck, torch.compile, torch.export, torch.func: what torch's own layers mostly cannot do."""
+"""opcheck and torch.func: what torch's own layers mostly cannot do."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CELLS, assert_close, call, make_layer, make_states
-from torch import nn
+from conftest import CELLS, assert_close, call, make_layer
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -74,138 +73,6 @@ def test_fake_kernels_agree_on_strides_of_strided_input():
     arguments = list(op_arguments("gru", "full"))
     arguments[0] = torch.randn(3, 4, 5).permute(2, 0, 1)
     opcheck(torch.ops.birnn_cuda.forward, (*arguments, True, "ieee"))
-
-
-# ---- torch.compile
-
-
-def assert_compiles(model, input, *, states=(), dynamic=None, **options):
-    """Values and gradients of the compiled model are the eager ones, in one graph."""
-    torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    operands = [input, *states, *model.parameters()]
-    results = []
-    for function in (model, compiled):
-        hx = None
-        if states:
-            hx = tuple(states) if len(states) == 2 else states[0]
-        output, final = function(input, hx, **options)
-        final = final if isinstance(final, tuple) else (final,)
-        loss = output.square().sum() + sum(s.sum() for s in final)
-        results.append([output, *final, *torch.autograd.grad(loss, operands)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    return compiled
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_compile(cell):
-    model = make_layer(birnn_cuda, cell, 3, 4, num_layers=2, bidirectional=True, dropout=0.0)
-    input = torch.randn(5, 2, 3, requires_grad=True)
-    states = [s.requires_grad_() for s in make_states(model, 2, torch.float32)]
-    assert_compiles(model, input, states=states)
-    assert_compiles(model, input, lengths=torch.tensor([2, 5]))
-
-
-def test_compile_batch_first_unbatched_and_eval():
-    model = birnn_cuda.LSTM(3, 4, batch_first=True, bidirectional=True)
-    assert_compiles(model, torch.randn(2, 5, 3, requires_grad=True))
-    assert_compiles(model, torch.randn(5, 3, requires_grad=True))
-    model.eval()
-    assert_compiles(model, torch.randn(2, 5, 3, requires_grad=True))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        input = torch.randn(2, 5, 3)
-        assert torch.equal(compiled(input)[0], model(input)[0])
-
-
-def test_compile_under_autocast():
-    model = birnn_cuda.GRU(3, 4, bidirectional=True)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    input = torch.randn(5, 2, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(compiled(input)[0], model(input)[0])
-
-
-def test_compile_once_for_all_lengths_and_batch_sizes():
-    model = birnn_cuda.LSTM(3, 4, num_layers=2, bidirectional=True)
-    compilations = 0
-
-    def backend(graph, example_inputs):
-        nonlocal compilations
-        compilations += 1
-        return graph
-
-    torch.compiler.reset()
-    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
-    for seq_len, batch_size in ((5, 2), (7, 3), (2, 9), (30, 4)):
-        input = torch.randn(seq_len, batch_size, 3)
-        lengths = torch.randint(0, seq_len + 1, (batch_size,))
-        for options in ({}, {"lengths": lengths}):
-            actual, expected = compiled(input, **options)[0], model(input, **options)[0]
-            assert torch.equal(actual, expected)
-    assert compilations == 2  # without and with lengths
-
-
-def test_compile_dynamic_gradients():
-    model = birnn_cuda.GRU(3, 4, num_layers=2, bidirectional=True)
-    assert_compiles(
-        model,
-        torch.randn(5, 3, 3, requires_grad=True),
-        dynamic=True,
-        lengths=torch.tensor([2, 5, 0]),
-    )
-
-
-def test_second_derivative_of_compiled_code_is_refused():
-    model = birnn_cuda.GRU(3, 4)
-    input = torch.randn(5, 2, 3, requires_grad=True)
-    for backend in ("eager", "aot_eager"):
-        torch.compiler.reset()
-        output, _ = torch.compile(model, backend=backend, fullgraph=True)(input)
-        (d_input,) = torch.autograd.grad(output.square().sum(), input, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"double backward|does not require grad"):
-            torch.autograd.grad(d_input.sin().sum(), input)
-
-
-def test_compiled_optimizer_step():
-    """A model around the layer, trained a few steps, compiled and not."""
-    losses = []
-    input, target = torch.randn(6, 4, 3), torch.randn(6, 4, 2)
-    for compile in (False, True):
-        torch.manual_seed(0)
-        model = birnn_cuda.BiRNN(3, 5, 2, cell="lstm")
-        torch.compiler.reset()
-        forward = torch.compile(model, backend="aot_eager", fullgraph=True) if compile else model
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-        for _ in range(4):
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(forward(input), target)
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == losses[1]
-
-
-# ---- torch.export
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_export(cell):
-    model = make_layer(birnn_cuda, cell, 3, 4, num_layers=2, bidirectional=True).eval()
-    sizes = {0: torch.export.Dim("T", min=1), 1: torch.export.Dim("B", min=1)}
-    exported = torch.export.export(
-        model,
-        (torch.randn(5, 2, 3),),
-        {"lengths": torch.tensor([5, 2])},
-        dynamic_shapes={"input": sizes, "lengths": {0: sizes[1]}},
-    )
-    for seq_len, batch_size in ((5, 2), (9, 4), (1, 3), (3, 1)):
-        input = torch.randn(seq_len, batch_size, 3)
-        lengths = torch.randint(0, seq_len + 1, (batch_size,))
-        output, final = exported.module()(input, lengths=lengths)
-        actual = [output, *(final if isinstance(final, tuple) else (final,))]
-        expected = call(model, input, lengths=lengths)
-        assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
 # ---- torch.func
