@@ -106,6 +106,12 @@ class _Recurrent(nn.RNNBase):
     ) -> tuple[Any, States, Any]:
         """Forward for all three: ``output``, the final states ``(h_n,)`` or ``(h_n, c_n)``, and in
         the form of ``output`` the cell states, None where they were not asked for."""
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"torch.onnx does not know birnn_cuda.{self._get_name()}. Export a copy made of "
+                "torch's own layers: torch.onnx.export(birnn_cuda.to_torch(copy.deepcopy(model)), "
+                "args, file, dynamo=False, dynamic_axes=...)"
+            )
         states = None if hx is None else self._states(hx)
         if isinstance(input, PackedSequence):
             if lengths is not None:
