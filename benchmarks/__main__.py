@@ -1,4 +1,18 @@
-"""``python -m benchmarks``: one sub-command a module."""
+"""Measure birnn_cuda against torch.nn and its other peers, and show what came out.
+
+  quick look at this machine's CPU     python -m benchmarks cpu --preset quick
+  the CPU, in under 10 minutes         python -m benchmarks cpu
+  the GPU, in under 10 minutes         python -m benchmarks cuda
+  one kind of layer only               python -m benchmarks cuda --cell gru --hidden 256 512
+  continue what was interrupted        python -m benchmarks cuda --resume
+  pictures of it                       python -m benchmarks report benchmarks/results/cuda-*.json
+  what got slower                      python -m benchmarks compare before.json after.json
+
+Each sub-command explains its options: python -m benchmarks cuda --help. What is measured, and why
+it is fair, stands in benchmarks/README.md. Exit status: 0 if all is well, 1 if this package failed
+a check or got slower, 2 if the question was wrong or this machine cannot answer it, 130 if
+interrupted.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +20,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from benchmarks import compare, cpu, readme
+from benchmarks import compare, cpu, cuda, micro, readme, report
 from benchmarks.cases import FilterError
 from benchmarks.results import ResultsError
+from benchmarks.terminal import Terminal
 
-COMMANDS = (cpu, compare, readme)
+COMMANDS = (cpu.COMMAND, cuda.COMMAND, micro, report, compare, readme)
 REFUSED = 2
-WIDTH_WITHOUT_TERMINAL = 140
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure birnn_cuda.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in COMMANDS:
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
-        status: int = arguments.execute(arguments, console)
+        status: int = arguments.execute(arguments, Terminal())
     except (FilterError, ResultsError) as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return REFUSED

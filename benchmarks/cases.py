@@ -1,28 +1,20 @@
-"""What is measured: the grid of cases, the presets that cut it to size, and the filters.
+"""What a measurement is about: the case, the preset that bounds a run, and the filters.
 
-A case is one bidirectional layer on one shape, in one dtype, for one pass.
+A case is one layer on one shape, in one dtype, for one pass. The grids of the presets stand in
+``cpu_cases.py`` and ``cuda_cases.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 CELLS = ("rnn", "gru", "lstm")  # rnn: tanh
 PASSES = ("inference", "training")
-SECTIONS = ("layers", "lengths", "memory", "import")
+PRESET_NAMES = ("quick", "standard", "full")
 
 Shape = tuple[int, int, int]  # T, B, H; the input size is H
-
-SHAPES: tuple[Shape, ...] = (
-    (100, 1, 64),
-    (100, 1, 256),
-    (100, 8, 256),
-    (100, 32, 128),
-    (100, 32, 512),
-    (200, 64, 512),
-)
 
 
 class FilterError(ValueError):
@@ -31,7 +23,11 @@ class FilterError(ValueError):
 
 @dataclass(frozen=True)
 class Case:
-    """One layer, both directions, on one shape: the unit of the grid."""
+    """One layer on one shape: the unit of the grid.
+
+    ``dtype`` names the format and how it is multiplied: tf32 is fp32 whose products may be rounded
+    to TF32, as CUDA's libraries do by default; fp32 is fp32 throughout.
+    """
 
     cell: str
     seq_len: int
@@ -40,88 +36,67 @@ class Case:
     hidden_size: int
     pass_name: str
     dtype: str = "fp32"
+    bidirectional: bool = True
 
     @property
     def training(self) -> bool:
         return self.pass_name == "training"
 
     @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
     def key(self) -> str:
         """Its name in a results file."""
         shape = f"T{self.seq_len}-B{self.batch_size}-I{self.input_size}-H{self.hidden_size}"
-        return f"{self.cell}/{shape}/{self.dtype}/{self.pass_name}"
+        directions = "" if self.bidirectional else "/one-direction"
+        return f"{self.cell}/{shape}/{self.dtype}/{self.pass_name}{directions}"
+
+    def one_direction(self) -> Case:
+        return replace(self, bidirectional=False)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Preset:
-    """How much is measured, and for how long.
+class Limits:
+    """How long an entry is timed.
 
-    An entry is timed in rounds until ``seconds`` are spent, but never in fewer than ``min_rounds``
-    or more than ``max_rounds``. A sample shorter than ``min_sample`` seconds is made of several
-    calls.
+    In rounds, until ``seconds`` are spent, but never in fewer than ``min_rounds`` or more than
+    ``max_rounds``. A sample shorter than ``min_sample`` seconds is made of several calls.
     """
 
-    shapes: tuple[Shape, ...]
-    dtypes: tuple[str, ...]
-    length_shapes: tuple[Shape, ...]
-    length_cells: tuple[str, ...]
-    memory_shapes: tuple[Shape, ...]
-    memory_cells: tuple[str, ...]
-    memory_pairs: int
-    import_pairs: int
     seconds: float
     min_rounds: int
     max_rounds: int
-    min_sample: float = 0.002
+    min_sample: float
 
 
-PRESETS: Mapping[str, Preset] = {
-    "quick": Preset(
-        shapes=((100, 1, 64), (100, 8, 256), (100, 32, 128)),
-        dtypes=("fp32",),
-        length_shapes=((100, 8, 256),),
-        length_cells=("lstm",),
-        memory_shapes=((100, 32, 256),),
-        memory_cells=("lstm",),
-        memory_pairs=1,
-        import_pairs=2,
-        seconds=0.4,
-        min_rounds=5,
-        max_rounds=100,
-    ),
-    "standard": Preset(
-        shapes=SHAPES,
-        dtypes=("fp32",),
-        length_shapes=((100, 8, 256), (100, 32, 512)),
-        length_cells=CELLS,
-        memory_shapes=((200, 64, 512),),
-        memory_cells=CELLS,
-        memory_pairs=2,
-        import_pairs=7,
-        seconds=3.0,
-        min_rounds=5,
-        max_rounds=300,
-    ),
-    "full": Preset(
-        shapes=SHAPES,
-        dtypes=("fp32", "fp64", "bf16"),
-        length_shapes=((100, 8, 256), (100, 32, 512)),
-        length_cells=CELLS,
-        memory_shapes=((100, 32, 512), (200, 64, 512)),
-        memory_cells=CELLS,
-        memory_pairs=5,
-        import_pairs=15,
-        seconds=15.0,
-        min_rounds=15,
-        max_rounds=1000,
-    ),
-}
+@dataclass(frozen=True)
+class Preset:
+    """What is measured, by section, and for how long.
+
+    Once ``budget`` seconds have passed no further entry is begun; None is no limit. Peers that
+    compile a program for each shape take part in ``compiled_shapes`` only; None is everywhere.
+    """
+
+    cases: Mapping[str, Sequence[Case]]
+    limits: Limits
+    memory_pairs: int = 1
+    import_pairs: int = 0
+    accuracy_draws: int = 1
+    budget: float | None = None
+    compiled_shapes: Sequence[Shape] | None = None
 
 
-def grid(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Sequence[str]) -> list[Case]:
+def grid(
+    cells: Iterable[str],
+    shapes: Iterable[Shape],
+    dtypes: Sequence[str],
+    passes: Sequence[str] = PASSES,
+) -> list[Case]:
     """Every cell on every shape in every dtype, inference then training."""
     shapes = tuple(shapes)
     return [
@@ -129,18 +104,8 @@ def grid(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Sequence[str]) -
         for dtype in dtypes
         for cell in cells
         for seq_len, batch_size, hidden_size in shapes
-        for pass_name in PASSES
+        for pass_name in passes
     ]
-
-
-def cases_of(preset: Preset) -> dict[str, list[Case]]:
-    """The cases of each section; importing the package has no case."""
-    memory = grid(preset.memory_cells, preset.memory_shapes, ("fp32",))
-    return {
-        "layers": grid(CELLS, preset.shapes, preset.dtypes),
-        "lengths": grid(preset.length_cells, preset.length_shapes, ("fp32",)),
-        "memory": [case for case in memory if case.training],
-    }
 
 
 # What can be filtered on: the option's name, and where a case keeps the value.
@@ -168,9 +133,7 @@ def select(
         valid = list(dict.fromkeys(value_of(case) for case in everything))
         if all(value.isdigit() for value in valid):
             valid.sort(key=int)
-        for value in values:
-            if value not in valid:
-                raise FilterError(f"--{name} {value}: valid values are {', '.join(valid)}")
+        check_values(name, values, valid)
     chosen = {
         section: [
             case
@@ -186,3 +149,11 @@ def select(
         )
         raise FilterError(f"no case has {filters} together; the shapes are {', '.join(shapes)}")
     return chosen
+
+
+def check_values(name: str, values: Iterable[str], valid: Iterable[str]) -> None:
+    """Refuse a value of the option ``--name`` that is not among the valid ones."""
+    valid = list(valid)
+    for value in values:
+        if value not in valid:
+            raise FilterError(f"--{name} {value}: valid values are {', '.join(valid)}")

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.results import Entry, Results, ResultsError
+from benchmarks.results import Entry, Results, ResultsError, circumstances_that_differ
+from benchmarks.terminal import Table, Terminal
 from benchmarks.timing import median_interval, ratios
 
 DEFAULT_THRESHOLD = 0.10
@@ -78,26 +76,24 @@ def add_parser(commands: Any) -> None:
     )
 
 
-def execute(arguments: argparse.Namespace, console: Console) -> int:
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Print the comparison; 1 if anything got slower or fails that did not."""
     before, after = Results.load(arguments.before), Results.load(arguments.after)
     comparison = compare(before, after, arguments.threshold)
     if not comparison.changes and not comparison.newly_failed:
         raise ResultsError(f"{before.path} and {after.path} have no timing in common")
     for line in different_circumstances(before, after):
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        terminal.line(line, "yellow")
     if comparison.slower:
-        console.print(_table(comparison.slower))
+        terminal.table(_table(comparison.slower))
     for line in comparison.newly_failed:
-        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        terminal.line(line, "red")
     faster = sum(change.faster for change in comparison.changes)
-    console.print(
+    terminal.line(
         f"{len(comparison.changes)} compared: {len(comparison.slower)} slower, {faster} faster, "
         f"{len(comparison.newly_failed)} newly failing; not compared: "
         f"{len(comparison.only_before)} only in {before.path.name}, "
-        f"{len(comparison.only_after)} only in {after.path.name}",
-        highlight=False,
-        soft_wrap=True,
+        f"{len(comparison.only_after)} only in {after.path.name}"
     )
     return 1 if comparison.slower or comparison.newly_failed else 0
 
@@ -129,17 +125,22 @@ def compare(before: Results, after: Results, threshold: float = DEFAULT_THRESHOL
 def different_circumstances(before: Results, after: Results) -> list[str]:
     """What differs beside the code, and weakens the comparison."""
     return [
-        f"differs: {part} {name}: {before.data[part].get(name)} -> {after.data[part].get(name)}"
-        for part in ("machine", "versions")
-        for name in before.data[part]
-        if name != "load_average" and before.data[part].get(name) != after.data[part].get(name)
+        f"differs: {part} {name}: {found} -> {now}"
+        for part, name, found, now in circumstances_that_differ(before.data, after.data)
+        if part != "code"
     ]
 
 
 def _same_control(before: Results, after: Results) -> bool:
     return all(
-        before.data[part].get(name) == after.data[part].get(name)
-        for part, name in (("versions", "torch"), ("machine", "threads"), ("machine", "cpu"))
+        before.data.get(part, {}).get(name) == after.data.get(part, {}).get(name)
+        for part, name in (
+            ("versions", "torch"),
+            ("machine", "threads"),
+            ("machine", "cpu"),
+            ("device", "name"),
+            ("device", "cudnn"),
+        )
     )
 
 
@@ -172,14 +173,11 @@ def _reach(lower: Sequence[float], upper: Sequence[float]) -> float:
 
 
 def _table(slower: list[Change]) -> Table:
-    table = Table(title="Slower, or larger, beyond the noise", title_justify="left")
-    for name in ("entry", "what"):
-        table.add_column(name)
-    for name in ("before", "after", "change", "noise"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("judged")
+    words = ("entry", "what", "judged")
+    numbers = ("before", "after", "change", "noise")
+    table = Table("Slower, or larger, beyond the noise", [*words[:2], *numbers, words[2]], words)
     for change in slower:
-        table.add_row(
+        table.add(
             change.key,
             change.name,
             _quantity(change.before, change.unit),

@@ -8,10 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cases import Preset
+import torch
+
+from benchmarks.cases import Limits
 from benchmarks.peers import Run
 from benchmarks.problem import Problem
-from benchmarks.timing import interleave
+from benchmarks.timing import WALL, Stopwatch, interleave
+
+# Of the time that the host needs to launch a call: not for comparing, and so for fewer samples.
+HOST_LIMITS = Limits(seconds=0.0, min_rounds=5, max_rounds=5, min_sample=0.0)
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,11 @@ class Entrant:
 
 
 def contest(
-    entrants: Sequence[Entrant], preset: Preset, rng: random.Random, required: str
+    entrants: Sequence[Entrant],
+    limits: Limits,
+    rng: random.Random,
+    required: str,
+    stopwatch: Stopwatch = WALL,
 ) -> dict[str, Any]:
     """Check every entrant, then time those that passed, interleaved.
 
@@ -34,6 +43,12 @@ def contest(
     steps: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
     checks: dict[str, dict[str, Any]] = {}
+    try:
+        for entrant in entrants:
+            entrant.problem.solve()
+    except torch.OutOfMemoryError as error:
+        failed["the fp64 answer"] = str(error).partition("\n")[0]
+        entrants = []
     for entrant in entrants:
         try:
             run = entrant.build()
@@ -52,12 +67,8 @@ def contest(
             failed[entrant.name] = verdict.reason
     entry: dict[str, Any] = {"checks": checks, "failed": failed, "repeats": 0, "samples": {}}
     if required in steps:
-        entry["repeats"], entry["samples"] = interleave(
-            steps,
-            rng,
-            seconds=preset.seconds,
-            min_rounds=preset.min_rounds,
-            max_rounds=preset.max_rounds,
-            min_sample=preset.min_sample,
-        )
+        entry["repeats"], entry["samples"] = interleave(steps, rng, limits, stopwatch.clock)
+        if stopwatch.host_clock is not None:
+            _, host_samples = interleave(steps, rng, HOST_LIMITS, stopwatch.host_clock)
+            entry["host_samples"] = host_samples
     return entry

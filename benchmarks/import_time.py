@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cases import Preset
+from benchmarks.cases import Case
 from benchmarks.child import ChildError, run_python
 from benchmarks.session import Session
 
@@ -27,8 +27,12 @@ class ImportMeasurement:
     def key(self) -> str:
         return "import"
 
-    def cost(self, preset: Preset) -> float:
-        return 2 * (preset.import_pairs + 1) * SECONDS_PER_CHILD
+    @property
+    def case(self) -> Case | None:
+        return None
+
+    def cost(self, session: Session) -> float:
+        return 2 * (session.preset.import_pairs + 1) * SECONDS_PER_CHILD
 
     def measure(self, session: Session) -> dict[str, Any]:
         alone, both = "torch", f"torch, {session.subject.name}"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.cases import Case, Preset
+from benchmarks.cases import Case
 from benchmarks.contest import Entrant, contest
-from benchmarks.flops import flops
+from benchmarks.flops import compulsory_bytes, flops
+from benchmarks.peers import is_subject
 from benchmarks.problem import Problem
 from benchmarks.session import Session, contest_cost
 
@@ -24,31 +25,38 @@ class LayerMeasurement:
     def key(self) -> str:
         return f"layers/{self.case.key}"
 
-    def cost(self, preset: Preset) -> float:
-        return contest_cost(self.case, preset, entrants=2 if self.case.training else 3)
+    def cost(self, session: Session) -> float:
+        takes_part = [session.absence(peer, self.case) is None for peer in session.entrants]
+        return contest_cost(self.case, session, entrants=sum(takes_part))
 
     def measure(self, session: Session) -> dict[str, Any]:
         seed = session.seed_of(self.key)
-        problem = Problem.random(self.case, seed)
+        problem = Problem.random(self.case, seed, device=session.device)
         entrants = []
         skipped = {}
-        for peer in (session.subject, *session.peers):
-            reason = peer.declines(self.case)
+        for peer in session.entrants:
+            reason = session.absence(peer, self.case)
             if reason is None:
                 entrants.append(Entrant(peer.name, partial(peer.build, problem), problem))
             else:
                 skipped[peer.name] = reason
-        subject = session.subject.name
         session.sample_gemm(self.case.dtype)
-        timings = contest(entrants, session.preset, random.Random(seed), required=subject)
+        timings = contest(
+            entrants,
+            session.preset.limits,
+            random.Random(seed),
+            required=session.subject.name,
+            stopwatch=session.stopwatch,
+        )
         session.sample_gemm(self.case.dtype)
         return {
             "section": "layers",
             "unit": "seconds",
             "case": self.case.as_dict(),
             "flops": flops(self.case),
+            "bytes": compulsory_bytes(self.case),
             "seed": seed,
-            "subjects": [subject],
+            "subjects": [peer.name for peer in session.entrants if is_subject(peer.name)],
             "control": session.torch_layer.name,
             "skipped": skipped,
             **timings,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.cases import Case, Preset
+from benchmarks.cases import Case
 from benchmarks.contest import Entrant, contest
 from benchmarks.problem import Problem
 from benchmarks.session import Session, contest_cost
@@ -30,13 +30,13 @@ class LengthsMeasurement:
     def key(self) -> str:
         return f"lengths/{self.case.key}"
 
-    def cost(self, preset: Preset) -> float:
-        return contest_cost(self.case, preset, entrants=len(VARIANTS))
+    def cost(self, session: Session) -> float:
+        return contest_cost(self.case, session, entrants=len(VARIANTS))
 
     def measure(self, session: Session) -> dict[str, Any]:
         seed = session.seed_of(self.key)
-        equal = Problem.random(self.case, seed)
-        unequal = Problem.random(self.case, seed, equal_lengths=False)
+        equal = Problem.random(self.case, seed, device=session.device)
+        unequal = Problem.random(self.case, seed, equal_lengths=False, device=session.device)
         ours, torch_layer = session.subject.build, session.torch_layer.build
         entrants = [
             Entrant(PLAIN, partial(ours, equal), equal),
@@ -53,5 +53,11 @@ class LengthsMeasurement:
             "lengths": unequal.lengths.tolist(),
             "subjects": [PLAIN, FULL, RANDOM, PACKED],
             "control": TORCH_PACKED,
-            **contest(entrants, session.preset, random.Random(seed), required=PLAIN),
+            **contest(
+                entrants,
+                session.preset.limits,
+                random.Random(seed),
+                required=PLAIN,
+                stopwatch=session.stopwatch,
+            ),
         }

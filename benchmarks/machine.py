@@ -14,7 +14,16 @@ from typing import Any
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DISTRIBUTIONS = ("torch", "numpy", "onnxruntime", "onnx")
+DISTRIBUTIONS = (
+    "torch",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "triton",
+    "flashrnn",
+    "jax",
+)
 
 
 def machine() -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """One problem for all entrants, its right answer, and the check that every entrant passes first.
 
-The answer is torch.nn in fp64 on the very numbers the entrants get (rounded to their dtype, then
-widened). An entrant whose relative error ||out - ref|| / ||ref|| is too large in any tensor is
-not timed. The limits: 1e-5 in fp32, 1e-12 in fp64; in 16 bits twice torch.nn's own error on the
-same numbers, plus one rounding step.
+The answer is torch.nn in fp64, without cuDNN, on the very numbers the entrants get (rounded to
+their dtype, then widened). An entrant whose relative error ||out - ref|| / ||ref|| is too large in
+any tensor is not timed. The limits: 1e-5 in fp32, 1e-12 in fp64; in fp16, bf16 and tf32 twice
+torch.nn's own error on the same device and numbers, plus one rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -21,11 +23,13 @@ from benchmarks.flops import flops
 
 DTYPES = {
     "fp32": torch.float32,
+    "tf32": torch.float32,
     "fp64": torch.float64,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
 FIXED_TOLERANCES = {"fp32": 1e-5, "fp64": 1e-12}
+ROUNDINGS = {"fp16": 2**-11, "tf32": 2**-11, "bf16": 2**-8}  # to the nearest
 
 # Below this the answer is computed on one thread: threads that meet at every small product are
 # slow wherever other work keeps one of them from its core.
@@ -37,11 +41,45 @@ FEEDS = ("padded", "lengths", "packed")
 Tensors = dict[str, torch.Tensor]
 
 
-def make_layer(namespace: ModuleType | Any, case: Case, dtype: torch.dtype) -> torch.nn.RNNBase:
-    """A bidirectional layer of the case's size, from torch.nn or a stand-in for it."""
+@contextmanager
+def products_as(dtype: str) -> Iterator[None]:
+    """Let fp32 products on CUDA be rounded to TF32 if, and only if, the case's dtype is tf32."""
+    rnn: Any = torch.backends.cudnn.rnn
+    matmul = torch.backends.cuda.matmul
+    before = rnn.fp32_precision, matmul.allow_tf32
+    rnn.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+    matmul.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision, matmul.allow_tf32 = before
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """torch.nn by its own kernels: the answer must not be that of a library under test."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+def make_layer(
+    namespace: ModuleType | Any,
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+) -> torch.nn.RNNBase:
+    """A layer of the case's size, from torch.nn or a stand-in for it."""
     layer_class = getattr(namespace, case.cell.upper())
     layer: torch.nn.RNNBase = layer_class(
-        case.input_size, case.hidden_size, bidirectional=True, dtype=dtype
+        case.input_size,
+        case.hidden_size,
+        bidirectional=case.bidirectional,
+        device=device,
+        dtype=dtype,
     )
     return layer
 
@@ -65,7 +103,7 @@ class LayerRun:
         case = problem.case
         self.training = case.training
         self.cell = case.cell
-        self.layer = make_layer(namespace, case, dtype)
+        self.layer = make_layer(namespace, case, dtype, problem.input.device)
         self.layer.load_state_dict({k: v.to(dtype) for k, v in problem.weights.items()})
         self.layer.train(case.training)
         self.kwargs: dict[str, Any] = {}
@@ -79,7 +117,7 @@ class LayerRun:
         else:
             self.input = self.leaf = padded.clone().requires_grad_(case.training)
             if feed == "lengths":
-                self.kwargs["lengths"] = problem.lengths
+                self.kwargs["lengths"] = problem.lengths.to(problem.input.device)
         self.leaves = [self.leaf, *self.layer.parameters()]
 
     def step(self) -> Any:
@@ -87,13 +125,20 @@ class LayerRun:
         if not self.training:
             with torch.inference_mode():
                 return self.layer(self.input, **self.kwargs)
-        for leaf in self.leaves:
-            leaf.grad = None
-        returned = self.layer(self.input, **self.kwargs)
+        returned = self.forward()
         output = returned[0]
         flat = output.data if isinstance(output, PackedSequence) else output
         torch.autograd.backward(flat, self.d_output)
         return returned
+
+    def forward(self) -> Any:
+        """The first half of a training step: all that backward needs is kept."""
+        self.clear_gradients()
+        return self.layer(self.input, **self.kwargs)
+
+    def clear_gradients(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
 
     def results(self, returned: Any) -> Tensors:
         """Everything a step computed, padded, by name."""
@@ -127,19 +172,26 @@ class Problem:
     case: Case
     weights: Tensors
     input: torch.Tensor  # [T, B, I]
-    d_output: torch.Tensor  # [T, B, 2*H]
-    lengths: torch.Tensor  # [B], int64
+    d_output: torch.Tensor  # [T, B, D*H]
+    lengths: torch.Tensor  # [B], int64, always on the CPU: torch packs by such alone
 
     @classmethod
-    def random(cls, case: Case, seed: int, equal_lengths: bool = True) -> Problem:
+    def random(
+        cls, case: Case, seed: int, equal_lengths: bool = True, device: str = "cpu"
+    ) -> Problem:
         """Fresh numbers. Unequal lengths are uniform in 1..T, and one of them is T."""
         dtype = DTYPES[case.dtype]
-        with torch.random.fork_rng(devices=[]):
+
+        def draw(features: int) -> torch.Tensor:
+            size = (case.seq_len, case.batch_size, features)
+            return torch.randn(size, dtype=torch.float64, device=device).to(dtype)
+
+        devices = [torch.cuda.current_device()] if device == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            weights = make_layer(torch.nn, case, torch.float64).to(dtype).state_dict()
-            steps = case.seq_len, case.batch_size
-            inputs = torch.randn(*steps, case.input_size, dtype=torch.float64).to(dtype)
-            d_output = torch.randn(*steps, 2 * case.hidden_size, dtype=torch.float64).to(dtype)
+            weights = make_layer(torch.nn, case, torch.float64, device).to(dtype).state_dict()
+            inputs = draw(case.input_size)
+            d_output = draw(case.num_directions * case.hidden_size)
             lengths = torch.full((case.batch_size,), case.seq_len, dtype=torch.int64)
             if not equal_lengths:
                 lengths = torch.randint(1, case.seq_len + 1, (case.batch_size,))
@@ -153,7 +205,8 @@ class Problem:
         if flops(self.case) < MANY_FLOPS:
             torch.set_num_threads(1)
         try:
-            return self._torch_results(torch.float64)
+            with without_cudnn():
+                return self._torch_results(torch.float64)
         finally:
             torch.set_num_threads(threads)
 
@@ -163,13 +216,16 @@ class Problem:
         fixed = FIXED_TOLERANCES.get(self.case.dtype)
         if fixed is not None:
             return dict.fromkeys(self.answer, fixed)
-        dtype = DTYPES[self.case.dtype]
-        results = self._torch_results(dtype)
-        rounding = torch.finfo(dtype).eps
+        results = self._torch_results(DTYPES[self.case.dtype])
+        rounding = ROUNDINGS[self.case.dtype]
         return {
             name: 2 * relative_error(results[name], expected) + rounding
             for name, expected in self.answer.items()
         }
+
+    def solve(self) -> None:
+        """Compute what the check compares with, ahead of it."""
+        assert self.tolerances.keys() == self.answer.keys()
 
     def check(self, results: Tensors) -> Verdict:
         """Compare what an entrant computed with the answer."""
@@ -188,6 +244,12 @@ class Problem:
             if error * worst.tolerance >= worst.error * tolerance:
                 worst = Verdict(name, error, tolerance, None)
         return worst
+
+    def errors(self, results: Tensors) -> dict[str, float]:
+        """The relative error of each tensor."""
+        return {
+            name: relative_error(results[name], expected) for name, expected in self.answer.items()
+        }
 
     def _torch_results(self, dtype: torch.dtype) -> Tensors:
         equal = bool((self.lengths == self.case.seq_len).all())

@@ -1,4 +1,8 @@
-"""``python -m benchmarks readme``: the speed table of the README, made from a results file."""
+"""``python -m benchmarks readme``: the figures in README.md and benchmarks/README.md.
+
+They are made from the committed results files, benchmarks/results/cpu.json and, once there is one,
+cuda.json; a test fails when they differ.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +12,61 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.cases import PASSES
 from benchmarks.lengths import PLAIN, VARIANTS
+from benchmarks.metrics import MEBIBYTE, describe, geometric_means, share_of_floor
 from benchmarks.peers import SUBJECT
 from benchmarks.results import Entry, Results, ResultsError
-from benchmarks.table import MEBIBYTE, NONE, geometric_means, share_of_floor
+from benchmarks.table import NONE, failures, tables
+from benchmarks.terminal import Terminal
 from benchmarks.timing import gemm_rate, median_ratio
 
 BEGIN = "<!-- python -m benchmarks readme: from here -->"
 END = "<!-- python -m benchmarks readme: to here -->"
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+SUITE_README = ROOT / "benchmarks" / "README.md"
 SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
+SHOWN_CUDA = ROOT / "benchmarks" / "results" / "cuda.json"
+NO_CUDA_RESULTS = "Results of a GPU have not been committed yet."
 
 
 def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
     parser = commands.add_parser(
-        "readme", help="write the README's speed table", description=__doc__
+        "readme",
+        help="write the figures in the READMEs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", nargs="?", type=Path, default=SHOWN, metavar="FILE")
     parser.set_defaults(execute=execute)
 
 
-def execute(arguments: argparse.Namespace, console: Console) -> int:
-    README.write_text(insert(README.read_text(), speed(Results.load(arguments.results))))
-    console.print(f"the speed table in {README.name} shows {arguments.results}", highlight=False)
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    for path, text in shown().items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+        terminal.line(f"wrote the figures in {path.relative_to(ROOT)}")
     return 0
+
+
+def shown() -> dict[Path, str]:
+    """What stands between the markers of each file."""
+    results = [Results.load(path) for path in (SHOWN, SHOWN_CUDA) if path.exists()]
+    parts = [everything(each) for each in results]
+    if not SHOWN_CUDA.exists():
+        parts.append(f"{NO_CUDA_RESULTS}\n")
+    return {README: speed(results[0]), SUITE_README: "\n".join(parts)}
+
+
+def everything(results: Results) -> str:
+    """All tables of a results file as Markdown, and the machine they are of."""
+    lines = [f"**{results.path.name}**, {results.data['created'][:10]}:", ""]
+    lines += [f"- {line}" for line in describe(results)]
+    lines += [f"- {line.strip()}" for line in geometric_means(results)]
+    for table in tables(results):
+        lines += ["", f"{table.title}:", "", *table.markdown()]
+    failed = failures(results)
+    return "\n".join([*lines, *([""] if failed else []), *(f"- {line}" for line in failed), ""])
 
 
 def insert(text: str, table: str) -> str:

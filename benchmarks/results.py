@@ -1,13 +1,19 @@
 """The results file: JSON, complete and valid after every entry.
 
-    {"format": "birnn_cuda benchmarks", "version": 1, "command": "cpu", "finished": bool,
-     "created": ..., "settings": {preset, filters, sections, seed, threads},
+    {"format": "birnn_cuda benchmarks", "version": 1, "command": "cpu" or "cuda",
+     "finished": bool, "created": ...,
+     "settings": {preset, filters, sections, peers (None: all), seed, threads},
      "machine": {...}, "versions": {...}, "code": {commit, modified, digest},
      "absent": {peer: reason}, "gemm": {dtype: [seconds, ...]}, "entries": [...]}
 
+Those of the command cuda also hold `device` (the GPU, its driver, its highest clocks) and
+`limit_model`, the constants of limit_model.py.
+
 Every entry holds its `key`, `section`, `unit` and raw `samples` by name; `subjects`, the names
 among them that are this package's; `control`, a name that a subject may be divided by to cancel
-the state of the machine, or None; and `failed`, {name: reason}. The rest is the section's own.
+the state of the machine, or None; and `failed`, {name: reason}. The rest is the section's own: on
+CUDA `host_samples`, the seconds that the host was busy with a call, and `clocks`, the least,
+median and highest clock, power and temperature meanwhile.
 """
 
 from __future__ import annotations
@@ -22,12 +28,9 @@ FORMAT = "birnn_cuda benchmarks"
 VERSION = 1
 REQUIRED = ("settings", "machine", "versions", "code", "absent", "gemm", "entries")
 
-# What has to be the same for two halves of a run to be one run.
-SAME_WHEN_RESUMED = (
-    ("machine", ("cpu", "cores", "threads", "capability")),
-    ("versions", ("python", "torch", "numpy", "onnxruntime", "onnx")),
-    ("code", ("digest",)),
-)
+# What may differ between two halves of a run that are one run, of its circumstances.
+CIRCUMSTANCES = ("machine", "versions", "code", "device")
+MAY_DIFFER = ("load_average", "commit", "modified")
 
 Entry = dict[str, Any]
 
@@ -104,16 +107,31 @@ class Results:
             os.fsync(file.fileno())
         unfinished.replace(self.path)
 
+    @property
+    def device(self) -> str:
+        """Where it was measured: cpu or cuda."""
+        return "cuda" if self.data["command"] == "cuda" else "cpu"
+
     def refuse_to_mix(self, current: Mapping[str, Any]) -> None:
         """Raise if `current`, this moment's header, is not that of the run to be continued."""
         differences = [
-            f"{part} {name} was {self.data[part].get(name)}, is {current[part].get(name)}"
-            for part, names in SAME_WHEN_RESUMED
-            for name in names
-            if self.data[part].get(name) != current[part].get(name)
+            f"{part} {name} was {before}, is {now}"
+            for part, name, before, now in circumstances_that_differ(self.data, current)
         ]
         if differences:
             raise ResultsError(
                 f"{self.path} cannot be continued, its entries would not be comparable: "
                 + "; ".join(differences)
             )
+
+
+def circumstances_that_differ(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[tuple[str, str, Any, Any]]:
+    """Part, name and both values of what differs between two headers and is of weight."""
+    return [
+        (part, name, found, now)
+        for part in CIRCUMSTANCES
+        for name, found in before.get(part, {}).items()
+        if name not in MAY_DIFFER and (now := after.get(part, {}).get(name)) != found
+    ]

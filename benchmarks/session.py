@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.text import Text
+import torch
 
 from benchmarks.cases import Case, Preset
+from benchmarks.clocks import ClockRecorder
 from benchmarks.flops import flops
 from benchmarks.peers import LayerPeer, Peer
-from benchmarks.problem import DTYPES
+from benchmarks.problem import DTYPES, products_as
 from benchmarks.results import Results
-from benchmarks.timing import gemm_dtype, gemm_seconds
+from benchmarks.terminal import Terminal
+from benchmarks.timing import WALL, Stopwatch, gemm_dtype, gemm_seconds
 
 # For the progress bar's estimate only.
-ASSUMED_FLOPS_PER_SECOND = 5e10
+ASSUMED_FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 5e12}
+ASSUMED_SECONDS_A_STEP = 1e-5
+ASSUMED_SECONDS_A_CUDA_ENTRY = 0.6  # to draw, to solve, to build, to capture
 
 
 @dataclass
@@ -40,77 +37,107 @@ class Session:
     torch_layer: LayerPeer
     peers: Sequence[Peer]  # the others that are here
     gemm: dict[str, list[float]] = field(default_factory=dict)  # seconds, by dtype
+    device: str = "cpu"
+    stopwatch: Stopwatch = WALL
+    clocks: ClockRecorder | None = None
 
     def seed_of(self, key: str) -> int:
         """The seed of one entry, whichever entries ran before it."""
         return random.Random(f"{self.seed} {key}").getrandbits(62)
 
+    @property
+    def entrants(self) -> list[Peer]:
+        """This package and all others."""
+        return [self.subject, *self.peers]
+
+    def absence(self, peer: Peer, case: Case) -> str | None:
+        """Why a peer does not take part in a case, or None."""
+        shapes = self.preset.compiled_shapes
+        shape = (case.seq_len, case.batch_size, case.hidden_size)
+        if peer.compiles and shapes is not None and shape not in shapes:
+            return "compiles a program for each shape: the preset does not give it this one"
+        return peer.declines(case)
+
     def sample_gemm(self, dtype: str) -> None:
         """Time the machine's large GEMM again, beside the entry that it is the yardstick of."""
-        dtype = gemm_dtype(dtype)
+        dtype = gemm_dtype(dtype, self.device)
         seconds = self.gemm.setdefault(dtype, [])
-        seconds += gemm_seconds(DTYPES[dtype], calls=2 if seconds else 5)
+        seconds += gemm_seconds(
+            DTYPES[dtype], 2 if seconds else 5, self.device, self.stopwatch.clock
+        )
+
+    @contextlib.contextmanager
+    def circumstances(self, case: Case | None) -> Iterator[dict[str, Any]]:
+        """What an entry is measured in; yields a dict, which then holds what was noted meanwhile.
+
+        Afterwards nothing of the entry is left on the device: its captured graphs keep memory.
+        """
+        noted: dict[str, Any] = {}
+        mark = time.monotonic()
+        with products_as(case.dtype if case else "fp32"):
+            yield noted
+        if self.clocks is not None:
+            noted["clocks"] = self.clocks.since(mark)
+        if self.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 class Measurement(Protocol):
     """One entry to be measured."""
 
     @property
+    def case(self) -> Case | None:
+        """What it is about, if a layer."""
+
+    @property
     def key(self) -> str:
         """Its name in the results."""
 
-    def cost(self, preset: Preset) -> float:
+    def cost(self, session: Session) -> float:
         """About how many seconds it takes."""
 
     def measure(self, session: Session) -> dict[str, Any]:
         """Do it: an entry of the results file, less its key."""
 
 
-def contest_cost(case: Case, preset: Preset, entrants: int) -> float:
+def step_cost(case: Case, device: str) -> float:
+    """About how many seconds a step takes."""
+    return flops(case) / ASSUMED_FLOPS_PER_SECOND[device] + case.seq_len * ASSUMED_SECONDS_A_STEP
+
+
+def contest_cost(case: Case, session: Session, entrants: int) -> float:
     """About how many seconds it takes to check and time so many entrants of a case."""
-    step = flops(case) / ASSUMED_FLOPS_PER_SECOND + case.seq_len * 1e-5
-    return max(preset.seconds, preset.min_rounds * entrants * step) + (entrants + 6) * step
-
-
-class TimeLeftColumn(ProgressColumn):
-    """The time left: the estimate of what is to do, at the pace of what is done.
-
-    rich's own needs many small advances to judge the pace by; entries are few and large.
-    """
-
-    def render(self, task: Task) -> Text:
-        elapsed = task.elapsed or 0.0
-        if task.completed > task.fields.get("seen", 0.0):
-            task.fields.update(seen=task.completed, seen_at=elapsed)
-        seen, seen_at = task.fields.get("seen", 0.0), task.fields.get("seen_at", 0.0)
-        pace = seen_at / seen if seen else 1.0
-        left = ((task.total or 0.0) - seen) * pace - (elapsed - seen_at)
-        return Text(f"{timedelta(seconds=round(max(left, 0.0)))} left", style="progress.remaining")
+    step, limits = step_cost(case, session.device), session.preset.limits
+    setting_up = ASSUMED_SECONDS_A_CUDA_ENTRY if session.device == "cuda" else 0.0
+    timing = max(limits.seconds, limits.min_rounds * entrants * step)
+    return setting_up + timing + (entrants + 6) * step
 
 
 def run(
-    measurements: Sequence[Measurement], results: Results, session: Session, console: Console
+    measurements: Sequence[Measurement], results: Results, session: Session, terminal: Terminal
 ) -> None:
-    """Measure what the results file does not hold yet; it is valid after every entry."""
+    """Measure what the results file does not hold yet; it is valid after every entry.
+
+    What the preset's budget leaves no time for stays undone: the file says so, and can be resumed.
+    """
     done = results.by_key()
     left = [measurement for measurement in measurements if measurement.key not in done]
-    costs = [measurement.cost(session.preset) for measurement in left]
-    with Progress(
-        TextColumn("{task.fields[finished]}/{task.fields[entries]}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeLeftColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-    ) as progress:
-        finished = len(measurements) - len(left)
-        task = progress.add_task("", total=sum(costs), finished=finished, entries=len(measurements))
+    costs = [measurement.cost(session) for measurement in left]
+    start, budget = time.monotonic(), session.preset.budget
+    with terminal.progress(sum(costs), len(measurements) - len(left), len(measurements)) as bar:
         for measurement, cost in zip(left, costs, strict=True):
-            progress.update(task, description=measurement.key)
-            results.add({"key": measurement.key, **measurement.measure(session)})
-            finished += 1
-            progress.update(task, advance=cost, finished=finished)
-            if not console.is_terminal:
-                console.print(f"{finished}/{len(measurements)} {measurement.key}", highlight=False)
-    results.finish()
+            if budget is not None and time.monotonic() - start >= budget:
+                break
+            bar.begin(measurement.key)
+            with session.circumstances(measurement.case) as noted:
+                entry = measurement.measure(session)
+            results.add({"key": measurement.key, **entry, **noted})
+            bar.finish(cost)
+        else:
+            results.finish()
+
+
+def left_out(measurements: Sequence[Measurement], done: Mapping[str, Any]) -> list[str]:
+    """The keys of those that have not been measured."""
+    return [measurement.key for measurement in measurements if measurement.key not in done]

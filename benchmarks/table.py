@@ -6,136 +6,160 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.cases import PASSES
+from benchmarks.concurrency import ONE, TWO
 from benchmarks.lengths import PLAIN, VARIANTS
-from benchmarks.peers import SUBJECT
+from benchmarks.metrics import (
+    MEBIBYTE,
+    best_own,
+    describe,
+    floor_microseconds,
+    geometric_means,
+    own_names,
+    peer_names,
+    share_of_floor,
+    step_microseconds,
+    times_as_fast,
+    worst_errors,
+)
+from benchmarks.peers import GRAPH, SUBJECT
 from benchmarks.results import Entry, Results
-from benchmarks.timing import gemm_dtype, gemm_rate, geometric_mean, median_ratio, spread
+from benchmarks.terminal import Table, Terminal
+from benchmarks.timing import median_ratio, spread
 
-MEBIBYTE = 2**20
 NONE = "-"
+CASE_WORDS = ("cell", "dtype", "pass")
+CASE_COLUMNS = ("cell", "T", "B", "H", "dtype", "pass")
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: Results, terminal: Terminal) -> None:
     """Print every section that the results hold, and what failed."""
-    _show_header(results, console)
+    for line in describe(results):
+        terminal.line(line)
+    for table in tables(results):
+        terminal.table(table)
+    for line in geometric_means(results):
+        terminal.line(line)
+    for line in failures(results):
+        terminal.line(line, "red")
+
+
+def tables(results: Results) -> list[Table]:
+    """A table for each section that the results hold."""
     sections = (
-        ("layers", _layers),
+        ("layers", _cuda_layers if results.device == "cuda" else _cpu_layers),
+        ("concurrency", _concurrency),
         ("lengths", _lengths),
         ("memory", _memory),
+        ("accuracy", _accuracy),
         ("import", _import_time),
     )
-    for name, make_table in sections:
-        entries = results.section(name)
-        if entries:
-            console.print(make_table(entries, results))
-    for line in geometric_means(results):
-        console.print(line, highlight=False)
-    for entry in results.entries:
-        for name, reason in entry["failed"].items():
-            console.print(
-                f"failed, not timed: {name} in {entry['key']}: {reason}",
-                style="red",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-
-
-def geometric_means(results: Results) -> list[str]:
-    """How much faster than each peer, over all cases of a pass that both were timed in."""
-    lines = []
-    entries = results.section("layers")
-    for peer in _peer_names(entries):
-        for pass_name in PASSES:
-            faster = [
-                median_ratio(entry["samples"][peer], entry["samples"][SUBJECT])
-                for entry in entries
-                if entry["case"]["pass_name"] == pass_name and peer in entry["samples"]
-            ]
-            mean = geometric_mean(faster)
-            if mean is not None:
-                cases = f"geometric mean of {len(faster)} cases, worst {min(faster):.2f}"
-                lines.append(f"{mean:5.2f} x as fast as {peer} in {pass_name} ({cases})")
-    return lines
-
-
-def share_of_floor(entry: Entry, gemm: Mapping[str, Sequence[float]]) -> float:
-    """The time that the products of the pass need at the large GEMM's rate, over the time taken."""
-    floor = entry["flops"] / gemm_rate(gemm[gemm_dtype(entry["case"]["dtype"])])
-    return float(floor / statistics.median(entry["samples"][SUBJECT]))
-
-
-def _show_header(results: Results, console: Console) -> None:
-    machine, data = results.data["machine"], results.data
-    versions = ", ".join(f"{name} {found}" for name, found in data["versions"].items() if found)
-    code = data["code"]
-    commit = (code["commit"] or "unknown")[:12] + (" (modified)" if code["modified"] else "")
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['capability']}; {versions}; commit {commit}",
-        *(f"absent: {name} {reason}" for name, reason in data["absent"].items()),
-        *(
-            f"large GEMM, {dtype}: {gemm_rate(seconds) / 1e9:.0f} GFLOP/s"
-            for dtype, seconds in data["gemm"].items()
-        ),
+    return [
+        make_table(entries, results)
+        for name, make_table in sections
+        if (entries := results.section(name))
     ]
-    load = machine["load_average"]
-    if load is not None and load > machine["cores"] / 4:
-        lines.append(f"the machine was busy before the run (load {load:.1f}): expect noise")
-    if not data["finished"]:
-        lines.append("this run is not finished")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def failures(results: Results) -> list[str]:
+    """Who computed something wrong, or raised."""
+    return [
+        f"failed, not timed: {name} in {entry['key']}: {reason}"
+        for entry in results.entries
+        for name, reason in entry["failed"].items()
+    ]
 
 
 def _case_table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("cell", "T", "B", "H", "dtype", "pass"):
-        table.add_column(name, justify="right" if name in "TBH" else "left", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table
+    return Table(title, [*CASE_COLUMNS, *columns], CASE_WORDS)
 
 
 def _case_cells(case: Mapping[str, Any]) -> list[str]:
-    names = ("cell", "seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
-    return [str(case[name]) for name in names]
+    cell = case["cell"] + ("" if case.get("bidirectional", True) else ", one direction")
+    names = ("seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
+    return [cell, *(str(case[name]) for name in names)]
 
 
-def _peer_names(entries: Iterable[Entry]) -> list[str]:
-    seen = dict.fromkeys(name for entry in entries for name in entry["samples"])
-    return [name for name in seen if name != SUBJECT]
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
 
 
-def _microseconds_a_step(samples: Sequence[float], case: Mapping[str, Any]) -> float:
-    return float(statistics.median(samples) / case["seq_len"] * 1e6)
+def _ends_section(entry: Entry) -> bool:
+    return bool(entry["case"]["pass_name"] == PASSES[-1])
 
 
-def _layers(entries: Sequence[Entry], results: Results) -> Table:
-    peers = _peer_names(entries)
+def _cpu_layers(entries: Sequence[Entry], results: Results) -> Table:
+    peers = peer_names(entries)
     columns = ["us a step", "+-", *(f"x {name}" for name in peers), "GFLOP/s", "of floor"]
     table = _case_table("Layers: x peer is how much faster than the peer", columns)
     for entry in entries:
-        case, samples = entry["case"], entry["samples"]
-        if SUBJECT not in samples:
-            table.add_row(*_case_cells(case), "failed", *[NONE] * (len(columns) - 1))
+        if SUBJECT not in entry["samples"]:
+            table.add(*_case_cells(entry["case"]), "failed", *[NONE] * (len(columns) - 1))
             continue
-        own = samples[SUBJECT]
-        table.add_row(
-            *_case_cells(case),
-            f"{_microseconds_a_step(own, case):.2f}",
+        own = entry["samples"][SUBJECT]
+        table.add(
+            *_case_cells(entry["case"]),
+            _number(step_microseconds(entry, SUBJECT), ".2f"),
             f"{spread(own):.0%}",
-            *(
-                f"{median_ratio(samples[peer], own):.2f}" if peer in samples else NONE
-                for peer in peers
-            ),
+            *(_number(times_as_fast(entry, peer), ".2f") for peer in peers),
             f"{entry['flops'] / statistics.median(own) / 1e9:.1f}",
             f"{share_of_floor(entry, results.data['gemm']):.0%}",
-            end_section=case["pass_name"] == PASSES[-1],
+            end_section=_ends_section(entry),
+        )
+    return table
+
+
+def _cuda_layers(entries: Sequence[Entry], results: Results) -> Table:
+    own, peers = own_names(entries), peer_names(entries)
+    columns = [
+        *("us a step" + name.removeprefix(SUBJECT).replace(GRAPH, ", graph") for name in own),
+        "+-",
+        "launch us",
+        *(f"x {name}" for name in peers),
+        "TFLOP/s",
+        "GB/s",
+        "of limit",
+    ]
+    table = _case_table(
+        "Layers: x peer is how much faster than the peer, eager or graph as the peer", columns
+    )
+    for entry in entries:
+        best = best_own(entry)
+        if best is None:
+            table.add(*_case_cells(entry["case"]), "failed", *[NONE] * (len(columns) - 1))
+            continue
+        seconds = statistics.median(entry["samples"][best])
+        launch = entry["host_samples"].get(SUBJECT)
+        limit, taken = floor_microseconds(entry, results), step_microseconds(entry, best)
+        share = limit / taken if limit is not None and taken is not None else None
+        table.add(
+            *_case_cells(entry["case"]),
+            *(_number(step_microseconds(entry, name), ".3f") for name in own),
+            f"{spread(entry['samples'][best]):.0%}",
+            _number(statistics.median(launch) * 1e6 if launch else None, ".0f"),
+            *(_number(times_as_fast(entry, peer), ".2f") for peer in peers),
+            f"{entry['flops'] / seconds / 1e12:.2f}",
+            f"{entry['bytes'] / seconds / 1e9:.0f}",
+            _number(share, ".0%"),
+            end_section=_ends_section(entry),
+        )
+    return table
+
+
+def _concurrency(entries: Sequence[Entry], results: Results) -> Table:
+    seen = dict.fromkeys(name for entry in entries for name in entry["samples"])
+    names = [name.removesuffix(TWO) for name in seen if name.endswith(TWO)]
+    table = _case_table("Concurrency: time of two directions over that of one", names)
+    for entry in entries:
+        samples = entry["samples"]
+        table.add(
+            *_case_cells(entry["case"]),
+            *(
+                f"{median_ratio(samples[name + TWO], samples[name + ONE]):.2f}"
+                if name + TWO in samples and name + ONE in samples
+                else NONE
+                for name in names
+            ),
         )
     return table
 
@@ -146,12 +170,12 @@ def _lengths(entries: Sequence[Entry], results: Results) -> Table:
     for entry in entries:
         case, samples = entry["case"], entry["samples"]
         if PLAIN not in samples:
-            table.add_row(*_case_cells(case), "failed", *[NONE] * (len(columns) - 1))
+            table.add(*_case_cells(case), "failed", *[NONE] * (len(columns) - 1))
             continue
         filled = sum(entry["lengths"]) / (case["seq_len"] * case["batch_size"])
-        table.add_row(
+        table.add(
             *_case_cells(case),
-            f"{_microseconds_a_step(samples[PLAIN], case):.2f}",
+            _number(step_microseconds(entry, PLAIN), ".2f"),
             f"{filled:.0%}",
             *(
                 f"{median_ratio(samples[name], samples[PLAIN]):.2f}" if name in samples else NONE
@@ -163,23 +187,47 @@ def _lengths(entries: Sequence[Entry], results: Results) -> Table:
 
 def _memory(entries: Sequence[Entry], results: Results) -> Table:
     names = list(dict.fromkeys(name for entry in entries for name in entry["samples"]))
-    columns = [*(f"{name}, MiB" for name in names), "less by"]
-    table = _case_table("Peak memory of a training step", columns)
+    keepers = [name for name in names if any(name in entry.get("kept", {}) for entry in entries)]
+    columns = [
+        *(f"{name}, MiB" for name in names),
+        "less by",
+        *(f"kept by {name}, MiB" for name in keepers),
+    ]
+    table = _case_table("Peak memory of a training step, and what its forward keeps", columns)
+    if not keepers:
+        table.title = "Peak memory of a training step"
     for entry in entries:
         medians = {name: statistics.median(taken) for name, taken in entry["samples"].items()}
+        kept = entry.get("kept", {})
         peers = [value for name, value in medians.items() if name not in entry["subjects"]]
         ratio = peers[0] / medians[SUBJECT] if peers and SUBJECT in medians else None
-        table.add_row(
+        table.add(
             *_case_cells(entry["case"]),
             *(f"{medians[name] / MEBIBYTE:.0f}" if name in medians else NONE for name in names),
             f"{ratio:.2f} x" if ratio else NONE,
+            *(f"{kept[name] / MEBIBYTE:.0f}" if name in kept else NONE for name in keepers),
+        )
+    return table
+
+
+def _accuracy(entries: Sequence[Entry], results: Results) -> Table:
+    names = list(dict.fromkeys(name for entry in entries for name in entry["errors"]))
+    table = _case_table("Accuracy: largest relative error of a tensor against fp64", names)
+    for entry in entries:
+        worst = worst_errors(entry)
+        table.add(
+            *_case_cells(entry["case"]),
+            *(
+                f"{worst[name][1]:.1e} {worst[name][0]}" if name in worst else NONE
+                for name in names
+            ),
         )
     return table
 
 
 def _import_time(entries: Sequence[Entry], results: Results) -> Table:
-    table = Table("import", "ms", "+-", title="Import time", title_justify="left")
+    table = Table("Import time", ["import", "ms", "+-"], ["import"])
     for entry in entries:
         for name, taken in entry["samples"].items():
-            table.add_row(name, f"{statistics.median(taken) * 1e3:.0f}", f"{spread(taken):.0%}")
+            table.add(name, f"{statistics.median(taken) * 1e3:.0f}", f"{spread(taken):.0%}")
     return table

@@ -13,13 +13,17 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Step = Callable[[], Any]
+from benchmarks.cases import Limits
 
-GEMM_SIZE = 2048
+Step = Callable[[], Any]
+Clock = Callable[[Step, int], float]  # seconds a call, on average over so many calls
+
+GEMM_SIZES = {"cpu": 2048, "cuda": 8192}  # rows and columns of the large GEMM
 
 
 def wall_seconds(step: Step, repeats: int) -> float:
@@ -36,15 +40,19 @@ def wall_seconds(step: Step, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+@dataclass(frozen=True)
+class Stopwatch:
+    """How a call is timed, and how the host's share of it, if that can be told apart."""
+
+    clock: Clock
+    host_clock: Clock | None = None
+
+
+WALL = Stopwatch(wall_seconds)
+
+
 def interleave(
-    steps: Mapping[str, Step],
-    rng: random.Random,
-    *,
-    seconds: float,
-    min_rounds: int,
-    max_rounds: int,
-    min_sample: float,
-    clock: Callable[[Step, int], float] = wall_seconds,
+    steps: Mapping[str, Step], rng: random.Random, limits: Limits, clock: Clock = wall_seconds
 ) -> tuple[int, dict[str, list[float]]]:
     """Time every step once a round, in random order.
 
@@ -52,7 +60,7 @@ def interleave(
     name, in the order of the rounds. A first round, which finds the number of calls, is dropped.
     """
     fastest = min(clock(step, 1) for step in steps.values())
-    repeats = max(1, math.ceil(min_sample / max(fastest, 1e-9)))
+    repeats = max(1, math.ceil(limits.min_sample / max(fastest, 1e-9)))
     names = list(steps)
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -60,8 +68,8 @@ def interleave(
     gc.disable()
     try:
         start = time.perf_counter()
-        for done in range(max_rounds):
-            if done >= min_rounds and time.perf_counter() - start >= seconds:
+        for done in range(limits.max_rounds):
+            if done >= limits.min_rounds and time.perf_counter() - start >= limits.seconds:
                 break
             rng.shuffle(names)
             for name in names:
@@ -114,19 +122,22 @@ def geometric_mean(values: Iterable[float]) -> float | None:
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
-def gemm_dtype(dtype: str) -> str:
+def gemm_dtype(dtype: str, device: str = "cpu") -> str:
     """The dtype whose large GEMM is the yardstick: on CPU cores 16 bits compute through fp32."""
-    return "fp32" if dtype in ("fp16", "bf16") else dtype
+    return "fp32" if device == "cpu" and dtype in ("fp16", "bf16") else dtype
 
 
-def gemm_seconds(dtype: torch.dtype, calls: int) -> list[float]:
+def gemm_seconds(
+    dtype: torch.dtype, calls: int, device: str = "cpu", clock: Clock = wall_seconds
+) -> list[float]:
     """Seconds that each of `calls` products of two large square matrices took."""
-    left = torch.rand(GEMM_SIZE, GEMM_SIZE).to(dtype)
-    right = torch.rand(GEMM_SIZE, GEMM_SIZE).to(dtype)
-    out = torch.empty(GEMM_SIZE, GEMM_SIZE, dtype=dtype)
-    return [wall_seconds(lambda: torch.mm(left, right, out=out), 1) for _ in range(calls)]
+    size = (GEMM_SIZES[device], GEMM_SIZES[device])
+    left = torch.rand(size, device=device).to(dtype)
+    right = torch.rand(size, device=device).to(dtype)
+    out = torch.empty(size, device=device, dtype=dtype)
+    return [clock(lambda: torch.mm(left, right, out=out), 1) for _ in range(calls)]
 
 
-def gemm_rate(seconds: Sequence[float]) -> float:
+def gemm_rate(seconds: Sequence[float], device: str = "cpu") -> float:
     """Floating-point operations a second of the fastest of these products."""
-    return float(2 * GEMM_SIZE**3 / min(seconds))
+    return float(2 * GEMM_SIZES[device] ** 3 / min(seconds))

@@ -5,7 +5,7 @@ hangs does not stop the rest. What they find lies in one flat folder:
 
     log.txt           all output          junit.xml     the tests
     device.json       device, versions    micro.json    latencies of the chip
-    timing.json       against torch.nn    concurrency.json   two directions against one
+    cuda.json         the benchmarks' preset quick, for `python -m benchmarks report`
     summary.json      what became of each part; rewritten after each
 
 Exit status: 0 if all parts that ran are well, 1 if some failed, 2 if nothing could be run.
@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ROOT / "build" / "gpu-programs"
 DEFAULT_OUT = ROOT / "build" / "gpu-check"
 
 NOT_RUN = 77  # exit status of a part for which this machine lacks something
@@ -196,23 +195,17 @@ CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.d
 SETTINGS = ("driver_version", "temperature.gpu", "pstate", "ecc.mode.current", "mig.mode.current")
 
 
-def query_smi(names: Sequence[str]) -> dict[str, str]:
-    text = output_of(
-        ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0"]
-    )
-    values = [value.strip() for value in (text or "").split(",")]
-    return dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
-
-
 def part_device(out: Path) -> int:
     import torch
 
+    from benchmarks.clocks import query
+
     properties = torch.cuda.get_device_properties(0)
-    idle = query_smi(CLOCKS)
+    idle = query(CLOCKS)
     left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     for _ in range(2000):  # queued; still running while the clocks are read
         left @ left
-    loaded = query_smi(CLOCKS)
+    loaded = query(CLOCKS)
     torch.cuda.synchronize()
     nvcc = output_of(["nvcc", "--version"])
     report = {
@@ -220,7 +213,7 @@ def part_device(out: Path) -> int:
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        "settings": query_smi(SETTINGS),
+        "settings": query(SETTINGS),
         "clocks_idle": idle,
         "clocks_loaded": loaded,
         "torch": torch.__version__,
@@ -258,17 +251,10 @@ def part_build(out: Path) -> int:
 
 def compile_programs(sources: Sequence[Path]) -> list[Path] | None:
     """Compiles each for this device, all at once. None if one fails."""
-    major, minor = architecture()
-    PROGRAMS.mkdir(parents=True, exist_ok=True)
-    command = ["nvcc", "-std=c++17", "-O3", "-lineinfo"]
-    command += [f"-arch=sm_{major}{minor}" + ("a" if major == 9 else "")]
-    command += [f"-I{ROOT / folder}" for folder in ("csrc/cuda", "tests/emulator", "tests/kernels")]
-    programs = [PROGRAMS / source.stem for source in sources]
-    running = [
-        subprocess.Popen([*command, str(source), "-o", str(program)])
-        for source, program in zip(sources, programs, strict=True)
-    ]
-    return programs if all([process.wait() == 0 for process in running]) else None
+    from benchmarks import nvcc
+
+    includes = [ROOT / "tests" / folder for folder in ("emulator", "kernels")]
+    return nvcc.compile_programs(sources, architecture(), includes)
 
 
 def kernel_tests() -> list[Path]:
@@ -338,6 +324,8 @@ def layer_calls() -> int:
 
 
 def part_sanitizer(out: Path) -> int:
+    from benchmarks.nvcc import PROGRAMS
+
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         say(f"{NOTE}compute-sanitizer is not on the PATH")
@@ -386,31 +374,27 @@ def part_sanitizer(out: Path) -> int:
 
 
 def part_micro(out: Path) -> int:
-    programs = compile_programs([ROOT / "benchmarks" / "micro.cu"])
-    if programs is None:
-        say(f"{NOTE}does not compile")
-        return 1
-    result = subprocess.run([str(programs[0])], stdout=subprocess.PIPE, text=True)
-    say(result.stdout)
-    try:
-        report = json.loads(result.stdout)
-    except ValueError:
-        say(f"{NOTE}no JSON, exit status {result.returncode}")
-        return 1
-    write_json(out / "micro.json", report)
-    errors = report.get("errors", [])
-    say(NOTE + ("; ".join(errors) if errors else f"{len(report['results'])} figures"))
-    return result.returncode
+    path = out / "micro.json"
+    status = run([sys.executable, "-m", "benchmarks", "micro", "--out", str(path)])
+    if path.exists():
+        report = json.loads(path.read_text())
+        errors = report["errors"]
+        say(NOTE + ("; ".join(errors) if errors else f"{len(report['results'])} figures"))
+    return status
 
 
-def part_timing(out: Path) -> int:
-    return run([sys.executable, "-m", "benchmarks.gpu", "timing", str(out / "timing.json")])
+def part_cuda(out: Path) -> int:
+    path = out / "cuda.json"
+    command = [sys.executable, "-m", "benchmarks", "cuda", "--preset", "quick"]
+    status = run([*command, "--out", str(path)])
+    if path.exists():
+        from benchmarks import metrics
+        from benchmarks.results import Results
 
-
-def part_concurrency(out: Path) -> int:
-    return run(
-        [sys.executable, "-m", "benchmarks.gpu", "concurrency", str(out / "concurrency.json")]
-    )
+        results = Results.load(path)
+        means = [line.strip() for line in metrics.geometric_means(results)]
+        say(NOTE + "; ".join([f"{len(results.entries)} entries", *means]))
+    return status
 
 
 CHILDREN: dict[str, Callable[[Path], int]] = {
@@ -420,8 +404,7 @@ CHILDREN: dict[str, Callable[[Path], int]] = {
     "tests": part_tests,
     "sanitizer": part_sanitizer,
     "micro": part_micro,
-    "timing": part_timing,
-    "concurrency": part_concurrency,
+    "cuda": part_cuda,
 }
 CAPS = {
     "device": 20,
@@ -430,8 +413,7 @@ CAPS = {
     "tests": 110,
     "sanitizer": 80,
     "micro": 40,
-    "timing": 60,
-    "concurrency": 25,
+    "cuda": 85,
 }
 PARTS = [
     Part(name, CAPS[name], (sys.executable, str(Path(__file__).resolve()), "--child", name, "OUT"))
@@ -443,8 +425,7 @@ OUTPUTS = (
     "device.json",
     "junit.xml",
     "micro.json",
-    "timing.json",
-    "concurrency.json",
+    "cuda.json",
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme
-from benchmarks.results import Results, ResultsError
+from benchmarks.results import ResultsError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -21,10 +21,11 @@ def test_block_runs(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
-def test_the_speed_table_is_that_of_the_results() -> None:
-    assert readme.insert(README, readme.speed(Results.load(readme.SHOWN))) == README, (
-        "the README's speed table differs from benchmarks/results/cpu.json: "
-        "run python -m benchmarks readme"
+@pytest.mark.parametrize(("path", "figures"), readme.shown().items(), ids=["README", "benchmarks"])
+def test_the_figures_are_those_of_the_results(path: Path, figures: str) -> None:
+    text = path.read_text()
+    assert readme.insert(text, figures) == text, (
+        f"{path.name} does not show benchmarks/results: run python -m benchmarks readme"
     )
 
 

@@ -1,0 +1,109 @@
+"""``python -m benchmarks cuda``: the layer on a GPU, against cuDNN and every peer that is there.
+
+Each entrant is called eagerly, and this package and torch.nn captured in a CUDA graph as well: the
+first shows what a user gets who changes nothing, the second the kernels alone. Without a GPU that
+torch can use the exit status is 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks.accuracy import AccuracyMeasurement
+from benchmarks.cases import Case
+from benchmarks.clocks import SETTINGS, query, recording, sampling_command
+from benchmarks.command import MeasuringCommand
+from benchmarks.compiled_peer import CompiledLoopPeer
+from benchmarks.concurrency import ConcurrencyMeasurement
+from benchmarks.cuda_cases import PRESETS, SECTIONS
+from benchmarks.device_clock import cuda_stopwatch
+from benchmarks.flashrnn_peer import FlashRNNPeer
+from benchmarks.jax_peer import JaxPeer
+from benchmarks.layers import LayerMeasurement
+from benchmarks.lengths import LengthsMeasurement
+from benchmarks.limit_model import PUBLISHED
+from benchmarks.memory import MemoryMeasurement
+from benchmarks.onnx_peer import OnnxCudaPeer
+from benchmarks.peers import CapturedPeer, PackedPeer, Peer
+from benchmarks.results import Results
+from benchmarks.session import Measurement, Session
+
+NO_GPU = "this needs a GPU that torch can use, and here there is none"
+
+MEASUREMENTS: Mapping[str, type[Any]] = {
+    "layers": LayerMeasurement,
+    "concurrency": ConcurrencyMeasurement,
+    "lengths": LengthsMeasurement,
+    "memory": MemoryMeasurement,
+    "accuracy": AccuracyMeasurement,
+}
+
+
+class CudaCommand(MeasuringCommand):
+    name = "cuda"
+    help = "measure on a GPU, against cuDNN and other peers"
+    description = __doc__ or ""
+    budgets = "quick (under 1 minute), standard (under 10; the default) or full"
+    sections = SECTIONS
+    presets = PRESETS
+    device = "cuda"
+
+    def all_peers(self) -> list[Peer]:
+        return [
+            CapturedPeer(self.subject()),
+            self.torch_layer(),
+            CapturedPeer(self.torch_layer()),
+            PackedPeer(self.torch_layer()),
+            OnnxCudaPeer(),
+            CompiledLoopPeer(),
+            FlashRNNPeer(),
+            JaxPeer(),
+        ]
+
+    def measurements(
+        self, cases: Mapping[str, Sequence[Case]], sections: Sequence[str], filtered: bool
+    ) -> list[Measurement]:
+        return [MEASUREMENTS[name](case) for name, chosen in cases.items() for case in chosen]
+
+    def refusal(self) -> str | None:
+        return None if torch.cuda.is_available() else NO_GPU
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": device_facts(), "limit_model": asdict(PUBLISHED)}
+
+    @contextlib.contextmanager
+    def session(self, results: Results, peers: Sequence[Peer]) -> Iterator[Session]:
+        with super().session(results, peers) as session:
+            session.device = self.device
+            session.stopwatch = cuda_stopwatch()
+            with recording(sampling_command(device_name())) as session.clocks:
+                yield session
+
+
+def device_name() -> str:
+    """The current device as nvidia-smi knows it, which counts those that torch does not see."""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
+
+def device_facts() -> dict[str, Any]:
+    """The GPU, its driver and its clocks, as far as torch and nvidia-smi tell."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    answers = query(list(SETTINGS.values()), device_name())
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        **{name: answers.get(field) for name, field in SETTINGS.items()},
+    }
+
+
+COMMAND = CudaCommand()

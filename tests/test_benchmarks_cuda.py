@@ -1,0 +1,535 @@
+"""The benchmarks of a GPU: what can be shown without one on stand-ins, and the rest on one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from benchmark_support import Repeated, StandIn, WallEvent, command, tiny_case
+
+from benchmarks import (
+    __main__,
+    cases,
+    clocks,
+    compiled_peer,
+    cuda,
+    cuda_cases,
+    flashrnn_peer,
+    jax_peer,
+    memory,
+    micro,
+    onnx_peer,
+    peers,
+    timing,
+)
+from benchmarks import command as measuring
+from benchmarks.cases import Case, Limits, Preset, grid
+from benchmarks.concurrency import ONE, TWO
+from benchmarks.device_clock import EventClock, HostClock, cuda_stopwatch
+from benchmarks.flops import compulsory_bytes
+from benchmarks.limit_model import PUBLISHED
+from benchmarks.problem import DTYPES, LayerRun, Problem, products_as
+from benchmarks.recurrences import layers_of
+from benchmarks.results import Results
+
+SHAPE = (4, 2, 3)
+TINY = Preset(
+    cases={
+        "layers": grid(("gru", "lstm"), (SHAPE,), ("tf32", "bf16")),
+        "concurrency": grid(("lstm",), (SHAPE,), ("tf32",)),
+        "lengths": grid(("gru",), (SHAPE,), ("tf32",), ("inference",)),
+        "memory": [],
+        "accuracy": grid(("lstm",), (SHAPE,), ("tf32", "fp32"), ("training",)),
+    },
+    limits=Limits(seconds=0.0, min_rounds=3, max_rounds=3, min_sample=0.0),
+    compiled_shapes=(),
+)
+DEVICE = {
+    "name": "a stand-in",
+    "compute_capability": "9.0",
+    "multiprocessors": 132,
+    "memory_bytes": 2**36,
+    "l2_bytes": 2**25,
+    "cuda": "13.0",
+    "cudnn": 91000,
+    "driver": "580",
+    "max_sm_mhz": "1980 MHz",
+}
+SMI_LINES = (
+    "import time\nwhile True:\n print('1755, 2619, 301.5, [N/A]', flush=True)\n time.sleep(.01)"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m benchmarks cuda` on the CPU: events and graphs are played, all else is real."""
+    stopwatch = timing.Stopwatch(EventClock(lambda: None, WallEvent), HostClock(lambda: None))
+    monkeypatch.setattr(measuring, "LayerPeer", StandIn)
+    monkeypatch.setattr(peers, "GraphRun", Repeated)
+    monkeypatch.setattr(cuda.CudaCommand, "presets", {"standard": TINY})
+    monkeypatch.setattr(cuda.CudaCommand, "refusal", lambda self: None)
+    monkeypatch.setattr(cuda.CudaCommand, "device", "cpu")
+    monkeypatch.setattr(cuda, "cuda_stopwatch", lambda: stopwatch)
+    monkeypatch.setattr(cuda, "device_facts", lambda: DEVICE)
+    monkeypatch.setattr(cuda, "device_name", lambda: "GPU-0")
+    monkeypatch.setattr(cuda, "sampling_command", lambda device: [sys.executable, "-c", SMI_LINES])
+    monkeypatch.setattr(timing.gc, "collect", lambda: 0)
+    for name in timing.GEMM_SIZES:
+        monkeypatch.setitem(timing.GEMM_SIZES, name, 16)
+
+
+# What is asked for.
+
+
+@pytest.mark.parametrize("preset", cuda_cases.PRESETS.values(), ids=cuda_cases.PRESETS)
+def test_presets_hold_every_case_once(preset: Preset) -> None:
+    measurements = cuda.COMMAND.plan(preset, cuda_cases.SECTIONS, {})
+    keys = [measurement.key for measurement in measurements]
+    assert len(set(keys)) == len(keys)
+    layers = preset.cases["layers"]
+    assert {case.cell for case in layers} == set(cases.CELLS)
+    assert {case.pass_name for case in layers} == set(cases.PASSES)
+    assert {case.dtype for case in layers} == set(cuda_cases.DTYPES)
+    assert set(cuda_cases.PERSISTENT) <= set(layers)
+    assert all(preset.cases[section] for section in cuda_cases.SECTIONS)
+
+
+def test_full_holds_the_whole_grid_and_the_others_are_parts_of_it() -> None:
+    full = set(cuda_cases.PRESETS["full"].cases["layers"])
+    for hidden_size in (128, 256, 512, 1024):
+        for batch_size in (1, 8, 32, 128):
+            shape = (256, batch_size, hidden_size)
+            assert set(grid(cases.CELLS, [shape], ("fp16", "bf16", "fp32", "tf32"))) <= full
+    for name in ("quick", "standard"):
+        assert set(cuda_cases.PRESETS[name].cases["layers"]) <= full
+    assert cuda_cases.PERSISTENT[0].key == "lstm/T1024-B16-I768-H768/fp16/inference/one-direction"
+
+
+def test_the_expected_time_of_the_presets_fits() -> None:
+    for name, minutes in (("quick", 1), ("standard", 10)):
+        preset = cuda_cases.PRESETS[name]
+        assert preset.budget is not None and preset.budget < 60 * minutes
+        # As many seconds for the timing itself as leave half of the budget for all else.
+        entries = sum(
+            len(preset.cases[section]) for section in ("layers", "concurrency", "lengths")
+        )
+        assert entries * preset.limits.seconds < preset.budget / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cell", "sru"), "--cell sru: valid values are lstm, gru, rnn"),
+        (("--dtype", "fp8"), "--dtype fp8: valid values are fp16, tf32, bf16, fp32"),
+        (("--hidden", "100"), "--hidden 100: valid values are 128, 256, 512, 768, 1024"),
+        (
+            ("--section", "import"),
+            "valid values are layers, concurrency, lengths, memory, accuracy",
+        ),
+        (
+            ("--peer", "keras"),
+            "--peer keras: valid values are birnn_cuda graph, torch.nn, torch.nn",
+        ),
+    ],
+)
+def test_an_unknown_value_lists_the_valid_ones(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(measuring, "LayerPeer", StandIn)
+    monkeypatch.setattr(cuda.CudaCommand, "refusal", lambda self: None)
+    out = tmp_path / "a.json"
+    assert command("cuda", "--out", out, *arguments) == __main__.REFUSED
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize(("name", "reason"), [("cuda", cuda.NO_GPU), ("micro", micro.NO_GPU)])
+def test_without_a_gpu_it_says_so(
+    name: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(measuring, "LayerPeer", StandIn)
+    out = tmp_path / "a.json"
+    assert command(name, "--out", out) == 2
+    assert reason in capsys.readouterr().err
+    assert not out.exists()
+
+
+# A run.
+
+
+@pytest.mark.usefixtures("tiny_cuda")
+def test_a_run_on_stand_ins_writes_and_shows_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.json"
+    assert command("cuda", "--out", out, "--seed", 5) == 0
+    results = Results.load(out)
+    assert results.data["finished"] and results.data["command"] == "cuda"
+    assert results.data["device"] == DEVICE
+    assert results.data["limit_model"] == json.loads(json.dumps(dataclasses.asdict(PUBLISHED)))
+    assert results.data["absent"]["jax"] == measuring.NOT_IN_THIS_PRESET
+    assert CUDA_PROVIDER_REASON in results.data["absent"]["onnxruntime"]
+    ways = {"birnn_cuda", "birnn_cuda graph", "torch.nn", "torch.nn graph", "torch.nn packed"}
+    layers = results.section("layers")
+    assert len(layers) == 8
+    for entry in layers:
+        assert set(entry["samples"]) == set(entry["host_samples"]) == ways
+        assert entry["subjects"] == ["birnn_cuda", "birnn_cuda graph"]
+        assert all(len(taken) == 3 for taken in entry["samples"].values())
+        assert entry["bytes"] == compulsory_bytes(Case(**entry["case"]))
+    assert {name for entry in results.section("concurrency") for name in entry["samples"]} == {
+        way + directions for way in ways - {"torch.nn packed"} for directions in (TWO, ONE)
+    }
+    seen = [entry["clocks"] for entry in results.entries if entry["clocks"]]
+    assert seen and all(each["sm_mhz"] == [1755, 1755, 1755] for each in seen)
+    assert all("celsius" not in each for each in seen)
+    printed = capsys.readouterr().out
+    for expected in ("x torch.nn graph", "of limit", "launch us", "1755 to 1755 MHz", "Accuracy"):
+        assert expected in printed
+
+
+CUDA_PROVIDER_REASON = (
+    f"no {onnx_peer.CUDA_PROVIDER}"
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx")
+    else "cannot be imported"
+)
+
+
+@pytest.mark.usefixtures("tiny_cuda")
+def test_what_the_budget_leaves_out_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.json"
+    short = dataclasses.replace(TINY, budget=0.0)
+    monkeypatch.setattr(cuda.CudaCommand, "presets", {"standard": short})
+    assert command("cuda", "--out", out, "--section", "accuracy") == 0
+    assert "2 of 2 entries are left out" in capsys.readouterr().out
+    assert not Results.load(out).data["finished"]
+    monkeypatch.setattr(cuda.CudaCommand, "presets", {"standard": TINY})
+    assert command("cuda", "--resume", "--out", out) == 0
+    resumed = Results.load(out)
+    assert resumed.data["finished"] and len(resumed.entries) == 2
+    assert command("cuda", "--resume", "--out", out, "--peer", "jax") == __main__.REFUSED
+    assert "leave out --peer" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_cuda")
+def test_another_gpu_cannot_continue_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.json"
+    assert command("cuda", "--out", out, "--section", "accuracy") == 0
+    monkeypatch.setattr(cuda, "device_facts", lambda: {**DEVICE, "name": "another"})
+    assert command("cuda", "--resume", "--out", out) == __main__.REFUSED
+    assert "device name was a stand-in, is another" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_cuda")
+def test_a_wrong_graph_is_reported_and_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stale(Repeated):
+        def results(self, returned: Any) -> Any:
+            return {name: torch.zeros_like(t) for name, t in super().results(returned).items()}
+
+    monkeypatch.setattr(peers, "GraphRun", Stale)
+    out = tmp_path / "a.json"
+    assert command("cuda", "--out", out, "--section", "layers", "--cell", "gru") == 1
+    for entry in Results.load(out).entries:
+        assert set(entry["failed"]) == {"birnn_cuda graph", "torch.nn graph"}
+        assert set(entry["samples"]) == {"birnn_cuda", "torch.nn", "torch.nn packed"}
+
+
+def test_without_rich_the_same_comes_as_plain_text(tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    program = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from benchmarks import __main__, cpu, cpu_cases, timing\n"
+        "from benchmarks.cases import Limits, Preset, grid\n"
+        "timing.GEMM_SIZES['cpu'] = 16\n"
+        "cases = {'layers': grid(('gru',), ((4, 2, 3),), ('fp32',))}\n"
+        "cpu.CpuCommand.presets = {'standard': Preset(cases, Limits(0.0, 2, 2, 0.0))}\n"
+        f"sys.exit(__main__.main(['cpu', '--out', {str(out)!r}, '--section', 'layers']))\n"
+    )
+    root = Path(cuda.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2/2 layers/gru/" in done.stdout
+    assert "us a step" in done.stdout and "━" not in done.stdout
+    assert len(Results.load(out).entries) == 2
+
+
+# Time.
+
+
+def test_the_event_clock_counts_the_step_alone() -> None:
+    order: list[str] = []
+
+    class Mark(WallEvent):
+        def record(self) -> None:
+            order.append("mark")
+            self.moment = len(order)
+
+    clock = EventClock(lambda: order.append("flush"), Mark)
+    assert clock(lambda: order.append("step"), 2) == 2.0  # from its first mark to its second
+    assert order == ["step"] + ["flush", "mark", "step", "mark"] * 2
+    order.clear()
+    clock(lambda: order.append("step"), 1)
+    assert order == ["flush", "mark", "step", "mark"]
+
+
+def test_the_host_clock_begins_on_an_idle_device() -> None:
+    order: list[str] = []
+    HostClock(lambda: order.append("idle"))(lambda: order.append("step"), 2)
+    assert order == ["idle", "step", "idle", "step", "idle"]
+
+
+def test_clocks_are_recorded_between_marks() -> None:
+    recorder = clocks.ClockRecorder()
+    recorder.read("345, 2619, 70.1, 30\n")
+    time.sleep(0.002)
+    mark = time.monotonic()
+    for line in ("1980, 2619, 500, 40", "1800, 2619, 600, [N/A]", "no such query", "1900,2619,,41"):
+        recorder.read(line)
+    assert recorder.since(mark) == {
+        "sm_mhz": [1800, 1900, 1980],
+        "memory_mhz": [2619, 2619, 2619],
+        "watts": [500, 550, 600],
+        "celsius": [40, 40.5, 41],
+    }
+    assert recorder.since(time.monotonic() + 1) == {}
+
+
+def test_without_nvidia_smi_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with clocks.recording(["no-such-program-as-this"]) as recorder:
+        assert recorder.since(0.0) == {}
+    monkeypatch.setenv("PATH", "")
+    assert clocks.query(["clocks.sm"]) == {}
+
+
+def test_bytes_by_hand() -> None:
+    # GRU, T=3, B=2, I=5, H=7: x 30, y 84, weights 2 x 21 x (5 + 7 + 2) = 588; 702 elements.
+    case = Case("gru", 3, 2, 5, 7, "inference", "fp16")
+    assert compulsory_bytes(case) == 2 * 702
+    assert (
+        compulsory_bytes(dataclasses.replace(case, pass_name="training", dtype="tf32")) == 8 * 702
+    )
+    assert compulsory_bytes(case.one_direction()) == 2 * (30 + 42 + 294)
+
+
+def test_fp32_is_rounded_to_tf32_in_tf32_alone() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    with products_as("tf32"):
+        assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
+        assert torch.backends.cuda.matmul.allow_tf32
+        with products_as("fp32"):
+            assert torch.backends.cudnn.rnn.fp32_precision == "ieee"
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+# Peers.
+
+
+@pytest.mark.parametrize("cell", cases.CELLS)
+@pytest.mark.parametrize("pass_name", cases.PASSES)
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_the_loop_that_is_compiled_is_the_layer(
+    cell: str, pass_name: str, bidirectional: bool
+) -> None:
+    case = dataclasses.replace(tiny_case(cell, pass_name), bidirectional=bidirectional)
+    problem = Problem.random(case, random.getrandbits(32))
+    layers = layers_of(compiled_peer.looped(compiled_peer.STEPS))
+    run = LayerRun(layers, problem, torch.float32)
+    assert problem.check(run.results(run.step())).reason is None
+
+
+def documented_flashrnn(
+    gates_x: torch.Tensor,  # [B, T, G, 1, H]
+    weights: torch.Tensor,  # [G, 1, H, H]
+    biases: torch.Tensor,  # [G', 1, H]
+    function: str,
+    backend: str,
+    dtype: str,
+) -> tuple[torch.Tensor, None]:
+    """FlashRNN's cells as its documentation gives them, for one head. States [S, B, T, 1, H]."""
+    assert backend == "cuda_fused" and dtype == "float32"
+    batch_size, _, _, _, hidden_size = gates_x.shape
+    h = gates_x.new_zeros(batch_size, 1, hidden_size)
+    c, states = h, []
+    for x in gates_x.unbind(1):
+        recurrent = torch.einsum("gnhk,bnk->bgnh", weights, h)
+        if function == "gru":
+            n_hh = recurrent[:, 0] + biases[0]
+            r = torch.sigmoid(x[:, 0] + recurrent[:, 1] + biases[1])
+            z = torch.sigmoid(x[:, 1] + recurrent[:, 2] + biases[2])
+            h = z * h + (1 - z) * torch.tanh(x[:, 2] + biases[3] + r * n_hh)
+        elif function == "lstm":
+            i, f, g, o = (x + recurrent + biases).unbind(1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        else:
+            assert function == "elman"
+            h = torch.tanh(x + recurrent + biases)[:, 0]
+        states.append(torch.stack((h, c)))
+    return torch.stack(states, 2), None
+
+
+@pytest.mark.parametrize("cell", cases.CELLS)
+@pytest.mark.parametrize("pass_name", cases.PASSES)
+def test_flashrnn_is_handed_the_layer(
+    cell: str, pass_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("flashrnn")
+    module.flashrnn = documented_flashrnn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flashrnn", module)
+    peer = flashrnn_peer.FlashRNNPeer()
+    assert peer.absent() is None
+    problem = Problem.random(tiny_case(cell, pass_name), random.getrandbits(32))
+    run = peer.build(problem)
+    assert problem.check(run.results(run.step())).reason is None
+
+
+def test_jax_is_handed_and_hands_back_the_parameters_in_order() -> None:
+    case = tiny_case()
+    names = jax_peer.parameter_names(case)
+    weights = ["weight_ih_l0", "weight_hh_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse"]
+    assert names == weights + [name.replace("weight", "bias") for name in weights]
+    # What results() makes of the arrays that the compiled function returns.
+    problem = Problem.random(case, 3)
+    answer = {name: tensor.float() for name, tensor in problem.answer.items()}
+    run = object.__new__(jax_peer.JaxRun)
+    run.case, run.names, run.device = case, names, torch.device("cpu")
+    run.shapes = [problem.weights[name].shape for name in names]
+    flat = torch.cat([answer[f"d_{name}"].flatten() for name in names])
+    returned = [answer["output"].transpose(0, 1), answer["h_n"], answer["c_n"]]
+    returned += [answer["d_input"].transpose(0, 1), flat]
+    results = run.results([tensor.numpy() for tensor in returned])
+    assert problem.check(results).reason is None
+    assert set(results) == set(answer)
+
+
+def test_peers_say_why_they_are_absent_or_decline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashrnn", None)
+    assert "cannot be imported" in (flashrnn_peer.FlashRNNPeer().absent() or "")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "cannot be imported" in (compiled_peer.CompiledLoopPeer().absent() or "")
+    jax = SimpleNamespace(default_backend=lambda: "cpu")
+    for name in ("jax", "jax.experimental", "jax.experimental.rnn"):
+        monkeypatch.setitem(sys.modules, name, jax)  # type: ignore[arg-type]
+    assert jax_peer.JaxPeer().absent() == "it runs on cpu only"
+    assert jax_peer.JaxPeer().declines(tiny_case("gru", dtype="tf32")) is not None
+    assert jax_peer.JaxPeer().declines(tiny_case("lstm", dtype="tf32")) is None
+    onnx = onnx_peer.OnnxCudaPeer()
+    assert onnx.declines(tiny_case()) == "inference only"
+    assert onnx.declines(tiny_case(pass_name="inference", dtype="bf16")) is not None
+    assert onnx.declines(tiny_case(pass_name="inference", dtype="fp16")) is None
+
+
+def test_onnxruntime_computes_one_direction_too() -> None:
+    peer = onnx_peer.OnnxPeer()
+    if (reason := peer.absent()) is not None:
+        pytest.skip(f"onnxruntime {reason}")
+    problem = Problem.random(tiny_case("gru", "inference").one_direction(), 7)
+    run = peer.build(problem)
+    assert problem.check(run.results(run.step())).reason is None
+
+
+# On a GPU.
+
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+class OnGpu:
+    pytestmark = gpu
+
+
+class TestOnGpu(OnGpu):
+    """The parts that stand-ins played above."""
+
+    @pytest.mark.parametrize("peer", cuda.COMMAND.all_peers(), ids=lambda peer: peer.name)
+    @pytest.mark.parametrize("pass_name", cases.PASSES)
+    def test_every_peer_that_is_there_is_right(self, peer: peers.Peer, pass_name: str) -> None:
+        case = Case("lstm", 6, 8, 64, 64, pass_name, "tf32")
+        reason = peer.absent() or peer.declines(case)
+        if reason is not None:
+            pytest.skip(f"{peer.name}: {reason}")
+        with products_as(case.dtype):
+            problem = Problem.random(case, random.getrandbits(32), device="cuda")
+            run = peer.build(problem)
+            run.step()
+            assert problem.check(run.results(run.step())).reason is None
+
+    def test_a_graph_computes_anew_in_every_replay(self) -> None:
+        problem = Problem.random(Case("gru", 5, 4, 32, 32, "training", "fp16"), 1, device="cuda")
+        run = LayerRun(torch.nn, problem, DTYPES["fp16"])
+        graph = peers.GraphRun(run)
+        returned = graph.step()
+        first = {name: tensor.clone() for name, tensor in graph.results(returned).items()}
+        assert problem.check(first).reason is None
+        for tensor in graph.results(returned).values():
+            tensor.fill_(float("nan"))
+        again = graph.results(graph.step())
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+    def test_the_clocks_see_a_device_that_is_busy(self) -> None:
+        stopwatch = cuda_stopwatch()
+        square = torch.rand(2048, 2048, device="cuda")
+        one = stopwatch.clock(lambda: square @ square, 3)
+        ten = stopwatch.clock(lambda: [square @ square for _ in range(10)], 3)
+        assert 4 * one < ten < 20 * one
+        assert stopwatch.host_clock is not None
+        assert 0 < stopwatch.host_clock(lambda: square @ square, 3) < 0.1
+
+    def test_memory_counts_what_a_call_takes(self) -> None:
+        size = 2**24
+
+        def call() -> torch.Tensor:
+            scratch = torch.empty(3 * size, dtype=torch.int8, device="cuda")
+            return scratch[:size].clone()
+
+        assert memory.growth(call, torch.cuda.max_memory_allocated) == (4 * size, size)
+        assert memory.growth(call, torch.cuda.memory_allocated) == (size, size)
+
+    def test_the_command_runs(self, tmp_path: Path) -> None:
+        out = tmp_path / "a.json"
+        arguments = ("--preset", "quick", "--cell", "lstm", "--hidden", 256, "--dtype", "fp16")
+        assert command("cuda", "--out", out, *arguments) == 0
+        results = Results.load(out)
+        assert results.data["device"]["name"] == torch.cuda.get_device_name()
+        assert {entry["section"] for entry in results.entries} == set(cuda_cases.SECTIONS)
+        for entry in results.section("memory"):
+            assert all(kept > 0 for kept in entry["kept"].values())
