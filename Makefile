@@ -7,11 +7,12 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench lint cuda gpu-check clean
+.PHONY: help install test demo bench lint cuda gpu-check fuzz clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the whole test-suite"
+	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
@@ -32,6 +33,10 @@ install: $(VENV)/.extension
 
 test: install
 	$(VENV)/bin/python -m pytest -q tests
+
+MINUTES ?= 10
+fuzz: install
+	$(VENV)/bin/python tests/properties.py --minutes $(MINUTES)
 
 demo: install
 	$(VENV)/bin/python examples/segment_chinese.py train

@@ -144,7 +144,7 @@ def draw_operands(layer: Any, draw: Callable[[], list[Tensor]], **options: Any) 
 
 
 class _SmallestPreactivation(TorchFunctionMode):
-    """Records the smallest absolute argument of torch.relu."""
+    """Records the smallest absolute argument of torch.relu, but for zeros: those are exact."""
 
     value = float("inf")
 
@@ -152,7 +152,9 @@ class _SmallestPreactivation(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if function is torch.relu:
-            self.value = min(self.value, args[0].abs().min().item())
+            magnitudes = args[0].abs()
+            magnitudes = torch.where(magnitudes > 0, magnitudes, float("inf"))
+            self.value = min(self.value, magnitudes.min().item())
         return function(*args, **(kwargs or {}))
 
 
@@ -167,6 +169,19 @@ def gradients(
 def copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Leaf copies in another dtype, requiring gradients."""
     return [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
+
+
+def strided(tensor: Tensor, how: str) -> Tensor:
+    """The same values behind other strides; "expanded": those of the first index of dimension 1."""
+    if how == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if how == "sliced":
+        wide = tensor.new_full([2 * n for n in tensor.shape], float("nan"))
+        view = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
+        view.copy_(tensor)
+        return view
+    assert how == "expanded"
+    return tensor[:, :1].expand_as(tensor)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

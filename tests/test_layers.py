@@ -21,6 +21,7 @@ from conftest import (
     make_pair,
     make_states,
     relative_error,
+    strided,
 )
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -244,19 +245,6 @@ def test_unbatched(cell, batch_first):
     input = torch.randn(5, 3, dtype=torch.float64)
     states = [s.squeeze(1) for s in make_states(ours, 1, torch.float64)]
     assert_close(call(ours, input, states), call(oracle, input, states), 1e-12)
-
-
-def strided(tensor, how):
-    """The same values behind other strides."""
-    if how == "transposed":
-        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-    if how == "sliced":
-        wide = tensor.new_full([2 * n for n in tensor.shape], float("nan"))
-        view = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
-        view.copy_(tensor)
-        return view
-    assert how == "expanded"
-    return tensor[:, :1].expand_as(tensor)
 
 
 @pytest.mark.parametrize("how", ["transposed", "sliced", "expanded"])
