@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench lint cuda gpu-check fuzz clean
+.PHONY: help install test demo bench lint cuda gpu-check package fuzz clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
 	@echo "make gpu-check  build, test and measure on a GPU, with the torch of PYTHON, in 9 minutes"
+	@echo "make package build the source archive and the wheel in dist/, and test both"
 	@echo "make install set up .venv and build the extension in place"
 	@echo "make clean   remove what these made"
 
@@ -55,6 +56,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# In dist/. The wheel is built from the archive, and tested in an environment that it has to itself.
+package: $(VENV)/.dev
+	$(VENV)/bin/python tests/package_check.py --torch $(TORCH)
+
 # A second environment with a CUDA build of torch. The tests of the layers run on the CPU of the
 # extension that was built for both; from tests/, so that the installed package is what they import.
 CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
@@ -81,4 +86,4 @@ gpu-check:
 	$(PYTHON) tests/gpu_check.py --out "$(OUT)" --parts "$(PARTS)" --commit "$(COMMIT)"
 
 clean:
-	rm -rf .venv .venv-cuda build birnn_cuda.egg-info birnn_cuda/_C*.so
+	rm -rf .venv .venv-cuda build dist birnn_cuda.egg-info birnn_cuda/_C*.so
