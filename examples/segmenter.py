@@ -170,6 +170,7 @@ class Segmenter(nn.Module):
         cell: one of `CELLS`.
         dropout: of the embeddings.
         tagger: the class of the recurrent network: BiRNN, or `TorchBiRNN` to compare with.
+        sparse: whether the gradient of the bigrams' embeddings is a sparse tensor.
     """
 
     def __init__(
@@ -180,11 +181,12 @@ class Segmenter(nn.Module):
         cell: str,
         dropout: float,
         tagger: type[nn.Module] = birnn_cuda.BiRNN,
+        sparse: bool = True,
     ) -> None:
         super().__init__()
         self.characters = nn.Embedding(vocabulary.num_characters, embedding_size)
         # A batch meets few of the bigrams: a sparse gradient has rows only for those.
-        self.bigrams = nn.Embedding(vocabulary.num_bigrams, embedding_size, sparse=True)
+        self.bigrams = nn.Embedding(vocabulary.num_bigrams, embedding_size, sparse=sparse)
         nn.init.normal_(self.bigrams.weight, std=0.1)
         self.dropout = nn.Dropout(dropout)
         self.tagger = tagger(3 * embedding_size, hidden_size, len(TAGS), cell)

@@ -31,13 +31,17 @@ SENTENCES = [
 
 @pytest.fixture
 def corpus(tmp_path):
+    return write_corpus(tmp_path)
+
+
+def write_corpus(folder):
     """An archive like the real one, of few sentences."""
     lines = []
     for number in range(60):  # the numbers make the paragraphs differ, so that some are held out
         words = [*SENTENCES[number % len(SENTENCES)].split(), *str(number)]
         pairs = zip("".join(words), chinese_corpus.tags_of(words).lower(), strict=True)
         lines.append(" ".join(f"{character}/{tag}" for character, tag in pairs))
-    return write_archive(tmp_path / "corpus.tar.gz", "\n".join(lines))
+    return write_archive(folder / "corpus.tar.gz", "\n".join(lines))
 
 
 def write_archive(path, text, member=chinese_corpus.MEMBER):
