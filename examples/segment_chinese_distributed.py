@@ -91,9 +91,8 @@ class Job:
         if self.arguments.parallel == "ddp":
             return DistributedDataParallel(model)
         if self.arguments.parallel == "fsdp":
-            fully_shard(
-                model.get_submodule("tagger")
-            )  # the BiRNN is gathered when it runs, apart from the rest
+            # The BiRNN is gathered when it runs, apart from the rest.
+            fully_shard(model.get_submodule("tagger"))
             fully_shard(model)
         return model
 
