@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench lint cuda gpu-check package fuzz clean
+.PHONY: help install test demo bench lint cuda gpu-check package fuzz docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
 	@echo "make gpu-check  build, test and measure on a GPU, with the torch of PYTHON, in 9 minutes"
+	@echo "make docs    build the documentation's site in build/docs"
 	@echo "make package build the source archive and the wheel in dist/, and test both"
 	@echo "make install set up .venv and build the extension in place"
 	@echo "make clean   remove what these made"
@@ -55,6 +56,14 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+$(VENV)/.docs: $(VENV)/.extension requirements/docs.txt
+	$(PIP) install --quiet -r requirements/docs.txt
+	touch $@
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
 
 # In dist/. The wheel is built from the archive, and tested in an environment that it has to itself.
 package: $(VENV)/.dev

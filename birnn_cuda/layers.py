@@ -360,8 +360,9 @@ class GRU(_SingleState):
         h_t = (1 - z) * n + z * h_{t-1}
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as of :class:`RNN`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
+            :class:`RNN`.
+        device, dtype: of the parameters.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 3*H
@@ -408,8 +409,9 @@ class LSTM(_Recurrent):
         h_t     = o * tanh(c_t)            or, with proj_size, W_hr (o * tanh(c_t))
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as of :class:`RNN`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
+            :class:`RNN`.
+        device, dtype: of the parameters.
         proj_size: features of h, P, when it is projected; 0: it is not, and h has H.
 
     Attributes:

@@ -28,16 +28,16 @@ class BiRNN(nn.Module):
     The six weight matrices, and the parameters that hold them (those of the first hidden layer if
     there are several, the output layer reading the last):
 
-    ====== ========================== ====================================
-    matrix from -> to                 parameter
-    ====== ========================== ====================================
-    w1     input -> forward hidden    ``hidden.weight_ih_l0``
-    w2     forward -> forward hidden  ``hidden.weight_hh_l0``
-    w3     input -> backward hidden   ``hidden.weight_ih_l0_reverse``
-    w4     forward hidden -> output   ``output.weight[:, :hidden_size]``
+    ====== =========================== ====================================
+    matrix from -> to                  parameter
+    ====== =========================== ====================================
+    w1     input -> forward hidden     ``hidden.weight_ih_l0``
+    w2     forward -> forward hidden   ``hidden.weight_hh_l0``
+    w3     input -> backward hidden    ``hidden.weight_ih_l0_reverse``
+    w4     forward hidden -> output    ``output.weight[:, :hidden_size]``
     w5     backward -> backward hidden ``hidden.weight_hh_l0_reverse``
-    w6     backward hidden -> output  ``output.weight[:, hidden_size:]``
-    ====== ========================== ====================================
+    w6     backward hidden -> output   ``output.weight[:, hidden_size:]``
+    ====== =========================== ====================================
 
     Each is also a property of that name, which reads (for w4 and w6: views) the parameter.
 

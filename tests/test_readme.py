@@ -1,24 +1,11 @@
-"""Every block of Python in README.md runs as it stands, and its figures are measured ones."""
+"""The figures that documents show are measured ones. (Their blocks of Python: test_docs.py.)"""
 
-import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import readme
 from benchmarks.results import ResultsError
-
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 3
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block_runs(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
 @pytest.mark.parametrize(("path", "figures"), readme.shown().items(), ids=["README", "benchmarks"])
