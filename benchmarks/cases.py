@@ -79,7 +79,7 @@ class Preset:
     """What is measured, by section, and for how long.
 
     Once ``budget`` seconds have passed no further entry is begun; None is no limit. Peers that
-    compile a program for each shape take part in ``compiled_shapes`` only; None is everywhere.
+    compile a program for each case take part in those of ``compiled`` only; None is everywhere.
     """
 
     cases: Mapping[str, Sequence[Case]]
@@ -88,7 +88,7 @@ class Preset:
     import_pairs: int = 0
     accuracy_draws: int = 1
     budget: float | None = None
-    compiled_shapes: Sequence[Shape] | None = None
+    compiled: Sequence[Case] | None = None
 
 
 def grid(

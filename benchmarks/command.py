@@ -32,7 +32,7 @@ from benchmarks.terminal import Terminal
 RESULTS_FOLDER = Path(__file__).parent / "results"
 INTERRUPTED = 130
 DEFAULT_PRESET = "standard"
-NOT_IN_THIS_PRESET = "compiles a program for each shape: not in this preset"
+NOT_IN_THIS_PRESET = "compiles a program for each case: not in this preset"
 
 
 class MeasuringCommand(abc.ABC):
@@ -225,9 +225,9 @@ class MeasuringCommand(abc.ABC):
     def _present(self, settings: Mapping[str, Any]) -> tuple[list[Peer], dict[str, str]]:
         """The peers that take part, and why the others do not.
 
-        One that the preset gives no shape is not even looked for: importing it takes seconds.
+        One that the preset gives no case is not even looked for: importing it takes seconds.
         """
-        compiled = self.presets[settings["preset"]].compiled_shapes
+        compiled = self.presets[settings["preset"]].compiled
         present, absent = [], {}
         for peer in self.all_peers():
             if settings.get("peers") and peer.name not in settings["peers"]:

@@ -45,7 +45,11 @@ def longer_and_shorter(cells: Sequence[str], dtypes: Sequence[str]) -> list[Case
 
 
 EVERYTHING = shapes(product(HIDDEN_SIZES, BATCH_SIZES))
-COMPILED_SHAPES: tuple[Shape, ...] = shapes([(256, 32)])
+# Where the peers take part that need up to minutes to compile themselves for a case.
+COMPILED = (
+    *grid(CELLS, shapes([(256, 32)]), ("fp16",)),
+    *grid(("lstm",), shapes([(256, 32)]), ("tf32",)),
+)
 
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
@@ -65,7 +69,7 @@ PRESETS: Mapping[str, Preset] = {
         },
         limits=Limits(seconds=0.2, min_rounds=5, max_rounds=30, min_sample=0.0005),
         budget=50.0,
-        compiled_shapes=(),
+        compiled=(),
     ),
     "standard": Preset(
         cases={
@@ -75,8 +79,6 @@ PRESETS: Mapping[str, Preset] = {
                 *PERSISTENT,
                 *grid(("lstm",), shapes(DIAGONAL), ("bf16", "fp32")),
                 *longer_and_shorter(("lstm",), ("fp16",)),
-                # Here the compiled peers take part.
-                *grid(("gru", "rnn"), COMPILED_SHAPES, ("bf16",)),
             ],
             "concurrency": grid(CELLS, shapes([(256, 32)]), ("fp16", "tf32")),
             "lengths": grid(CELLS, shapes([(256, 32)]), ("fp16",)),
@@ -86,7 +88,7 @@ PRESETS: Mapping[str, Preset] = {
         limits=Limits(seconds=1.0, min_rounds=5, max_rounds=100, min_sample=0.0005),
         accuracy_draws=3,
         budget=570.0,
-        compiled_shapes=COMPILED_SHAPES,
+        compiled=COMPILED,
     ),
     "full": Preset(
         cases={

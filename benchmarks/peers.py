@@ -27,8 +27,8 @@ class Run(Protocol):
 class Peer(Protocol):
     """An implementation of the layer.
 
-    One with ``compiles`` set builds a program for each shape, which takes long: the presets say
-    for which shapes.
+    One with ``compiles`` set builds a program for each case, which takes long: the presets say
+    for which.
     """
 
     name: str

@@ -52,10 +52,9 @@ class Session:
 
     def absence(self, peer: Peer, case: Case) -> str | None:
         """Why a peer does not take part in a case, or None."""
-        shapes = self.preset.compiled_shapes
-        shape = (case.seq_len, case.batch_size, case.hidden_size)
-        if peer.compiles and shapes is not None and shape not in shapes:
-            return "compiles a program for each shape: the preset does not give it this one"
+        compiled = self.preset.compiled
+        if peer.compiles and compiled is not None and case not in compiled:
+            return "compiles a program for each case: the preset does not give it this one"
         return peer.declines(case)
 
     def sample_gemm(self, dtype: str) -> None:

@@ -52,7 +52,7 @@ TINY = Preset(
         "accuracy": grid(("lstm",), (SHAPE,), ("tf32", "fp32"), ("training",)),
     },
     limits=Limits(seconds=0.0, min_rounds=3, max_rounds=3, min_sample=0.0),
-    compiled_shapes=(),
+    compiled=(),
 )
 DEVICE = {
     "name": "a stand-in",
@@ -65,9 +65,13 @@ DEVICE = {
     "driver": "580",
     "max_sm_mhz": "1980 MHz",
 }
-SMI_LINES = (
-    "import time\nwhile True:\n print('1755, 2619, 301.5, [N/A]', flush=True)\n time.sleep(.01)"
-)
+HOP = {"what": "L2 data-poll hop", "pairs": 8, "clocks": 700.5, "nanoseconds": 400.0}
+SMI = """
+import time
+while True:
+    print("1755, 2619, 301.5, [N/A]", flush=True)
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +94,7 @@ def tiny_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "cuda_stopwatch", lambda: stopwatch)
     monkeypatch.setattr(cuda, "device_facts", lambda: DEVICE)
     monkeypatch.setattr(cuda, "device_name", lambda: "GPU-0")
-    monkeypatch.setattr(cuda, "sampling_command", lambda device: [sys.executable, "-c", SMI_LINES])
+    monkeypatch.setattr(cuda, "sampling_command", lambda device: [sys.executable, "-c", SMI])
     monkeypatch.setattr(timing.gc, "collect", lambda: 0)
     for name in timing.GEMM_SIZES:
         monkeypatch.setitem(timing.GEMM_SIZES, name, 16)
@@ -463,6 +467,46 @@ def test_onnxruntime_computes_one_direction_too() -> None:
     problem = Problem.random(tiny_case("gru", "inference").one_direction(), 7)
     run = peer.build(problem)
     assert problem.check(run.results(run.step())).reason is None
+
+
+# The microbenchmarks' command.
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "shown"),
+    [
+        ({"device": "a chip", "results": [HOP], "errors": []}, 0, "pairs 8"),
+        (
+            {"device": "a chip", "results": [HOP], "errors": ["barrier: 3 wrong values"]},
+            1,
+            "3 wrong",
+        ),
+        ({"results": [], "errors": ["no device: oops"]}, 1, "no device: oops"),
+        ("Segmentation fault", 1, "no JSON but exit status 1: Segmentation fault"),
+    ],
+)
+def test_micro_runs_its_program_and_keeps_what_it_prints(
+    printed: Any,
+    status: int,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program = tmp_path / "program"
+    text = printed if isinstance(printed, str) else json.dumps(printed)
+    program.write_text(f"#!{sys.executable}\nprint({text!r})\nraise SystemExit({status})\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(micro.shutil, "which", lambda name: name)
+    monkeypatch.setattr(micro, "compile_programs", lambda sources, architecture: [program])
+    out = tmp_path / "micro.json"
+    assert command("micro", "--out", out) == status
+    assert shown in capsys.readouterr().out
+    assert out.exists() == isinstance(printed, dict)
+    if isinstance(printed, dict):
+        assert micro.load(out) == printed
 
 
 # On a GPU.

@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import gpu_check
 import pytest
 import torch
+from benchmark_support import fake_entry, fake_results, tiny_case
 from emulator import build
 from gpu_check import NOT_RUN, Part
+
+from benchmarks import micro, nvcc
 
 SCRIPT = Path(gpu_check.__file__)
 
@@ -137,11 +141,35 @@ def test_the_commit_is_found() -> None:
         assert commit is not None and len(commit.split()[0]) == 40
 
 
+def test_the_last_part_measures_and_notes_what_came_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_check.PARTS[-1].name == "cuda"
+    commands = []
+
+    def run(command: Sequence[str]) -> int:
+        commands.append(list(command)[1:])
+        if "cuda" in command:
+            entry = fake_entry("layers/a", [1e-3, 1e-3], [2e-3, 2e-3])
+            entry["case"] = tiny_case().as_dict()
+            fake_results(tmp_path / "cuda.json", [entry], command="cuda")
+        else:
+            micro.save(tmp_path / "micro.json", {"results": [{}, {}], "errors": []})
+        return 0
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    assert gpu_check.part_cuda(tmp_path) == gpu_check.part_micro(tmp_path) == 0
+    out = ["--out", str(tmp_path / "cuda.json")]
+    assert commands[0] == ["-m", "benchmarks", "cuda", "--preset", "quick", *out]
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes[0].startswith("note: 1 entries; 2.00 x as fast as torch.nn in training")
+    assert notes[1] == "note: 2 figures"
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_micro_compiles(tmp_path: Path) -> None:
-    source = gpu_check.ROOT / "benchmarks" / "micro.cu"
-    command = ["nvcc", "-std=c++17", "-arch=sm_90a", "-cubin", "--Werror=all-warnings"]
-    command += [f"-I{gpu_check.ROOT / 'csrc' / 'cuda'}", str(source), "-o", str(tmp_path / "out")]
+    command = [*nvcc.command((9, 0)), "-cubin", "--Werror=all-warnings"]
+    command += [str(micro.SOURCE), "-o", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert os.path.getsize(tmp_path / "out") > 0
