@@ -108,12 +108,11 @@ def compare(before: Results, after: Results, threshold: float = DEFAULT_THRESHOL
         if later is None:
             continue
         for name in entry["subjects"]:
-            if name not in entry["samples"]:
-                continue
-            if name in later["samples"]:
+            if name in later["failed"]:
+                if name not in entry["failed"]:
+                    newly_failed.append(f"now fails: {name} in {key}: {later['failed'][name]}")
+            elif name in entry["samples"] and name in later["samples"]:
                 changes.append(_change(entry, later, name, threshold, controlled))
-            elif name in later["failed"]:
-                newly_failed.append(f"now fails: {name} in {key}: {later['failed'][name]}")
     return Comparison(
         changes,
         newly_failed,

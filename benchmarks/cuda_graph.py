@@ -22,9 +22,10 @@ class Steppable(Protocol):
 class GraphRun:
     """Another run's step, replayed.
 
-    The steps before the capture, on a stream of their own, let libraries choose their kernels and
-    allocate what they keep. For training the gradients are None when the captured backward begins,
-    so that it allocates them from the graph's own memory: every replay writes the same tensors.
+    The steps before the capture, on the stream that is captured, let libraries choose their kernels
+    and allocate what they keep for it. For training the gradients are None when the captured
+    backward begins, so that it allocates them from the graph's own memory: every replay writes the
+    same tensors.
     """
 
     def __init__(self, run: Steppable) -> None:
@@ -34,9 +35,8 @@ class GraphRun:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 run.step()
-        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=stream):
             self.returned = run.step()
 
     def step(self) -> Any:

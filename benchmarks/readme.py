@@ -14,11 +14,19 @@ from typing import Any
 
 from benchmarks.cases import PASSES
 from benchmarks.lengths import PLAIN, VARIANTS
-from benchmarks.metrics import MEBIBYTE, describe, geometric_means, share_of_floor
-from benchmarks.peers import SUBJECT
+from benchmarks.metrics import (
+    MEBIBYTE,
+    describe,
+    describe_device,
+    geometric_means,
+    share_of_floor,
+    step_microseconds,
+    times_as_fast,
+)
+from benchmarks.peers import GRAPH, SUBJECT, TORCH
 from benchmarks.results import Entry, Results, ResultsError
 from benchmarks.table import NONE, failures, tables
-from benchmarks.terminal import Terminal
+from benchmarks.terminal import Table, Terminal
 from benchmarks.timing import gemm_rate, median_ratio
 
 BEGIN = "<!-- python -m benchmarks readme: from here -->"
@@ -55,7 +63,8 @@ def shown() -> dict[Path, str]:
     parts = [everything(each) for each in results]
     if not SHOWN_CUDA.exists():
         parts.append(f"{NO_CUDA_RESULTS}\n")
-    return {README: speed(results[0]), SUITE_README: "\n".join(parts)}
+    speeds = [speed_on_cuda(each) if each.device == "cuda" else speed(each) for each in results]
+    return {README: "\n".join(speeds), SUITE_README: "\n".join(parts)}
 
 
 def everything(results: Results) -> str:
@@ -108,6 +117,34 @@ def speed(results: Results) -> str:
     lines += ["", *_lengths(results.section("lengths")), *_memory(results.section("memory"))]
     lines += _import_time(results.section("import"))
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def speed_on_cuda(results: Results) -> str:
+    """A GPU's results as Markdown: the means, and the LSTM in fp16."""
+    columns = ("cell", "T", "B", "H", "dtype", "pass")
+    own, graph = SUBJECT, SUBJECT + GRAPH
+    table = Table("", [*columns, "us a step", "in a graph", "x torch.nn", "x in a graph"], columns)
+    for entry in results.section("layers"):
+        case = entry["case"]
+        if (case["cell"], case["dtype"]) == ("lstm", "fp16") and own in entry["samples"]:
+            names = ("cell", "seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
+            figures = (
+                *(step_microseconds(entry, name) for name in (own, graph)),
+                *(times_as_fast(entry, peer) for peer in (TORCH, TORCH + GRAPH)),
+            )
+            cells = [NONE if figure is None else f"{figure:.2f}" for figure in figures]
+            table.add(*(str(case[name]) for name in names), *cells)
+    return "\n".join(
+        [
+            f"On {describe_device(results.data['device'])}, against torch.nn of torch "
+            f"{results.data['versions']['torch']}, each eager and captured in a CUDA graph:",
+            "",
+            *(f"- {line.strip()}" for line in geometric_means(results)),
+            "",
+            *table.markdown(),
+            "",
+        ]
+    )
 
 
 def _cells(entry: Entry | None, pass_name: str, gemm: Mapping[str, Sequence[float]]) -> list[str]:

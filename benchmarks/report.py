@@ -1,8 +1,8 @@
 """``python -m benchmarks report FILE...``: results files as one HTML page with its pictures.
 
 Writes index.html, which holds everything and needs no other file, and beside it each picture as
-PNG, into --out (default: a folder named like the first file, beside it). Takes files of both
-sub-commands that measure; needs matplotlib.
+PNG, into --out (default: a folder named like the first file, with -report, beside it). Takes files
+of both sub-commands that measure; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     constants = None
     if arguments.micro is not None:
         constants = limit_model.measured(micro.load(arguments.micro))
-    out = arguments.out or arguments.results[0].with_suffix("")
+    first = arguments.results[0]
+    out = arguments.out or first.with_name(f"{first.stem}-report")
     written = write(results, out, constants)
     terminal.line(f"{out / PAGE}: {len(written)} pictures")
     return 0

@@ -431,6 +431,14 @@ def test_compare_reports_what_newly_fails(tmp_path: Path) -> None:
     assert command("compare", before, after) == 1
     comparison = compare.compare(Results.load(before), Results.load(after))
     assert comparison.newly_failed == ["now fails: birnn_cuda in layers/a: wrong output"]
+    assert compare.compare(Results.load(after), Results.load(after)).newly_failed == []
+    # What is not timed can fail too.
+    accuracy = {**entry, "section": "accuracy", "samples": {}, "errors": {}}
+    untimed = [
+        fake_results(tmp_path / name, [{**accuracy, "failed": failed}])
+        for name, failed in (("right.json", {}), ("wrong.json", {"birnn_cuda": "wrong h_n"}))
+    ]
+    assert command("compare", *untimed) == 1
 
 
 def test_compare_needs_something_in_common(

@@ -134,7 +134,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_page_of_cuda_results_is_whole_and_alone(tmp_path: Path) -> None:
     source = made_up_cuda(tmp_path / "a.json")
     assert command("report", source) == 0
-    folder = tmp_path / "a"
+    folder = tmp_path / "a-report"
     text = (folder / report.PAGE).read_text()
     files = {path.stem for path in folder.glob("*.png")}
     for expected in (
@@ -276,6 +276,22 @@ def test_errors_are_those_of_the_worst_tensor(tmp_path: Path) -> None:
         "birnn_cuda": ("output", pytest.approx(4.5e-4)),
         "torch.nn": ("output", pytest.approx(6e-4)),
     }
+
+
+def test_the_readmes_show_a_gpu_once_it_has_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readme, "SHOWN_CUDA", tmp_path / "cuda.json")
+    assert readme.NO_CUDA_RESULTS in readme.shown()[readme.SUITE_README]
+    made_up_cuda(tmp_path / "cuda.json", SHAPES[:2], ("fp16",))
+    texts = readme.shown()
+    for text in texts.values():
+        assert Results.load(readme.SHOWN).data["machine"]["cpu"] in text
+        assert "a made-up GPU, 132 SMs" in text
+        assert readme.NO_CUDA_RESULTS not in text
+    rows = [row for row in texts[readme.README].splitlines() if row.startswith("| lstm | 256 |")]
+    assert len(rows) == 4
+    assert rows[0].startswith("| lstm | 256 | 1 | 128 | fp16 | inference | ")
 
 
 def test_every_label_fits_into_its_picture(tmp_path: Path) -> None:
