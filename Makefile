@@ -34,7 +34,7 @@ $(VENV)/.extension: $(VENV)/.packages $(SOURCES)
 install: $(VENV)/.extension
 
 test: install
-	$(VENV)/bin/python -m pytest -q tests
+	$(VENV)/bin/python -m pytest -q -n auto tests
 
 MINUTES ?= 10
 fuzz: install

@@ -34,6 +34,7 @@ def recurrent_layer(
     num_directions: int,
     precision: str = "ieee",
     with_cell_states: bool = False,
+    recompute_activations: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run one layer, one or two directions; time-major throughout.
 
@@ -51,6 +52,8 @@ def recurrent_layer(
         num_directions: 1 or 2.
         precision: "ieee" or "tf32"; has a meaning for fp32 on CUDA only.
         with_cell_states: LSTM only; return the cell state that each step leaves, too.
+        recompute_activations: keep nothing but the operands and the output for backward, which
+            runs the layer once more to have its activations.
 
     Returns:
         ``output`` (``[T, B, D*(P or H)]`` or ``[N, D*(P or H)]``), ``h_n`` (``[D, B, P or H]``)
@@ -69,7 +72,7 @@ def recurrent_layer(
             )
         return results if with_cell_states else results[:3]
     if _may_need_grad((input, hx, cx, *weights)):
-        options = (cell, num_directions, precision, with_cell_states)
+        options = (cell, num_directions, precision, with_cell_states, recompute_activations)
         output, h_n, c_n, _, *cell_states = _Layer.apply(
             input, hx, cx, lengths, batch_sizes, *options, *weights
         )
@@ -122,23 +125,27 @@ class _Layer(Function):
         num_directions: int,
         precision: str,
         with_cell_states: bool,
+        recompute_activations: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        options = (cell, num_directions, True, precision)
+        options = (cell, num_directions, with_cell_states or not recompute_activations, precision)
         output, h_n, c_n, reserve = ops.forward(
             input, hx, cx, weights, lengths, batch_sizes, *options
         )
         if with_cell_states:
             cell_states = ops.cell_states(input, reserve, lengths, batch_sizes)
+            if recompute_activations:
+                reserve = reserve.new_empty(0)
             return output, h_n, c_n, reserve, cell_states
         return output, h_n, c_n, reserve
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
         input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *rest = inputs
-        weights = rest[1:]
+        recompute_activations, *weights = rest[1:]
         output, _, c_n, reserve = outputs[:4]
-        ctx.save_for_backward(input, hx, cx, lengths, batch_sizes, output, reserve, *weights)
+        kept = None if recompute_activations else reserve
+        ctx.save_for_backward(input, hx, cx, lengths, batch_sizes, output, kept, *weights)
         ctx.options = cell, num_directions, precision
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*((reserve,) if cell == "lstm" else (c_n, reserve)))
@@ -153,7 +160,7 @@ class _Layer(Function):
         d_cell_states: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         input, hx, cx, lengths, batch_sizes, output, reserve, *weights = ctx.saved_tensors
-        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[9:])
+        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[10:])
         if ctx.options[0] != "lstm":
             d_c_n = None  # compiled code hands zeros even where there is no gradient
         # The Function is for second derivatives. Dynamo cannot trace it inside a backward, and
@@ -182,14 +189,15 @@ class _Layer(Function):
             gradient if needed else None
             for gradient, needed in zip(gradients, needs_grad, strict=True)
         )
-        return d_input, d_hx, d_cx, *[None] * 6, *d_weights
+        return d_input, d_hx, d_cx, *[None] * 7, *d_weights
 
 
 class _LayerBackward(Function):
     """The gradients of the layer; its own backward differentiates the reference.
 
     ``output`` and ``reserve`` only spare the op some work: they are functions of the operands, and
-    the reference computes them again, so no gradient goes through them.
+    the reference computes them again, so no gradient goes through them. A reserve that was not kept
+    is computed again here.
     """
 
     generate_vmap_rule = True
@@ -206,13 +214,16 @@ class _LayerBackward(Function):
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
         output: Tensor,
-        reserve: Tensor,
+        reserve: Tensor | None,
         cell: str,
         num_directions: int,
         precision: str,
         needs_grad: tuple[bool, ...],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
+        if reserve is None:
+            options = (cell, num_directions, True, precision)
+            *_, reserve = ops.forward(input, hx, cx, weights, lengths, batch_sizes, *options)
         d_input, d_hx, d_cx, d_weights = ops.backward(
             d_output,
             d_h_n,

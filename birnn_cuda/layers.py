@@ -41,6 +41,8 @@ _SCALAR_TYPE_NAMES = {
 class _Recurrent(nn.RNNBase):
     """What the three layers share: everything but the constructor and the form of the states."""
 
+    recompute_activations: bool = False
+
     # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
     # ---- is read from the parameters whenever asked for, so it cannot be stale.
 
@@ -227,6 +229,7 @@ class _Recurrent(nn.RNNBase):
                 num_directions=num_directions,
                 precision=precision,
                 with_cell_states=with_cell_states and layer == self.num_layers - 1,
+                recompute_activations=self.recompute_activations,
             )
             h_n.append(h)
             c_n.append(c)
@@ -307,6 +310,10 @@ class RNN(_SingleState):
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: ``[H, in]``, ``[H, H]``,
             ``[H]``, ``[H]`` of layer k, where in is I for k = 0 and D*H above; with the suffix
             ``_reverse`` those of the other direction. Initially uniform in +-1/sqrt(H).
+        recompute_activations: False at first, and may be set at any time. True saves memory in
+            training: the gates of every step (for an LSTM 5*H numbers, for a GRU 4*H, of each step,
+            sequence and direction) are not kept for backward, which runs the layer once more. The
+            gradients are the same, bit for bit. An RNN keeps nothing but its output anyway.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range, as torch's own.
@@ -367,6 +374,7 @@ class GRU(_SingleState):
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 3*H
             rows: gates r, z, n.
+        recompute_activations: as of :class:`RNN`.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range, as torch's own.
@@ -418,6 +426,7 @@ class LSTM(_Recurrent):
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 4*H
             rows: gates i, f, g, o; with proj_size ``weight_hh`` is ``[4*H, P]``, and in above
             layer 0 is D*P.
+        recompute_activations: as of :class:`RNN`.
         weight_hr_l{k}: ``[P, H]``, with proj_size.
 
     Raises:
