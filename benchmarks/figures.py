@@ -156,7 +156,9 @@ def bar_chart(
         for name, value in group.items():
             colour = COLOURS[names.index(name) % len(COLOURS)]
             axes.barh(position, value, height=0.75, color=colour)
-            axes.text(value + most * 0.015, position, form.format(value), va="center", color=INK)
+            text = form.format(value)
+            x = value + most * 0.015
+            axes.text(x, position, text, va="center", color=INK, fontsize=FONT_POINTS)
             position += 0.85
         position += 0.25
     axes.set_ylim(position - 0.3, -0.6)

@@ -52,7 +52,7 @@ class MemoryMeasurement:
                     if session.device == "cuda":
                         peak, kept[layer.name] = cuda_bytes(layer, self.case, session)
                     else:
-                        peak = peak_bytes(layer.name, self.case)
+                        peak, kept[layer.name] = cpu_bytes(layer.name, self.case)
                     samples[layer.name].append(peak)
                 except (ChildError, RuntimeError) as error:
                     failed[layer.name] = str(error).partition("\n")[0]
@@ -68,17 +68,20 @@ class MemoryMeasurement:
         }
 
 
-def peak_bytes(namespace: str, case: Case) -> int:
-    """By how much a training step raises the peak of a fresh process."""
+def cpu_bytes(namespace: str, case: Case) -> tuple[int, int]:
+    """By how much a training step raises the peak of a fresh process, and its forward half keeps.
+
+    What is kept is less input, weights and the returned tensors: they exist in any case.
+    """
     task = {"namespace": namespace, "case": case.as_dict(), "threads": torch.get_num_threads()}
-    return int(run_python("-m", "benchmarks.memory_child", json.dumps(task)))
+    peak, kept = json.loads(run_python("-m", "benchmarks.memory_child", json.dumps(task)))
+    return peak, kept
 
 
 def cuda_bytes(layer: LayerPeer, case: Case, session: Session) -> tuple[int, int]:
-    """By how much a training step raises the peak, and how much its forward half keeps.
+    """The same in this process, as torch's allocator counts.
 
-    What is kept is less input, weights and the returned tensors: they exist in any case. A first
-    step lets the libraries allocate what they hold for ever.
+    A first step lets the libraries allocate what they hold for ever.
     """
     run = layer.build(Problem.random(case, session.seed_of(f"memory/{case.key}"), device="cuda"))
     run.step()

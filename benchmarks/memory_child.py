@@ -1,5 +1,7 @@
 """The child of the memory section: one training step, then print by how many bytes it grew.
 
+Printed with it: how many bytes the forward half of a step keeps for the backward half.
+
 The peak is the kernel's high-water mark of this very process, reset just before the step, less
 what was resident then. Linux hands ru_maxrss from a parent down to its children, so there it
 would be the parent's whenever the parent is the larger; it serves where there is no /proc.
@@ -43,6 +45,26 @@ def peak_growth(namespace: str, case: Case) -> int:
     return _status_bytes("VmHWM") - before
 
 
+def kept_bytes(run: LayerRun) -> int:
+    """Bytes that a step's forward half saves for backward: its reserve.
+
+    Less input, parameters and the returned tensors, which exist in any case. Counted by storage:
+    a view of something kept keeps all of it, once.
+    """
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output, state = run.forward()
+    states = state if isinstance(state, tuple) else (state,)
+    exist = {tensor.untyped_storage().data_ptr() for tensor in (*run.leaves, output, *states)}
+    return sum(size for address, size in saved.items() if address not in exist)
+
+
 def _ready(layers: object, case: Case) -> LayerRun:
     dtype = DTYPES[case.dtype]
     steps = case.seq_len, case.batch_size
@@ -77,4 +99,7 @@ def _ru_maxrss() -> int:
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
     torch.set_num_threads(task["threads"])
-    print(peak_growth(task["namespace"], Case(**task["case"])))
+    case = Case(**task["case"])
+    peak = peak_growth(task["namespace"], case)
+    kept = kept_bytes(_ready(importlib.import_module(task["namespace"]), case))
+    print(json.dumps([peak, kept]))

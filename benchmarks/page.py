@@ -23,6 +23,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 1240px; padding: 20px; background: #fff; color: #1d2733;
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 25px; line-height: 1.25; margin: 12px 0 8px; }
+details + h1 { margin-top: 56px; }
 h2 { font-size: 18px; margin: 34px 0 4px; border-top: 1px solid #d5dbe1; padding-top: 16px; }
 p { margin: 4px 0 10px; max-width: 75ch; }
 .facts { margin: 0; padding: 0; list-style: none; color: #53606d; font-size: 13px; }
