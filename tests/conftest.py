@@ -130,8 +130,11 @@ def draw_operands(layer: Any, draw: Callable[[], list[Tensor]], **options: Any) 
     """Random input and states; for relu none that brings a preactivation near its kink.
 
     There a rounding error decides between a gradient and none, in torch's layer as in ours.
+
+    Raises:
+        NoOperandsError: the weights alone bring one there, in a thousand draws.
     """
-    while True:
+    for _ in range(1000):
         operands = draw()
         if layer.mode != "RNN_RELU":
             return operands
@@ -141,6 +144,11 @@ def draw_operands(layer: Any, draw: Callable[[], list[Tensor]], **options: Any) 
             call(copy.deepcopy(layer).double(), exact[0], exact[1:], **options)
         if smallest.value > 1e-5:
             return operands
+    raise NoOperandsError
+
+
+class NoOperandsError(Exception):
+    pass
 
 
 class _SmallestPreactivation(TorchFunctionMode):

@@ -17,6 +17,7 @@ import torch
 from conftest import (
     CELLS,
     TOLERANCE,
+    NoOperandsError,
     call,
     call_by_lengths,
     draw_operands,
@@ -29,10 +30,10 @@ from conftest import (
 )
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 STRIDES = ("contiguous", "transposed", "sliced", "expanded")
-FORMS = ("padded", "lengths", "packed", "unbatched", "unbatched_length")
+FORMS = ("padded", "lengths", "packed", "nested", "unbatched", "unbatched_length")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Case:
 
     @property
     def has_lengths(self) -> bool:
-        return self.form in ("lengths", "packed", "unbatched_length")
+        return self.form in ("lengths", "packed", "nested", "unbatched_length")
 
 
 def sizes(largest: int, *special: int) -> st.SearchStrategy[int]:
@@ -92,7 +93,7 @@ def cases(draw: st.DrawFn) -> Case:
         batch_size = 1
     shortest = 1 if form in ("packed", "unbatched_length") else 0
     lengths = [seq_len] * batch_size
-    if form in ("lengths", "packed", "unbatched_length"):
+    if form in ("lengths", "packed", "nested", "unbatched_length"):
         one = st.integers(shortest, seq_len)
         lengths = draw(st.lists(one, min_size=batch_size, max_size=batch_size))
         if max(lengths) == 0:
@@ -157,7 +158,10 @@ def check(case: Case) -> None:
         return operands
 
     lengths = torch.tensor(case.lengths, dtype=case.lengths_dtype)
-    operands = draw_operands(ours, draw, **({"lengths": lengths} if case.has_lengths else {}))
+    try:
+        operands = draw_operands(ours, draw, **({"lengths": lengths} if case.has_lengths else {}))
+    except NoOperandsError:
+        hypothesis.reject()
     torch.set_num_threads(case.threads)
     try:
         results = evaluate(ours, case, operands, lengths)
@@ -216,6 +220,16 @@ def evaluate(
             input, list(case.lengths), case.batch_first, enforce_sorted=case.sorted_lengths
         )
         outputs = call(layer, packed, states)
+    elif is_ours and case.form == "nested":
+        sequences = zip(input.unbind(batch_dim), case.lengths, strict=True)
+        nested = torch.nested.as_nested_tensor(
+            [sequence[:length] for sequence, length in sequences], layout=torch.jagged
+        )
+        outputs = call(layer, nested, states)
+        padded = pad_sequence(outputs[0].unbind(), case.batch_first)
+        missing = case.seq_len - padded.size(1 - batch_dim)
+        padding = (0, 0, 0, missing) if case.batch_first else (0, 0, 0, 0, 0, missing)
+        outputs[0] = nn.functional.pad(padded, padding)
     elif is_ours:
         options = {}
         if case.has_lengths:
