@@ -55,6 +55,7 @@ class Case:
     lengths_dtype: torch.dtype = torch.int64
     sorted_lengths: bool = False  # packed: enforce_sorted
     with_states: bool = False
+    recompute: bool = False
     input_strides: str = "contiguous"
     state_strides: str = "contiguous"
     cotangent_strides: str = "contiguous"
@@ -122,6 +123,7 @@ def cases(draw: st.DrawFn) -> Case:
         lengths_dtype=draw(st.sampled_from([torch.int64, torch.int32])),
         sorted_lengths=draw(flags),
         with_states=draw(flags),
+        recompute=draw(flags),
         input_strides=draw(st.sampled_from(STRIDES)),
         state_strides=draw(st.sampled_from(STRIDES)),
         cotangent_strides=draw(st.sampled_from(STRIDES)),
@@ -162,6 +164,7 @@ def check(case: Case) -> None:
         operands = draw_operands(ours, draw, **({"lengths": lengths} if case.has_lengths else {}))
     except NoOperandsError:
         hypothesis.reject()
+    ours.recompute_activations = case.recompute
     torch.set_num_threads(case.threads)
     try:
         results = evaluate(ours, case, operands, lengths)
