@@ -9,30 +9,13 @@
 #include <numeric>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "cpu/gemm_cpu.h"
+#include "cpu/kept_memory.h"
 #include "cpu/recurrence_cpu.h"
 #include "layer.h"
 
 namespace birnn {
 namespace {
-
-// Uninitialised memory for what grows with T * B. Where the system offers large pages on request,
-// they are requested: first touching a few hundred MB in small pages costs a tenth of a pass.
-Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const Tensor t = at::empty(sizes, options);
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 2 << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t first = (begin + kPage - 1) & ~(kPage - 1);
-  const uintptr_t last = (begin + t.nbytes()) & ~(kPage - 1);
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-  return t;
-}
 
 at::ScalarType compute_type(const Tensor& t) { return at::toOpMathType(t.scalar_type()); }
 
@@ -203,13 +186,13 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const bool lstm = s.cell == Cell::kLstm;
 
   const Tensor x = take_rows(p.input, rows);
-  const Tensor output = empty_large({rows.num_rows, D * S}, options);
+  const Tensor output = cpu::empty_large({rows.num_rows, D * S}, options);
   const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, options) : Tensor();
   const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
   const Tensor hy = at::empty({D, B, S}, options);
   const Tensor cy = lstm ? (p.cx ? cx.clone() : at::zeros({D, B, H}, options)) : Tensor();
   const int64_t reserve_width = reserve_blocks(s.cell) * H;
-  const Tensor reserve = training ? empty_large({D, p.num_rows, reserve_width}, options)
+  const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
 
   std::vector<Tensor> biases;
@@ -233,7 +216,8 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     dir.cy = lstm ? cy[d].data_ptr() : nullptr;
   }
 
-  const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+  const Tensor workspace =
+      cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
   cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
                workspace.data_ptr());
 
@@ -309,8 +293,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const Tensor dcx = lstm ? take_state(in.d_c_n, rows, {D, B, H}, options) : Tensor();
   const int64_t dgates_width = dgates_blocks(s.cell) * H;
   const int64_t chunk = steps_per_chunk(layer, dgates_width * options.dtype().itemsize());
-  const Tensor dgates = empty_large({D, std::min(chunk * B, N), dgates_width}, options);
-  const Tensor dproj = s.proj_size ? empty_large({D, N, S}, options) : Tensor();
+  const Tensor dgates = cpu::empty_large({D, std::min(chunk * B, N), dgates_width}, options);
+  const Tensor dproj = s.proj_size ? cpu::empty_large({D, N, S}, options) : Tensor();
 
   std::vector<BackwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
@@ -343,8 +327,10 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   // may have written or not.
   GradientSum dx;
   dx.started = chunk < T;
-  if (in.needs_grad[0])
-    dx.sum = dx.started ? at::zeros({N, I}, options) : at::empty({N, I}, options);
+  if (in.needs_grad[0]) {
+    dx.sum = cpu::empty_large({N, I}, options);
+    if (dx.started) dx.sum.zero_();
+  }
   std::vector<GradientSum> dw_ih(D), dw_hh(D), dbias(D);
   for (int d = 0; d < D; ++d) {
     if (needed(d, 0)) dw_ih[d].sum = at::empty({G * H, I}, options);
@@ -404,7 +390,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     }
   };
 
-  const Tensor workspace = empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+  const Tensor workspace =
+      cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
   for (int64_t step_end = T; step_end > 0; step_end -= chunk) {
     const int64_t step_begin = std::max<int64_t>(step_end - chunk, 0);
     const auto t_begin = [&](int64_t d) { return d == 1 ? T - step_end : step_begin; };
