@@ -8,15 +8,14 @@ namespace birnn::cuda {
 
 using namespace birnn::device;
 
-// tile_lengths [num_sequences] in shared memory: the steps of each sequence of the tile, none
-// where there is no such sequence. By all
-// threads; a barrier of the block shows them.
+// tile_lengths [num_sequences] in shared memory: the steps of each sequence of the tile, -1 where
+// there is no such sequence. By all threads; a barrier of the block shows them.
 BIRNN_DEVICE void load_tile_lengths(int* tile_lengths, int num_sequences, const int64_t* lengths,
                                     int first_sequence, int batch_size, int seq_len) {
   for (int n = static_cast<int>(thread_idx()); n < num_sequences;
        n += static_cast<int>(block_dim())) {
     const int b = first_sequence + n;
-    tile_lengths[n] = b < batch_size ? clamped_length(lengths, b, seq_len) : 0;
+    tile_lengths[n] = b < batch_size ? clamped_length(lengths, b, seq_len) : -1;
   }
 }
 

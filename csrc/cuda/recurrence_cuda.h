@@ -40,11 +40,22 @@ int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
                       const BackwardDirection& direction, void* first_dgates, const StepGemm& gemm,
                       void* workspace, void* stream);
 
-// cluster_backward: the whole recurrence of a direction in one kernel, by one block or, on compute
-// capability 9.0 and up, one cluster of blocks to each tile of the batch. Any cell in fp16, bf16
-// and fp32 without projection, as far as W_hh fits into the registers of a cluster. Arguments as of
-// stepwise_backward; `compute` says how fp32 products are formed.
+// cluster_forward, cluster_backward: the whole recurrence of a direction in one kernel, by one
+// block or, on compute capability 9.0 and up, one cluster of blocks to each tile of the batch. Any
+// cell in fp16, bf16 and fp32 without projection, as far as W_hh fits into the registers of a
+// cluster (forward: and its shared memory). Arguments as of stepwise_forward and stepwise_backward;
+// `compute` says how fp32 products are formed.
 constexpr int kNoInstance = 1;  // cudaErrorInvalidValue: no instance holds this shape and tiling
+struct ClusterForwardTiling {
+  int cluster_size = 1;  // blocks that share a direction's hidden units, 1 to 16; 1: no cluster
+  int batch_tiles = 1;   // of 8 sequences, to a cluster; 1, 2 or 4
+  int k_split = 1;       // warps that share the columns of W_hh of one group of units
+};
+int64_t cluster_forward_workspace(const RecurrenceShape& shape, const ClusterForwardTiling& tiling);
+int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
+                    const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
+                    const ClusterForwardTiling& tiling, void* workspace, void* stream);
+
 struct ClusterBackwardTiling {
   int cluster_size = 1;  // blocks that share a direction's hidden units, 1 to 16; 1: no cluster
   int batch_tiles = 1;   // of 8 sequences, to a cluster; 1 to 16

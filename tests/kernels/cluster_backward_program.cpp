@@ -36,15 +36,16 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
   Buffer<float> reserve(T * B * width), dy(T * B * H);
   for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy}) fill(*array);
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {H, width, H, blocks}, tiling[] = {cluster, 1, 0};
+  const int64_t strides[] = {H, width, H, 0, blocks}, tiling[] = {cluster, 1, 0};
   Buffer<float> kept(T * B * blocks);
   for (int run = 0; run < 2; ++run) {
     Buffer<float> dgates(T * B * blocks), first(B * blocks), dhx(B * H), dcx(B * H);
     fill(dhx);
     fill(dcx);
     void* const pointers[] = {weight_hh.data(), nullptr,        hx.data(),  cx.data(),
-                              output.data(),    reserve.data(), dy.data(),  dgates.data(),
-                              nullptr,          dhx.data(),     dcx.data(), first.data()};
+                              output.data(),    reserve.data(), dy.data(),  nullptr,
+                              dgates.data(),    nullptr,        dhx.data(), dcx.data(),
+                              first.data()};
     const int status = cluster_backward_driver(sizes, reverse, ragged ? lengths.data() : nullptr,
                                                pointers, strides, tiling);
     expect(status == 0, what + device::error_message(status));

@@ -6,14 +6,15 @@
 #endif
 #include STEPWISE_SOURCE
 
-#include <cstring>
-#include <new>
+#include "driver_arguments.h"
 
 namespace {
 
 using namespace birnn;
 using device::BFloat16;
 using device::Half;
+using test::shape_of;
+using test::WorkspaceMemory;
 
 template <class Operand, class Sum, class Result>
 void multiply(const GemmShape& shape, const void* a_memory, const void* b_memory, void* c_memory) {
@@ -66,82 +67,27 @@ int multiply_by_loop(void* handle, void*, const GemmShape& shape, const void* a,
   return 0;
 }
 
-RecurrenceShape shape_of(const int64_t* sizes) {
-  RecurrenceShape shape;
-  shape.cell = static_cast<Cell>(sizes[0]);
-  shape.element = static_cast<Element>(sizes[1]);
-  shape.seq_len = sizes[2];
-  shape.batch_size = sizes[3];
-  shape.hidden_size = sizes[4];
-  shape.proj_size = sizes[5];
-  return shape;
-}
-
-// A workspace of exactly the bytes asked for, every byte 0xff: NaN in the float formats.
-struct Memory {
-  explicit Memory(int64_t bytes) : data(operator new(bytes, std::align_val_t(256))) {
-    std::memset(data, 0xff, bytes);
-  }
-  ~Memory() { operator delete(data, std::align_val_t(256)); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  void* data;
-};
-
 }  // namespace
 
-// sizes: cell, element, T, B, H, P. pointers, in the order of ForwardDirection: weight_hh,
-// weight_hr, bias, hx, cx, gates, output, hy, cy. strides: of gates, of output.
+// sizes, pointers, strides: as driver_arguments.h takes them.
 extern "C" int stepwise_forward_driver(const int64_t* sizes, int reverse, int save_reserve,
                                        const int64_t* lengths, void* const* pointers,
                                        const int64_t* strides, int* products_before_error) {
   const RecurrenceShape shape = shape_of(sizes);
-  ForwardDirection direction;
-  direction.reverse = reverse != 0;
-  direction.weight_hh = pointers[0];
-  direction.weight_hr = pointers[1];
-  direction.bias = pointers[2];
-  direction.hx = pointers[3];
-  direction.cx = pointers[4];
-  direction.gates = pointers[5];
-  direction.gates_stride = strides[0];
-  direction.output = pointers[6];
-  direction.output_stride = strides[1];
-  direction.hy = pointers[7];
-  direction.cy = pointers[8];
+  const ForwardDirection direction = test::forward_direction(reverse != 0, pointers, strides);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
-  const Memory workspace(cuda::stepwise_forward_workspace(shape));
+  const WorkspaceMemory workspace(cuda::stepwise_forward_workspace(shape));
   return cuda::stepwise_forward(shape, lengths, direction, save_reserve != 0, gemm, workspace.data,
                                 nullptr);
 }
 
-// pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
-// dc, dgates, dproj, dhx, dcx, then first_dgates. strides: of output, reserve, dy, dc, dgates.
 extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const int64_t* lengths,
                                         void* const* pointers, const int64_t* strides,
                                         int* products_before_error) {
   const RecurrenceShape shape = shape_of(sizes);
-  BackwardDirection direction;
-  direction.reverse = reverse != 0;
-  direction.weight_hh = pointers[0];
-  direction.weight_hr = pointers[1];
-  direction.hx = pointers[2];
-  direction.cx = pointers[3];
-  direction.output = pointers[4];
-  direction.output_stride = strides[0];
-  direction.reserve = pointers[5];
-  direction.reserve_stride = strides[1];
-  direction.dy = pointers[6];
-  direction.dy_stride = strides[2];
-  direction.dc = pointers[7];
-  direction.dc_stride = strides[3];
-  direction.dgates = pointers[8];
-  direction.dgates_stride = strides[4];
-  direction.dproj = pointers[9];
-  direction.dhx = pointers[10];
-  direction.dcx = pointers[11];
+  const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
-  const Memory workspace(cuda::stepwise_backward_workspace(shape));
-  return cuda::stepwise_backward(shape, lengths, direction, pointers[12], gemm, workspace.data,
-                                 nullptr);
+  const WorkspaceMemory workspace(cuda::stepwise_backward_workspace(shape));
+  return cuda::stepwise_backward(shape, lengths, direction, pointers[test::kFirstDgates], gemm,
+                                 workspace.data, nullptr);
 }

@@ -1,0 +1,69 @@
+// The cluster forward kernel, the host side: what a call is made of, and in which precision.
+#include <algorithm>
+
+#include "cluster_forward_launch.cuh"
+#include "recurrence_cuda.h"
+
+namespace birnn::cuda {
+
+using namespace all_gather;
+
+namespace {
+
+// The largest of 16, 4 and one element's bytes at which every group's part of every row begins and
+// ends: then copies of that many bytes stay within it.
+int access_bytes(const RecurrenceShape& shape, const void* array, int64_t stride, int64_t bytes) {
+  for (const int64_t access : {16, 4}) {
+    const bool aligned = reinterpret_cast<uintptr_t>(array) % access == 0 &&
+                         stride * bytes % access == 0 && shape.hidden_size * bytes % access == 0;
+    if (aligned) return static_cast<int>(access);
+  }
+  return static_cast<int>(bytes);
+}
+
+}  // namespace
+
+int64_t cluster_forward_workspace(const RecurrenceShape& shape,
+                                  const ClusterForwardTiling& tiling) {
+  return Sizes(shape, tiling).workspace_bytes;
+}
+
+int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
+                    const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
+                    const ClusterForwardTiling& tiling, void* workspace, void* stream) {
+  const Sizes sizes(shape, tiling);
+  const int64_t largest_stride = std::max(direction.gates_stride, direction.output_stride);
+  if (sizes.instance < 0 || largest_stride > INT32_MAX) return kNoInstance;
+
+  const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
+  Call call{shape, tiling, {}, workspace, stream};
+  Arguments& args = call.args;
+  args.dir = direction;
+  args.lengths = lengths;
+  args.fragments = static_cast<const Bits128*>(workspace);
+  args.seq_len = static_cast<int>(shape.seq_len);
+  args.batch_size = static_cast<int>(shape.batch_size);
+  args.hidden_size = static_cast<int>(shape.hidden_size);
+  args.num_groups = sizes.num_groups;
+  args.groups = sizes.groups;
+  args.k_split = tiling.k_split;
+  args.num_chunks = sizes.num_chunks;
+  args.warp_chunks = sizes.warp_chunks;
+  args.shared_chunks = sizes.shared_chunks;
+  args.pitch = sizes.pitch;
+  args.gates_stride = static_cast<int>(direction.gates_stride);
+  args.output_stride = static_cast<int>(direction.output_stride);
+  args.gates_access = access_bytes(shape, direction.gates, direction.gates_stride, bytes);
+  args.output_access = access_bytes(shape, direction.output, direction.output_stride, bytes);
+  args.save_reserve = save_reserve;
+  switch (shape.element) {
+    case Element::kFloat16:
+      return launch_fp16(call);
+    case Element::kBFloat16:
+      return launch_bf16(call);
+    default:
+      return compute == GemmCompute::kTf32 ? launch_tf32(call) : launch_ieee(call);
+  }
+}
+
+}  // namespace birnn::cuda

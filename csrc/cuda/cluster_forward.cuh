@@ -1,0 +1,513 @@
+// The forward recurrence of one direction in one kernel, by one block or one cluster of blocks for
+// each tile of the batch. W_hh stays on chip for all steps. Equations: cells.h.
+//
+// The units come in groups (cluster_forward_sizes.h), whose gates k_split warps multiply, each its
+// own columns of W_hh; the first of them, the owner, adds the sums and applies the cell. With R
+// blocks, block `rank` owns the groups from rank * groups on. Every block keeps all of h, and each
+// step hands the h of its own units to all others (an all-gather).
+//
+//   operands   A = W_hh [gates x units, H] fragments in registers, the last chunks of columns in
+//              shared memory where the registers do not hold them; B = h [H, NB] in shared memory
+//   rows of A  all gates of a unit meet in one lane, g = lane / 4. LSTM: rows g and g + 8 of row
+//              tile 0 are the gates i and f of unit g, those of tile 1 g and o. GRU: tile r, z, n;
+//              row g is unit 2 g, row g + 8 unit 2 g + 1; RNN: one tile of these
+//   columns    a lane's sums are those of the sequences 2 c and 2 c + 1 of each batch tile, c =
+//              lane % 4
+//
+// Step k, up to the longest length in the tile:
+//   1. owners: W_ih x of the step has landed; with the bias it is what the products are added to
+//   2. k > 0: wait for h[k & 1], of all blocks; thread 0 arms its mbarrier again for step k + 2
+//   3. products; k_split > 1: sums to the owner
+//   4. owners: the cell; h into the own h[(k + 1) & 1], and from there 16 bytes at a time to all
+//      peers
+//   5. owners, off the way to the peers: y, the reserve, and W_ih x of a later step is asked for
+//
+// h has two buffers and needs no more: a warp writes into h[(k + 1) & 1], its own or a peer's,
+// after it has h of step k from every group, and a group gives h of step k away, by push or by
+// arrival at the own mbarrier, when all its warps have read h[(k - 1) & 1]. So a warp without a
+// group must not read h, every block must own a group, and the sums of a split product need no
+// second buffer. Sequences that have ended go on with zeros for W_ih x, so that the bytes of a step
+// stay the same; nobody looks at their h. No block leaves before all pushes into it have landed,
+// and none pushes at its last step.
+//
+// A cluster of one block exchanges through its own shared memory alone: a barrier of the block ends
+// a step.
+//
+// Gates of W_ih x pass through a ring in shared memory, one slot a step for each group, in pieces
+// of 16 bytes that are copied asynchronously num_stages steps ahead; the reserve returns the same
+// way, over its own slot. A piece is copied, pushed and written out by one lane. (16-bit gates of
+// an odd hidden size lie at addresses that cp.async cannot take; they are loaded one by one
+// instead.)
+//
+// Cost of a step to a block of U units: G U H NB multiply-adds, U NB elements pushed to each of R -
+// 1 peers and (H - U) NB received, G U NB read from global memory and the reserve's blocks and y
+// written. An LSTM in fp16 of H = 256, B = 8, R = 16, k_split = 4: 64 products of 16 x 16 x 8 in 8
+// warps, about 100 cycles at the published rate; 3.8 KB each way, 200 to 350 cycles at the
+// published bandwidths, and as much latency (estimates: measured is none of it yet); 1 KB in, 1.5
+// KB out. The chain that nothing hides is wait, ldmatrix, products, two tanh in turn, staging,
+// push.
+//
+// By the machine code for sm_90a (nvcc 13.0; LSTM, fp16, 9 chunks, 8 sequences, aligned, without a
+// split): no local memory and no fence in the loop, the weights in registers; of the cluster-scope
+// acquire a CCTL.IVALL remains. 254 instructions from the top of a step to the first push, 36 of
+// them HMMA and 97 after the last HMMA; 67 lie before the wait. About 190 follow the first
+// push: the other peers, y, the reserve and the next copies.
+#pragma once
+
+#include "../cells.h"
+#include "../recurrence.h"
+#include "batch_tile.cuh"
+#include "cluster_forward_sizes.h"
+#include "device.h"
+#include "fragments.cuh"
+#include "pairs.cuh"
+#include "unit_forward.cuh"
+
+namespace birnn::cuda::all_gather {
+
+using namespace birnn::device;
+
+// As variables, which device code may read: the functions are the host's.
+template <Cell kCell>
+constexpr int kGroupUnits = group_units(kCell);
+template <Cell kCell>
+constexpr int kRowTiles = row_tiles(kCell);
+template <Cell kCell>
+constexpr int kRowBlocks = row_blocks(kCell);
+template <int kBatchTiles, class T>
+constexpr int kStages = num_stages(kBatchTiles, sizeof(T));
+
+// By value to the kernel. Strides count elements.
+struct Arguments {
+  ForwardDirection dir;
+  const int64_t* lengths = nullptr;    // [B] or null
+  const Bits128* fragments = nullptr;  // pack_weights_kernel's
+  int seq_len = 0, batch_size = 0, hidden_size = 0;
+  int num_groups = 0;                       // of the hidden units
+  int groups = 0;                           // of a block
+  int k_split = 0;                          // warps of a group
+  int num_chunks = 0;                       // of the columns of A
+  int warp_chunks = 0;                      // that a warp multiplies, at most
+  int shared_chunks = 0;                    // of them in shared memory, at most
+  int pitch = 0;                            // elements of a row of h
+  int gates_stride = 0, output_stride = 0;  // as in dir
+  int gates_access = 0, output_access = 0;  // bytes: 16, 4 or an element's
+  bool save_reserve = false;
+};
+
+// weight_hh [G*H, H] as operand A: [group][chunk][row tile] fragments.
+template <Cell kCell, class Precision>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments args,
+                                                                       Bits128* packed) {
+  using T = typename Precision::Element;
+  constexpr int kTiles = kRowTiles<kCell>, kUnits = kGroupUnits<kCell>;
+  const T* const weight_hh = static_cast<const T*>(args.dir.weight_hh);
+  const int H = args.hidden_size;
+  pack_fragments<Precision>(
+      packed, int64_t{args.num_groups} * args.num_chunks * kTiles,
+      [&](int64_t fragment, int row, int chunk_column) {
+        const int tile = static_cast<int>(fragment % kTiles);
+        const int chunk = static_cast<int>(fragment / kTiles % args.num_chunks);
+        const int group = static_cast<int>(fragment / kTiles / args.num_chunks);
+        const int column = chunk * Precision::kChunkColumns + chunk_column;
+        const int gate = kUnits == 8 ? tile * 2 + row / 8 : tile;
+        const int unit = group * kUnits + (kUnits == 8 ? row % 8 : row % 8 * 2 + row / 8);
+        const bool exists = unit < H && column < H;
+        return exists ? weight_hh[(int64_t{gate} * H + unit) * H + column] : from_float<T>(0.0f);
+      });
+}
+
+// A piece of neighbouring units in global memory. Of its elements the first `count`, at most all,
+// exist. access: the bytes at which it is aligned and ends.
+template <class T>
+BIRNN_DEVICE void copy_piece_in(T* piece, const T* source, int64_t offset, int count, int access) {
+  constexpr int kElements = 16 / sizeof(T);
+  // Where nothing exists, no byte is read and zeros are written.
+  if (access == 16) {
+    cp_async<16>(piece, count > 0 ? source + offset : source, count > 0 ? 16 : 0);
+  } else if (access == 4) {
+    constexpr int kWord = 4 / sizeof(T);
+    BIRNN_UNROLL
+    for (int i = 0; i < kElements; i += kWord)
+      cp_async<4>(piece + i, i < count ? source + offset + i : source, i < count ? 4 : 0);
+  } else {
+    BIRNN_UNROLL
+    for (int i = 0; i < kElements; ++i)
+      piece[i] = i < count ? source[offset + i] : from_float<T>(0.0f);
+  }
+}
+template <class T>
+BIRNN_DEVICE void store_piece(T* target, int64_t offset, const Bits128& piece, int count,
+                              int access) {
+  if (count <= 0) return;
+  if (access == 16) {
+    *reinterpret_cast<Bits128*>(target + offset) = piece;
+    return;
+  }
+  const uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
+  BIRNN_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      if (i < count) target[offset + i] = bits_float(words[i]);
+    } else {
+      T low, high;
+      unpack2(words[i], low, high);
+      if (2 * i < count) target[offset + 2 * i] = low;
+      if (2 * i + 1 < count) target[offset + 2 * i + 1] = high;
+    }
+  }
+}
+
+// kChunks: of the weights, that a warp holds in registers, an upper bound.
+template <Cell kCell, class Precision, int kChunks, int kBatchTiles, bool kSharedWeights>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Arguments args) {
+  using T = typename Precision::Element;
+  using Math = typename Precision::Math;
+  constexpr int kGates = kNumGates<kCell>, kBlocks = kRowBlocks<kCell>;
+  constexpr int kSums = kBiasBlocks<kCell>;
+  constexpr int kTiles = kRowTiles<kCell>, kUnits = kGroupUnits<kCell>;
+  constexpr int kLaneUnits = kUnits / 8;
+  constexpr int kSlots = kStages<kBatchTiles, T>;
+  constexpr int NB = 8 * kBatchTiles;
+  constexpr int kBlockElements = NB * kUnits, kSlotElements = kBlocks * kBlockElements;
+  const ForwardDirection& dir = args.dir;
+  const int H = args.hidden_size, B = args.batch_size;
+  const int cluster = static_cast<int>(cluster_size()), rank = static_cast<int>(cluster_rank());
+  const int thread = static_cast<int>(thread_idx()), lane = lane_id(), warp = warp_id();
+  const int threads = static_cast<int>(block_dim());
+  const int first_sequence = static_cast<int>(block_idx().x) / cluster * NB;
+  const int h_elements = NB * args.pitch;
+  // The warp's group, and which part of its columns. The last block may own fewer groups.
+  const int own_group = warp % args.groups, part = warp / args.groups;
+  const int group = rank * args.groups + own_group;
+  const int groups_left = args.num_groups - rank * args.groups;
+  const int own_groups = groups_left < args.groups ? groups_left : args.groups;
+  const bool has_group = own_group < own_groups, owner = has_group && part == 0;
+
+  Smem shared;
+  T* const h = shared.alloc<T>(2 * h_elements);  // [2][NB][pitch]
+  // Of each group: [slots][blocks][NB][units], the sequences of a tile in the order of place().
+  T* const ring =
+      shared.alloc<T>(args.groups * kSlots * kSlotElements) + own_group * kSlots * kSlotElements;
+  // [groups][k_split - 1][batch tile][row tile][lane] of four sums
+  Bits128* const partial_sums =
+      shared.alloc<Bits128>(args.groups * (args.k_split - 1) * kBatchTiles * kTiles * 32) +
+      own_group * (args.k_split - 1) * kBatchTiles * kTiles * 32;
+  float* const bias =  // [groups][blocks][units]
+      shared.alloc<float>(args.groups * kSums * kUnits) + own_group * kSums * kUnits;
+  int* const tile_lengths = shared.alloc<int>(NB);
+  MBarrier* const full = shared.alloc<MBarrier>(2);
+  uint32_t* const mask = shared.alloc<uint32_t>(1);
+  Bits128* shared_weights = nullptr;  // of this warp: [chunk][row tile][k-step][lane]
+  if constexpr (kSharedWeights)
+    shared_weights =
+        shared.alloc<Bits128>(args.groups * args.k_split * args.shared_chunks * kTiles * 64) +
+        warp * args.shared_chunks * kTiles * 64;
+
+  // Of the columns, this warp's chunks: the first in registers, the others in shared memory.
+  WeightFragment weights[kTiles][kChunks];
+  const int first_chunk = part * args.warp_chunks;
+  const int chunks_left = args.num_chunks - first_chunk;
+  const int own_chunks = chunks_left < args.warp_chunks ? chunks_left : args.warp_chunks;
+  const int register_chunks = own_chunks < kChunks ? own_chunks : kChunks;
+  const int64_t first_fragment = (int64_t{group} * args.num_chunks + first_chunk) * kTiles;
+  if (has_group) {
+    BIRNN_UNROLL
+    for (int chunk = 0; chunk < kChunks; ++chunk) BIRNN_UNROLL
+    for (int m = 0; m < kTiles; ++m)
+      if (chunk < register_chunks)
+        weights[m][chunk].load(args.fragments, first_fragment + chunk * kTiles + m, lane);
+    if constexpr (kSharedWeights) {
+      const Bits128* const source = args.fragments + (first_fragment + kChunks * kTiles) * 64;
+      // A lane copies what it will load itself.
+      for (int i = lane; i < (own_chunks - register_chunks) * kTiles * 64; i += 32)
+        shared_weights[i] = source[i];
+    }
+    if (part == 0) {
+      for (int i = lane; i < kSums * kUnits; i += 32) {
+        const int unit = group * kUnits + i % kUnits;
+        const T* const source = static_cast<const T*>(dir.bias) + i / kUnits * H + unit;
+        bias[i] = dir.bias && unit < H ? to_float(*source) : 0.0f;
+      }
+    }
+  }
+
+  load_tile_lengths(tile_lengths, NB, args.lengths, first_sequence, B, args.seq_len);
+  // The initial h; what lies in columns of units and in sequences that do not exist stays zero.
+  for (int row = 0; row < 2 * NB; ++row) {
+    const T* const source = static_cast<const T*>(dir.hx) + int64_t{first_sequence + row} * H;
+    const bool exists = dir.hx && row < NB && first_sequence + row < B;
+    for (int i = thread; i < args.pitch; i += threads)
+      h[row * args.pitch + i] = exists && i < H ? source[i] : from_float<T>(0.0f);
+  }
+  if (thread == 0) *mask = kTf32Mask;
+  sync_threads();  // the lengths, h, the bias and the mask
+  const int steps = longest_of(tile_lengths, NB);
+  const uint32_t step_bytes =
+      static_cast<uint32_t>((args.num_groups - own_groups) * kBlockElements * sizeof(T));
+  if (cluster > 1) {
+    if (thread == 0) {
+      // A step is complete when the peers' bytes have come and the own groups have arrived.
+      mbarrier_init(&full[0], 1 + own_groups);
+      mbarrier_init(&full[1], 1 + own_groups);
+      mbarrier_init_fence();
+      if (steps > 1) mbarrier_arrive_expect_tx(&full[1], step_bytes);
+      if (steps > 2) mbarrier_arrive_expect_tx(&full[0], step_bytes);
+    }
+    cluster_sync();  // every block has begun, its mbarriers and its h are there
+  }
+
+  // What the lane computes: units of the group, sequences 2 c and 2 c + 1 of a tile.
+  const int lane_unit = lane / 4 * kLaneUnits;
+  const auto sequence = [&](int tile, int j) { return tile * 8 + lane % 4 * 2 + j; };
+  // Even sequences come first in a tile of a slot: then the lanes' accesses meet no bank twice.
+  const auto in_slot = [&](int block, int tile, int j) {
+    return block * kBlockElements + (tile * 8 + j * 4 + lane % 4) * kUnits + lane_unit;
+  };
+  // What the lane copies: a piece of a row of units of one sequence of each tile, in every
+  // kLaneBlocks-th block, or to every kLaneBlocks-th peer.
+  constexpr int kPieceUnits = 16 / sizeof(T), kPieces = kUnits / kPieceUnits;
+  constexpr int kLaneBlocks = 4 / kPieces;
+  const int first_block = lane / (8 * kPieces), place = lane / kPieces % 8;
+  const int piece_unit = lane % kPieces * kPieceUnits;
+  const int piece_row = place % 4 * 2 + place / 4;  // of h in a tile
+  const int unit = group * kUnits + piece_unit;
+  const int piece_count = H - unit;  // of units from here that exist, if positive
+  const auto piece_in_slot = [&](int block, int tile) {
+    return block * kBlockElements + (tile * 8 + place) * kUnits + piece_unit;
+  };
+
+  float state[kBatchTiles][kLaneUnits][2] = {};  // LSTM: c; GRU: h
+  const auto piece_length = [&](int tile) { return tile_lengths[tile * 8 + piece_row]; };
+  const auto for_each_state = [&](const auto& body) {
+    BIRNN_UNROLL
+    for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
+    for (int j = 0; j < 2; ++j) BIRNN_UNROLL
+    for (int e = 0; e < kLaneUnits; ++e) {
+      const int b = first_sequence + sequence(tile, j), u = group * kUnits + lane_unit + e;
+      if (owner && b < B && u < H) body(state[tile][e][j], int64_t{b} * H + u);
+    }
+  };
+  const T* const first_state = static_cast<const T*>(kCell == Cell::kLstm ? dir.cx : dir.hx);
+  if (kGates > 1 && first_state)
+    for_each_state([&](float& value, int64_t at) { value = to_float(first_state[at]); });
+
+  T* const gates = static_cast<T*>(dir.gates);
+  T* const output = static_cast<T*>(dir.output);
+  // The row of step k of the copied sequence; past its end the row that is padded.
+  const auto row_of = [&](int tile, int k) {
+    const int length = piece_length(tile);
+    const int t = dir.reverse && k < length ? length - 1 - k : k;
+    return int64_t{t * B + first_sequence + tile * 8 + piece_row};
+  };
+  const auto fetch = [&](int k) {
+    T* const slot = ring + k % kSlots * kSlotElements;
+    BIRNN_UNROLL
+    for (int tile = 0; tile < kBatchTiles; ++tile) {
+      const int count = k < piece_length(tile) ? piece_count : 0;
+      const int64_t row = row_of(tile, k) * args.gates_stride + unit;
+      BIRNN_UNROLL
+      for (int i = 0; i < kGates; i += kLaneBlocks) {
+        const int block = first_block + i;
+        if (block < kGates)
+          copy_piece_in(slot + piece_in_slot(block, tile), gates, row + block * H, count,
+                        args.gates_access);
+      }
+    }
+  };
+  if (owner) {
+    for (int k = 0; k < kSlots; ++k) {
+      if (k < steps) fetch(k);
+      cp_async_commit();
+    }
+  }
+
+  for (int k = 0; has_group && k < steps; ++k) {
+    T* const h_now = h + (k & 1) * h_elements;
+    T* const h_next = h + ((k + 1) & 1) * h_elements;
+    T* const slot = ring + k % kSlots * kSlotElements;
+    float sums[kBatchTiles][kTiles][4] = {};
+    float new_gate[kBatchTiles][kLaneUnits][2] = {};  // GRU: n's part of the input
+    // What the cell is applied to, in the order of CellForward.
+    const auto sum_of = [&](int tile, int e, int j, int i) -> float& {
+      if (kCell == Cell::kLstm) return sums[tile][i / 2][i % 2 * 2 + j];
+      if (kCell == Cell::kGru && i == 2) return new_gate[tile][e][j];
+      return sums[tile][i == 3 ? 2 : i][e * 2 + j];
+    };
+    const auto for_each_unit = [&](const auto& body) {
+      BIRNN_UNROLL
+      for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
+      for (int j = 0; j < 2; ++j) BIRNN_UNROLL
+      for (int e = 0; e < kLaneUnits; ++e) body(tile, e, j);
+    };
+    uint32_t active = 0;  // a bit for each sequence that the lane computes: not yet at its end
+    if (owner) {
+      BIRNN_UNROLL
+      for (int n = 0; n < 2 * kBatchTiles; ++n)
+        active |= static_cast<uint32_t>(k < tile_lengths[sequence(n / 2, n % 2)]) << n;
+      cp_async_wait<kSlots - 1>();
+      sync_warp();  // the slot of step k, copied by all lanes
+      for_each_unit([&](int tile, int e, int j) {
+        BIRNN_UNROLL
+        for (int i = 0; i < kSums; ++i) {
+          const float b = bias[i * kUnits + lane_unit + e];
+          const T* const x = slot + in_slot(i, tile, j) + e;
+          sum_of(tile, e, j, i) = i < kGates ? to_float(*x) + b : b;
+        }
+      });
+    }
+
+    if (cluster > 1 && k > 0) {
+      mbarrier_wait<Scope::kCluster>(&full[k & 1], (k - 1) >> 1 & 1);  // h of all blocks
+      if (thread == 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
+    }
+    const T* const columns = h_now + first_chunk * Precision::kChunkColumns;
+    multiply_warp<Precision>(sums, weights, columns, args.pitch, kTiles, register_chunks, mask);
+    if constexpr (kSharedWeights) {
+      for (int chunk = register_chunks; chunk < own_chunks; ++chunk) {
+        WeightFragment further[kTiles][1];
+        BIRNN_UNROLL
+        for (int m = 0; m < kTiles; ++m)
+          further[m][0].load(shared_weights, (chunk - register_chunks) * kTiles + m, lane);
+        multiply_warp<Precision>(sums, further, columns + chunk * Precision::kChunkColumns,
+                                 args.pitch, kTiles, 1, mask);
+      }
+    }
+    if (args.k_split > 1) {
+      const auto partial = [&](int of_part, int tile, int m) -> Bits128& {
+        return partial_sums[(((of_part - 1) * kBatchTiles + tile) * kTiles + m) * 32 + lane];
+      };
+      if (part > 0) {
+        BIRNN_UNROLL
+        for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
+        for (int m = 0; m < kTiles; ++m) {
+          const float (&four)[4] = sums[tile][m];
+          partial(part, tile, m) = Bits128{float_bits(four[0]), float_bits(four[1]),
+                                           float_bits(four[2]), float_bits(four[3])};
+        }
+        bar_arrive(1 + own_group, args.k_split * 32);  // the sums, to the owner; h[k & 1] is read
+      } else {
+        bar_sync(1 + own_group, args.k_split * 32);  // the sums of the group's other warps
+        for (int other = 1; other < args.k_split; ++other) BIRNN_UNROLL
+        for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
+        for (int m = 0; m < kTiles; ++m) {
+          const Bits128 four = partial(other, tile, m);
+          sums[tile][m][0] += bits_float(four.x);
+          sums[tile][m][1] += bits_float(four.y);
+          sums[tile][m][2] += bits_float(four.z);
+          sums[tile][m][3] += bits_float(four.w);
+        }
+      }
+    }
+
+    if (owner) {
+      BIRNN_UNROLL
+      for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        float h_new[kLaneUnits];
+        BIRNN_UNROLL
+        for (int e = 0; e < kLaneUnits; ++e) {
+          float& carried = state[tile][e][j];
+          float cell_sums[kSums], c = carried, kept[kKeptBlocks<kCell>];
+          BIRNN_UNROLL
+          for (int i = 0; i < kSums; ++i) cell_sums[i] = sum_of(tile, e, j, i);
+          h_new[e] = CellForward<kCell, Math>::run(cell_sums, carried, c, kept);
+          // The state of a sequence that has ended stays.
+          if (kGates > 1 && (active >> (tile * 2 + j) & 1))
+            carried = kCell == Cell::kGru ? h_new[e] : c;
+          // Kept where the sums were, for after the push; an LSTM's c is in `state`.
+          if constexpr (kGates > 1) BIRNN_UNROLL
+          for (int i = 0; i < 4; ++i) sum_of(tile, e, j, i) = kept[i];
+        }
+        T* const target = h_next + sequence(tile, j) * args.pitch + group * kUnits + lane_unit;
+        if constexpr (kLaneUnits == 1)
+          *target = from_float<T>(h_new[0]);
+        else
+          store_pair(target, 0, Pair<T>{from_float<T>(h_new[0]), from_float<T>(h_new[1])}, true,
+                     true);
+      }
+      sync_warp();  // h of the group, by all lanes; and they have read h_now and the slot
+
+      const auto piece_of = [&](int tile) {
+        return reinterpret_cast<const Bits128*>(h_next + (tile * 8 + piece_row) * args.pitch +
+                                                unit);
+      };
+      if (cluster > 1 && k + 1 < steps) {
+        MBarrier* const next = &full[(k + 1) & 1];
+        Bits128 pieces[kBatchTiles];
+        BIRNN_UNROLL
+        for (int tile = 0; tile < kBatchTiles; ++tile) pieces[tile] = *piece_of(tile);
+        for (int i = 1 + first_block; i < cluster; i += kLaneBlocks) {
+          const int peer = rank + i < cluster ? rank + i : rank + i - cluster;
+          const ClusterAddress target =
+              map_rank(h_next + piece_row * args.pitch + unit, static_cast<uint32_t>(peer));
+          const ClusterAddress signal = map_rank(next, static_cast<uint32_t>(peer));
+          BIRNN_UNROLL
+          for (int tile = 0; tile < kBatchTiles; ++tile)
+            st_async(target + tile * 8 * args.pitch * static_cast<uint32_t>(sizeof(T)),
+                     pieces[tile], signal);
+        }
+        if (lane == 0) mbarrier_arrive(next);  // the group's h in the own h_next
+      }
+
+      BIRNN_UNROLL
+      for (int tile = 0; tile < kBatchTiles; ++tile) {
+        if (piece_length(tile) < 0 || first_block > 0) continue;
+        const Bits128 value = k < piece_length(tile) ? *piece_of(tile) : Bits128{};
+        store_piece(output, row_of(tile, k) * args.output_stride + unit, value, piece_count,
+                    args.output_access);
+      }
+      if (kGates > 1 && args.save_reserve) {
+        for_each_unit([&](int tile, int e, int j) {
+          BIRNN_UNROLL
+          for (int i = 0; i < kBlocks; ++i)
+            slot[in_slot(i, tile, j) + e] =
+                from_float<T>(i < kSums ? sum_of(tile, e, j, i % kSums) : state[tile][e][j]);
+        });
+        sync_warp();  // what backward needs of the step, in its slot
+        BIRNN_UNROLL
+        for (int tile = 0; tile < kBatchTiles; ++tile) {
+          if (k >= piece_length(tile)) continue;
+          const int64_t row = row_of(tile, k) * args.gates_stride + unit;
+          BIRNN_UNROLL
+          for (int i = 0; i < kBlocks; i += kLaneBlocks) {
+            const int block = first_block + i;
+            if (block >= kBlocks) continue;
+            const Bits128 piece =
+                *reinterpret_cast<const Bits128*>(slot + piece_in_slot(block, tile));
+            store_piece(gates, row + block * H, piece, piece_count, args.gates_access);
+          }
+        }
+      }
+      if (k + kSlots < steps) fetch(k + kSlots);
+      cp_async_commit();
+    }
+    if (cluster == 1) sync_threads();  // h of step k + 1 to all warps; all have read that of step k
+  }
+
+  if (!owner) return;
+  if constexpr (kCell == Cell::kLstm)
+    for_each_state([&](float value, int64_t at) { static_cast<float*>(dir.cy)[at] = value; });
+  BIRNN_UNROLL
+  for (int tile = 0; tile < kBatchTiles; ++tile) {
+    const int length = piece_length(tile);
+    if (length < 0 || first_block > 0) continue;
+    // Steps that no sequence of the tile has.
+    for (int k = steps; k < args.seq_len; ++k)
+      store_piece(output, row_of(tile, k) * args.output_stride + unit, Bits128{}, piece_count,
+                  args.output_access);
+    // hy is the output of the last step, which this lane has written.
+    const int64_t at = int64_t{first_sequence + tile * 8 + piece_row} * H + unit;
+    const int64_t last = length > 0 ? row_of(tile, length - 1) * args.output_stride + unit : 0;
+    for (int i = 0; i < kPieceUnits && i < piece_count; ++i) {
+      T value = from_float<T>(0.0f);
+      if (length > 0)
+        value = output[last + i];
+      else if (dir.hx)
+        value = static_cast<const T*>(dir.hx)[at + i];
+      static_cast<T*>(dir.hy)[at + i] = value;
+    }
+  }
+}
+
+}  // namespace birnn::cuda::all_gather

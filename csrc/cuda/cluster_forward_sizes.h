@@ -1,0 +1,122 @@
+// How the cluster forward kernel divides a shape, and what it asks of the device: plain host code
+// that the kernel's launcher and the plan share.
+#pragma once
+
+#include <cstdint>
+
+#include "../recurrence.h"
+#include "device_types.h"
+#include "recurrence_cuda.h"
+
+namespace birnn::cuda::all_gather {
+
+constexpr int kThreads = 256;  // at most
+constexpr int kWarps = kThreads / 32;
+constexpr int kMaxCluster = 16;
+constexpr int64_t kMaxSharedBytes = 227 * 1024;  // of a block on any GPU
+
+// A group is the units whose gates one warp multiplies: as many m16 tiles of rows of W_hh as the
+// cell has gates, or, for an LSTM, half as many, each with two gates of half the units.
+constexpr int group_units(Cell cell) { return cell == Cell::kLstm ? 8 : 16; }
+constexpr int row_tiles(Cell cell) { return cell == Cell::kLstm ? 2 : num_gates(cell); }
+// Blocks of a row of gates that the kernel reads or writes.
+constexpr int row_blocks(Cell cell) {
+  return reserve_blocks(cell) > num_gates(cell) ? reserve_blocks(cell) : num_gates(cell);
+}
+// Steps whose gates are asked for ahead. Four hide the latency of global memory behind the shortest
+// steps; where shared memory is dear (32 sequences in fp32) a step takes longer and two suffice.
+constexpr int num_stages(int batch_tiles, int64_t element_bytes) {
+  return batch_tiles * element_bytes >= 16 ? 2 : 4;
+}
+
+// What is compiled: the fragments of weights, row tiles x chunks, that a warp has registers for,
+// the batch tiles, and whether further fragments come from shared memory. The first one that is
+// large enough is taken.
+struct Instance {
+  int fragments, batch_tiles;
+  bool shared_weights;
+
+  // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums.
+  constexpr int chunks(Cell cell) const {
+    const int held = fragments / row_tiles(cell), gru_limit = 7 - batch_tiles;
+    return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
+  }
+};
+#if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
+constexpr Instance kInstances[] = {{6, 1, true}};
+#elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
+constexpr Instance kInstances[] = {{6, 1, true}, {8, 2, false}};
+#else
+constexpr Instance kInstances[] = {{18, 1, false}, {18, 2, false}, {16, 4, false},
+                                   {18, 1, true},  {16, 2, true},  {12, 4, true}};
+#endif
+constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
+
+using Tiling = ClusterForwardTiling;
+
+struct Sizes {
+  int num_groups = 0;     // of the hidden units
+  int groups = 0;         // of a block
+  int num_chunks = 0;     // of 64 bytes of the columns of W_hh
+  int warp_chunks = 0;    // that a warp multiplies, at most
+  int shared_chunks = 0;  // of them in shared memory
+  int pitch = 0;          // elements of a row of h
+  int threads = 0;
+  int instance = -1;  // -1: none is large enough
+  int64_t num_clusters = 0;
+  int64_t shared_bytes = 0;
+  int64_t workspace_bytes = 0;
+
+  Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
+    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
+    const int64_t columns = 64 / bytes, R = tiling.cluster_size, KS = tiling.k_split;
+    const int64_t units = group_units(shape.cell), tiles = row_tiles(shape.cell);
+    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+    constexpr int64_t kMaxHiddenSize = 1 << 14;  // far more than any instance holds
+    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
+    if (shape.hidden_size > kMaxHiddenSize || R < 1 || R > kMaxCluster) return;
+    if (tiling.batch_tiles < 1 || KS < 1 || !fits_32_bits(shape)) return;
+    const int64_t G = quotient(shape.hidden_size, units), K = quotient(shape.hidden_size, columns);
+    num_groups = static_cast<int>(G);
+    groups = static_cast<int>(quotient(G, R));
+    num_chunks = static_cast<int>(K);
+    warp_chunks = static_cast<int>(quotient(K, KS));
+    if (groups * KS > kWarps) return;
+    // Every block owns units, and every warp multiplies.
+    if ((R - 1) * groups >= G || (KS - 1) * warp_chunks >= K) return;
+    threads = static_cast<int>(groups * KS * 32);
+    const int64_t NB = 8 * tiling.batch_tiles;
+    num_clusters = quotient(shape.batch_size, NB);
+    // An odd number of 16 bytes a row: so eight rows lie in different banks.
+    const int64_t row_bytes = (G * units > K * columns ? G * units : K * columns) * bytes;
+    pitch = static_cast<int>((quotient(row_bytes, 16) | 1) * 16 / bytes);
+    workspace_bytes = G * K * tiles * 1024;
+
+    const int64_t bias_blocks = shape.cell == Cell::kGru ? 4 : num_gates(shape.cell);
+    const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
+    const int64_t slot_bytes = row_blocks(shape.cell) * NB * units * bytes;
+    shared_bytes =
+        2 * NB * pitch * bytes + groups * num_stages(tiling.batch_tiles, bytes) * slot_bytes +
+        groups * (KS - 1) * tiling.batch_tiles * tiles * 512 + groups * bias_blocks * units * 4 +
+        aligned(NB * 4) + aligned(2 * sizeof(device::MBarrier)) + 16;
+    for (int i = kNumInstances - 1; i >= 0; --i) {
+      const int held = kInstances[i].chunks(shape.cell);
+      const int left = warp_chunks > held ? warp_chunks - held : 0;
+      if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
+      if (left > 0 && !kInstances[i].shared_weights) continue;
+      if (shared_bytes + groups * KS * left * tiles * 1024 > kMaxSharedBytes) continue;
+      instance = i;
+      shared_chunks = left;
+    }
+    shared_bytes += groups * KS * shared_chunks * tiles * 1024;
+  }
+
+  // Rows and row strides are multiplied as 32 x 32 -> 64 bits.
+  static bool fits_32_bits(const RecurrenceShape& shape) {
+    constexpr int64_t kMax = INT32_MAX;
+    return shape.seq_len <= kMax && shape.batch_size <= kMax &&
+           shape.seq_len <= kMax / shape.batch_size;
+  }
+};
+
+}  // namespace birnn::cuda::all_gather

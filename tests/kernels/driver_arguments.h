@@ -1,0 +1,83 @@
+// From the plain integers and pointers that ctypes passes to the structs of a call: what the
+// drivers of all recurrence kernels share.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "recurrence.h"
+
+namespace birnn::test {
+
+// A workspace of exactly the bytes asked for, every byte 0xff: NaN in the float formats.
+struct WorkspaceMemory {
+  explicit WorkspaceMemory(int64_t bytes) : data(operator new(bytes, std::align_val_t(256))) {
+    std::memset(data, 0xff, bytes);
+  }
+  ~WorkspaceMemory() { operator delete(data, std::align_val_t(256)); }
+  WorkspaceMemory(const WorkspaceMemory&) = delete;
+  WorkspaceMemory& operator=(const WorkspaceMemory&) = delete;
+  void* data;
+};
+
+// sizes: cell, element, T, B, H, P.
+inline RecurrenceShape shape_of(const int64_t* sizes) {
+  RecurrenceShape shape;
+  shape.cell = static_cast<Cell>(sizes[0]);
+  shape.element = static_cast<Element>(sizes[1]);
+  shape.seq_len = sizes[2];
+  shape.batch_size = sizes[3];
+  shape.hidden_size = sizes[4];
+  shape.proj_size = sizes[5];
+  return shape;
+}
+
+// pointers, in the order of ForwardDirection: weight_hh, weight_hr, bias, hx, cx, gates, output,
+// hy, cy. strides: of gates, of output.
+inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
+                                          const int64_t* strides) {
+  ForwardDirection direction;
+  direction.reverse = reverse;
+  direction.weight_hh = pointers[0];
+  direction.weight_hr = pointers[1];
+  direction.bias = pointers[2];
+  direction.hx = pointers[3];
+  direction.cx = pointers[4];
+  direction.gates = pointers[5];
+  direction.gates_stride = strides[0];
+  direction.output = pointers[6];
+  direction.output_stride = strides[1];
+  direction.hy = pointers[7];
+  direction.cy = pointers[8];
+  return direction;
+}
+
+// pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
+// dc, dgates, dproj, dhx, dcx, then first_dgates. strides: of output, reserve, dy, dc, dgates.
+constexpr int kFirstDgates = 12;
+inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
+                                            const int64_t* strides) {
+  BackwardDirection direction;
+  direction.reverse = reverse;
+  direction.weight_hh = pointers[0];
+  direction.weight_hr = pointers[1];
+  direction.hx = pointers[2];
+  direction.cx = pointers[3];
+  direction.output = pointers[4];
+  direction.output_stride = strides[0];
+  direction.reserve = pointers[5];
+  direction.reserve_stride = strides[1];
+  direction.dy = pointers[6];
+  direction.dy_stride = strides[2];
+  direction.dc = pointers[7];
+  direction.dc_stride = strides[3];
+  direction.dgates = pointers[8];
+  direction.dgates_stride = strides[4];
+  direction.dproj = pointers[9];
+  direction.dhx = pointers[10];
+  direction.dcx = pointers[11];
+  return direction;
+}
+
+}  // namespace birnn::test

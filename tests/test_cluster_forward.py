@@ -1,0 +1,314 @@
+"""The cluster forward kernel, run by the emulator, against the reference in fp64.
+
+What it keeps for backward is judged by the gradients that stepwise makes of it. In tf32 the error
+allowed is twice that of an fp64 computation whose recurrent product rounds its operands to tf32.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import planted_defects
+import pytest
+import test_stepwise as stepwise
+import torch
+from test_cluster_backward import CELLS, PRECISIONS, draw_lengths, rounded_to_tf32, to_tf32
+from test_stepwise import KERNELS, NAN, Problem, Run, build, check, exact, integers, is_equal
+from torch import Tensor
+
+# H, B, blocks of a cluster, batch tiles, split of K: one unit; rows of all alignments; a last block
+# with fewer groups; weights in shared memory; a split whose last part is smaller.
+SHAPES = (
+    (1, 1, 1, 1, 1),
+    (20, 9, 2, 2, 1),
+    (33, 6, 3, 1, 1),
+    (24, 17, 1, 2, 1),
+    (48, 3, 3, 1, 2),
+    (34, 8, 2, 1, 2),
+    (130, 4, 9, 1, 3),
+    (40, 33, 1, 1, 1),
+    (64, 5, 4, 1, 1),
+)
+
+
+@functools.cache
+def driver() -> build.Emulator:
+    emulator = build.Emulator(build.shared_library(KERNELS / "cluster_forward_driver.cpp"))
+    emulator.configure()
+    return emulator
+
+
+class ClusterRun(Run):
+    """Forward by the kernel under test, backward by stepwise."""
+
+    def __init__(
+        self,
+        emulator: build.Emulator,
+        problem: Problem,
+        tiling: tuple[int, int, int] = (1, 1, 1),
+        tf32: bool = False,
+        save_reserve: bool = True,
+        in_place: bool = False,
+    ) -> None:
+        # NaN past the end of the weights: what is read there spoils what it is multiplied with.
+        weight = problem.weight_hh
+        guarded = torch.full((2 * weight.numel() + 4096,), NAN, dtype=weight.dtype)
+        guarded[: weight.numel()] = weight.flatten()
+        problem.weight_hh = guarded[: weight.numel()].view_as(weight)
+
+        class Library:
+            stepwise_backward_driver = stepwise.driver().library.stepwise_backward_driver
+
+            @staticmethod
+            def stepwise_forward_driver(*arguments: Any) -> int:
+                status: int = emulator.library.cluster_forward_driver(
+                    *arguments[:-1], integers(*tiling, int(tf32))
+                )
+                return status
+
+        class Emulator:
+            library = Library()
+            last_error = emulator.last_error
+
+        super().__init__(Emulator(), problem, save_reserve, in_place)  # type: ignore[arg-type]
+
+    def states(self) -> list[Tensor]:
+        return [self.output, self.hy, *([self.cy] if self.problem.cell == "lstm" else [])]
+
+
+class Tf32ForwardProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        return to_tf32(h) @ to_tf32(weight).t()
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+        h, weight = ctx.saved_tensors
+        return d @ weight, d.t() @ h
+
+
+def check_run(problem: Problem, run: Run, tf32: bool = False) -> None:
+    model = rounded_to_tf32(Tf32ForwardProduct) if tf32 else None
+    check(problem, run.results(), problem.results(exact), model)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
+    first = seed % len(SHAPES)
+    shapes = itertools.cycle(SHAPES[first:] + SHAPES[:first])
+    patterns = itertools.cycle(("mixed", "none", "short", "full"))
+    biases = itertools.cycle((True, True, False))
+    tf32 = precision == "tf32"
+    for T, states in itertools.product((1, 2, 3, 5, 7), (True, False)):
+        H, B, *tiling = next(shapes)
+        lengths = draw_lengths(next(patterns), T, B)
+        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, next(biases), states)
+        run = ClusterRun(driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32)
+        check_run(problem, run, tf32)
+        inference = ClusterRun(
+            driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32, save_reserve=False
+        )
+        assert is_equal(run.states(), inference.states())
+        given = torch.where(problem.inside, problem.gates, NAN)
+        assert is_equal([inference.gates[..., : given.size(3)]], [given]), "inference keeps nothing"
+        if cell in ("tanh", "relu"):
+            in_place = ClusterRun(
+                driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32, in_place=True
+            )
+            assert is_equal(run.states(), in_place.states())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_schedule_gives_the_same_bits(cell: str) -> None:
+    emulator = driver()
+    kept: list[Tensor] | None = None
+    problem = Problem(cell, torch.float32, (6, 6, 40), draw_lengths("mixed", 6, 6))
+    for order, landing in (
+        ("shuffle", "random"),
+        ("skew", "late"),
+        ("reverse", "eager"),
+        ("skew", "random"),
+    ):
+        emulator.configure(order=order, landing=landing, seed=7)
+        run = ClusterRun(emulator, problem, (3, 1, 2))
+        assert kept is None or is_equal(kept, [*run.states(), run.gates])
+        kept = [*run.states(), run.gates]
+    emulator.configure()
+
+
+def test_the_tiling_changes_no_more_than_rounding() -> None:
+    problem = Problem("lstm", torch.float32, (5, 5, 64), None)
+    for tiling in ((1, 1, 1), (2, 1, 2), (3, 1, 1), (4, 2, 2), (8, 1, 4)):
+        check_run(problem, ClusterRun(driver(), problem, tiling))
+
+
+def test_nan_stays_in_its_sequence() -> None:
+    problem = Problem("gru", torch.float32, (4, 3, 9))
+    clean = ClusterRun(driver(), problem)
+    problem.gates[:, 2, 1] = NAN
+    run = ClusterRun(driver(), problem)
+    assert run.hy[:, 1].isnan().all()
+    assert is_equal([run.hy[:, [0, 2]]], [clean.hy[:, [0, 2]]])
+
+
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        (1, 1, 1),  # more groups than warps
+        (16, 1, 1),  # a block without a group
+        (8, 1, 8),  # a warp without columns
+        (13, 8, 1),  # batch tiles that are not compiled
+        (17, 1, 1),
+    ],
+)
+def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]) -> None:
+    problem = Problem("lstm", torch.float32, (1, 1, 100))
+    with pytest.raises(AssertionError):
+        ClusterRun(driver(), problem, tiling)
+
+
+@pytest.mark.parametrize("variant", ["address", "thread"])
+def test_clean_under_sanitizers(variant: str) -> None:
+    program = build.program(KERNELS / "cluster_forward_program.cpp", variant)
+    result = build.run(program, order="skew", landing="late")
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.stdout == "ok\n"
+
+
+# ---------------------------------------------------------------------------------------------
+# Defects planted in the text of the kernel: each must be caught by the checks above, under the
+# schedules that look for it.
+
+PLACES = (
+    (
+        "mbarrier_wait<Scope::kCluster>(&full[k & 1], (k - 1) >> 1 & 1);",
+        {
+            "no_wait_for_h": "",
+            "wrong_parity": "mbarrier_wait<Scope::kCluster>(&full[k & 1], k >> 1 & 1);",
+        },
+    ),
+    (
+        "if (thread == 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);",
+        {"never_armed_again": ""},
+    ),
+    (
+        "(args.num_groups - own_groups) * kBlockElements * sizeof(T)",
+        {
+            "too_few_bytes_expected": "(args.num_groups - own_groups) * kBlockElements * 4 - 16",
+            "own_bytes_expected": "args.num_groups * kBlockElements * sizeof(T)",
+        },
+    ),
+    ("if (lane == 0) mbarrier_arrive(next);", {"own_groups_do_not_arrive": ""}),
+    (
+        "mbarrier_init(&full[1], 1 + own_groups);",
+        {"own_groups_not_awaited": "mbarrier_init(&full[1], 1);"},
+    ),
+    ("cluster_sync();", {"no_cluster_barrier_at_the_start": "sync_threads();"}),
+    ("sync_threads();  // the lengths", {"no_barrier_at_the_start": ""}),
+    ("if (cluster == 1) sync_threads();", {"no_barrier_of_one_block": ""}),
+    ("((k + 1) & 1) * h_elements", {"one_buffer_of_h": "(k & 1) * h_elements"}),
+    ("cp_async_wait<kSlots - 1>();", {"gates_not_awaited": "cp_async_wait<kSlots>();"}),
+    ("sync_warp();  // the slot of step k", {"gates_of_other_lanes_not_awaited": ""}),
+    ("fetch(k + kSlots);", {"gates_of_another_step": "fetch(k + kSlots - 1);"}),
+    ("bar_arrive(1 + own_group, args.k_split * 32);", {"no_barrier_of_a_group": ""}),
+    ("bar_sync(1 + own_group, args.k_split * 32);", {"no_barrier_of_a_group": ""}),
+    ("other < args.k_split", {"sums_of_two_warps": "other < 2"}),
+    ("(of_part - 1) * kBatchTiles", {"one_place_for_all_sums": "0 * kBatchTiles"}),
+    ("sync_warp();  // h of the group", {"h_of_other_lanes_not_awaited": ""}),
+    ("sync_warp();  // what backward needs", {"reserve_of_other_lanes_not_awaited": ""}),
+    ("cluster > 1 && k + 1 < steps", {"push_at_the_last_step": "cluster > 1"}),
+    ("rank + i < cluster ? rank + i : rank + i - cluster", {"push_to_other_ranks": "i"}),
+    (
+        "unit < H && column < H",
+        {"missing_units_not_masked": "column < H", "missing_columns_not_masked": "unit < H"},
+    ),
+    (
+        "exists && i < H ? source[i] : from_float<T>(0.0f)",
+        {"h_of_missing_units_not_zeroed": "exists && i < H ? source[i] : h[row * args.pitch + i]"},
+    ),
+    (
+        "(chunk - register_chunks) * kTiles + m",
+        {"one_chunk_of_shared_weights": "0 * kTiles + m"},
+    ),
+    ("active >> (tile * 2 + j) & 1", {"states_of_ended_sequences_go_on": "true"}),
+    (
+        "dir.reverse && k < length ? length - 1 - k : k",
+        {"row_of_the_reverse_direction": "dir.reverse && k < length ? steps - 1 - k : k"},
+    ),
+    (
+        "k < piece_length(tile) ? *piece_of(tile) : Bits128{}",
+        {"padding_is_not_zero": "*piece_of(tile)"},
+    ),
+    ("k < args.seq_len", {"padding_is_not_written": "false"}),
+    (
+        "if (k >= piece_length(tile)) continue;",
+        {"reserve_past_the_end": "if (piece_length(tile) < 0) continue;"},
+    ),
+    ("row_of(tile, length - 1)", {"hy_of_another_step": "row_of(tile, steps - 1)"}),
+    ("kGates > 1 && first_state", {"initial_state_forgotten": "false"}),
+    (
+        "static_cast<const T*>(dir.hx)[at + i]",
+        {"hy_of_an_empty_sequence": "from_float<T>(0.0f)"},
+    ),
+)
+
+
+@functools.cache
+def defective_driver() -> planted_defects.DefectiveEmulator:
+    return planted_defects.build_defects("cluster_forward", "ieee", PLACES, ("kGru", "kLstm"))
+
+
+def check_defective(
+    emulator: build.Emulator, cell: str, sizes: tuple[int, int], tiling: Any, pattern: str
+) -> None:
+    problem = Problem(
+        cell, torch.float32, (6, sizes[1], sizes[0]), draw_lengths(pattern, 6, sizes[1])
+    )
+    run = ClusterRun(emulator, problem, tiling)
+    check_run(problem, run)
+    assert run.gates[:, ~problem.inside[..., 0]].isnan().all(), "the reserve past the end"
+
+
+DEFECT_CASES = tuple(
+    itertools.product(
+        ("lstm", "gru"),
+        (
+            ((21, 6), (2, 1, 1)),
+            ((5, 6), (1, 1, 1)),
+            ((40, 3), (1, 1, 1)),
+            ((48, 4), (3, 1, 3)),
+            ((96, 2), (6, 1, 1)),
+        ),
+        ("short", "mixed"),
+    )
+)
+
+
+@pytest.mark.parametrize("defect", planted_defects.names_of(PLACES))
+def test_defect_is_caught(defect: str) -> None:
+    emulator = defective_driver()
+    emulator.plant(defect)
+    for seed, ((order, landing), (cell, (sizes, tiling), pattern)) in enumerate(
+        itertools.product(
+            (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late")),
+            DEFECT_CASES,
+        )
+    ):
+        emulator.configure(order=order, landing=landing, seed=seed)
+        try:
+            check_defective(emulator, cell, sizes, tiling, pattern)
+        except AssertionError:
+            return
+    pytest.fail(f"{defect} was not caught")
+
+
+def test_without_a_defect_all_is_well() -> None:
+    emulator = defective_driver()
+    emulator.plant(None)
+    emulator.configure(order="skew", landing="random")
+    for cell, (sizes, tiling), pattern in DEFECT_CASES:
+        check_defective(emulator, cell, sizes, tiling, pattern)
