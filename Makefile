@@ -7,13 +7,14 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench lint cuda gpu-check package fuzz docs clean
+.PHONY: help install test demo bench real-models lint cuda gpu-check package fuzz docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the whole test-suite"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
+	@echo "make real-models  replace the layers of published networks, and compare"
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
 	@echo "make gpu-check  build, test and measure on a GPU, with the torch of PYTHON, in 9 minutes"
@@ -46,6 +47,13 @@ demo: install
 
 bench: install
 	$(VENV)/bin/python -m benchmarks cpu
+
+$(VENV)/.real-models: $(VENV)/.extension requirements/real-models.txt
+	$(PIP) install --quiet --no-deps -r requirements/real-models.txt
+	touch $@
+
+real-models: $(VENV)/.real-models
+	$(VENV)/bin/python examples/replace_in_packages.py
 
 $(VENV)/.dev: $(VENV)/.extension requirements/dev.txt
 	$(PIP) install --quiet -r requirements/dev.txt
