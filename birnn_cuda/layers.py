@@ -282,6 +282,21 @@ class _SingleState(_Recurrent):
                 dimensions or count of ``lengths``, and on the CPU a value outside [0, T] (on a
                 device values are clamped: see ``check_lengths``).
             RuntimeError: sizes, dtype or device of ``input`` or ``hx``; no step.
+
+        A sequence too long to be differentiated as a whole is given in chunks, each of which goes
+        on from the state that the one before left. Detached, the state carries values but no
+        gradient (truncated back-propagation through time)::
+
+            state = None
+            for chunk in input.split(chunk_size):  # [T, B, I], steps first
+                output, state = layer(chunk, state)
+                loss(output).backward()
+                state = state.detach()
+
+        With ``lengths`` a chunk that starts at step ``first`` is given ``lengths=(lengths -
+        first).clamp(0, len(chunk))``: a sequence that has ended keeps its state. Only a forward
+        direction has such a state: the reverse one starts at the end of what it is given, so a
+        bidirectional layer reads whole sequences.
         """
         output, (h_n,), _ = self._run(input, hx, lengths)
         return output, h_n
@@ -531,6 +546,9 @@ class LSTM(_Recurrent):
 
         Raises:
             TypeError, ValueError, RuntimeError: as of :meth:`RNN.forward`.
+
+        How long sequences are given in chunks: see :meth:`RNN.forward`; here
+        ``state = tuple(s.detach() for s in state)``.
         """
         if not isinstance(return_cell_states, bool):
             raise TypeError(
