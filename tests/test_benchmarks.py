@@ -34,7 +34,6 @@ from benchmarks import (
     memory,
     memory_child,
     metrics,
-    onnx_peer,
     progress,
     session,
     timing,
@@ -149,17 +148,6 @@ def test_sixteen_bits_are_held_to_twice_the_error_of_torch() -> None:
     assert problem.check(results).reason is None
     error = relative_error(results["output"], problem.answer["output"])
     assert problem.tolerances["output"] == pytest.approx(2 * error + 2**-8)
-
-
-@pytest.mark.parametrize("cell", cases.CELLS)
-def test_onnxruntime_computes_the_same_layer(cell: str) -> None:
-    peer = onnx_peer.OnnxPeer()
-    if (reason := peer.absent()) is not None:
-        pytest.skip(f"onnxruntime {reason}")
-    problem = Problem.random(tiny_case(cell, "inference"), seed=random.getrandbits(32))
-    run = peer.build(problem)
-    assert problem.check(run.results(run.step())).reason is None
-    assert peer.declines(tiny_case(cell, "training")) == "inference only"
 
 
 # What is counted.
