@@ -75,7 +75,7 @@ def _case_table(title: str, columns: Iterable[str]) -> Table:
 
 
 def _case_cells(case: Mapping[str, Any]) -> list[str]:
-    cell = case["cell"] + ("" if case.get("bidirectional", True) else ", one direction")
+    cell = case["cell"] + ("" if case.get("bidirectional", True) else ", 1 direction")
     names = ("seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
     return [cell, *(str(case[name]) for name in names)]
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 try:
+    import rich.box
     import rich.console
+    import rich.measure
     import rich.table
 except ImportError:
     HAS_RICH = False
@@ -92,12 +94,26 @@ class Terminal:
             for line in ("", *table.plain()):
                 self.line(line)
             return
-        shown = rich.table.Table(title=table.title, title_justify="left")
-        for name in table.columns:
-            shown.add_column(name, justify="left" if name in table.left else "right")
+        shown = rich.table.Table(
+            title=table.title,
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for name, *cells in zip(table.columns, *table.rows, strict=True):
+            words = [word for text in (name, *cells) for word in text.split()]
+            shown.add_column(
+                name,
+                justify="left" if name in table.left else "right",
+                min_width=max(map(len, words), default=0),
+            )
         for index, row in enumerate(table.rows):
             shown.add_row(*row, end_section=index in table.rules)
-        self.console.print(shown)
+        # In a terminal that is too narrow the lines go on below: no figure is cut.
+        unbounded = self.console.options.update(max_width=10_000)
+        least = rich.measure.Measurement.get(self.console, unbounded, shown).minimum
+        self.console.width = max(self.console.width, least)
+        self.console.print(shown, crop=False)
 
     @contextlib.contextmanager
     def progress(self, total: float, finished: int, entries: int) -> Iterator[Bar]:

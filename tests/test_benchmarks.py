@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import random
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from benchmark_support import (
     noisy,
     tiny_case,
 )
+from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import (
@@ -44,6 +46,7 @@ from benchmarks.contest import Entrant, contest
 from benchmarks.flops import flops, products
 from benchmarks.problem import LayerRun, Problem, relative_error
 from benchmarks.results import Results, ResultsError
+from benchmarks.terminal import Table, Terminal
 
 TINY_LIMITS = Limits(seconds=0.0, min_rounds=2, max_rounds=2, min_sample=0.0)
 TINY = Preset(
@@ -468,3 +471,24 @@ def test_compare_without_a_shared_control_looks_at_the_time_itself(tmp_path: Pat
     assert compare.different_circumstances(Results.load(before), Results.load(after)) == [
         "differs: versions torch: 2 -> 3"
     ]
+
+
+# Printing.
+
+
+def test_a_narrow_terminal_breaks_lines_and_cuts_no_figure() -> None:
+    shown = io.StringIO()
+    terminal = Terminal(shown)
+    terminal.console = Console(file=shown, width=20)
+    columns = [f"column {index}" for index in range(9)]
+    table = Table("Title", columns, columns[:1])
+    table.add(*[f"{index}.123456" for index in range(9)])
+    terminal.table(table)
+    assert all(f"{index}.123456" in shown.getvalue() for index in range(9))
+    assert table.markdown() == [
+        f"| {' | '.join(columns)} |",
+        "|---" + "|--:" * 8 + "|",
+        "| " + " | ".join(f"{index}.123456" for index in range(9)) + " |",
+    ]
+    title, head, row = table.plain()
+    assert title == "Title" and len(head) == len(row) and row.endswith("  8.123456")

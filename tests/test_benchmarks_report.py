@@ -151,7 +151,11 @@ def test_a_page_of_cuda_results_is_whole_and_alone(tmp_path: Path) -> None:
     assert text.count("<img ") == text.count('src="data:image/png;base64,') == len(files)
     assert not re.search(r'(src|href)="(?!data:)', text) and "url(" not in text
     assert len(re.findall(r'alt="[^"]{20,}"', text)) == len(files)
-    for expected in ("a made-up GPU", "x as fast as torch.nn graph in training", "lstm, one dir"):
+    for expected in (
+        "a made-up GPU",
+        "x as fast as torch.nn graph in training",
+        "lstm, 1 direction",
+    ):
         assert expected in text
     assert "out of &lt;memory&gt; &amp; luck" in text
     assert "limit model: published figures" in text
