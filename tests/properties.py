@@ -170,6 +170,10 @@ def check(case: Case) -> None:
         results = evaluate(ours, case, operands, lengths)
     finally:
         torch.set_num_threads(1)
+    if case.threads > 1:
+        alone, _ = evaluate(ours, case, operands, lengths)
+        same = all(torch.equal(a, b) for a, b in zip(results[0], alone, strict=True))
+        assert same, "outputs depend on the number of threads"
     expected = evaluate(oracle, case, [x.double() for x in operands], None)
     allowed = [TOLERANCE.get(case.dtype, 0.0)] * 2
     if case.dtype in (torch.float16, torch.bfloat16):
