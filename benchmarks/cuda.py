@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from benchmarks.limit_model import PUBLISHED
 from benchmarks.memory import MemoryMeasurement
 from benchmarks.onnx_peer import OnnxCudaPeer
 from benchmarks.peers import CapturedPeer, PackedPeer, Peer
+from benchmarks.problem import DTYPES
 from benchmarks.results import Results
 from benchmarks.session import Measurement, Session
 
@@ -81,8 +83,37 @@ class CudaCommand(MeasuringCommand):
         with super().session(results, peers) as session:
             session.device = self.device
             session.stopwatch = cuda_stopwatch()
+            session.kernel_of = partial(planned_kernel, limits_of_this_gpu())
             with recording(sampling_command(device_name())) as session.clocks:
                 yield session
+
+
+def limits_of_this_gpu() -> dict[str, Any]:
+    from birnn_cuda.__main__ import limits_of_this_gpu
+
+    return limits_of_this_gpu()
+
+
+def planned_kernel(limits: Mapping[str, Any], case: Case) -> str:
+    """Which of this package's kernels runs the recurrence of a case on the GPU of these limits."""
+    from birnn_cuda import ops
+
+    try:
+        plan = ops.plan(
+            dict(limits),
+            cell="tanh" if case.cell == "rnn" else case.cell,
+            dtype=str(DTYPES[case.dtype]).removeprefix("torch."),
+            seq_len=case.seq_len,
+            batch_size=case.batch_size,
+            input_size=case.input_size,
+            hidden_size=case.hidden_size,
+            num_directions=case.num_directions,
+            precision="tf32" if case.dtype == "tf32" else "ieee",
+            training=case.training,
+        )
+    except ValueError:  # none on this GPU: the layer raises the same, and is reported
+        return "none"
+    return str(plan["kernel"])
 
 
 def device_name() -> str:

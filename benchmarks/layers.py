@@ -58,6 +58,7 @@ class LayerMeasurement:
             "seed": seed,
             "subjects": [peer.name for peer in session.entrants if is_subject(peer.name)],
             "control": session.torch_layer.name,
+            "kernel": session.kernel_of(self.case) if session.kernel_of is not None else None,
             "skipped": skipped,
             **timings,
         }

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Session:
     device: str = "cpu"
     stopwatch: Stopwatch = WALL
     clocks: ClockRecorder | None = None
+    kernel_of: Callable[[Case], str] | None = None  # of this package, where it has several
 
     def seed_of(self, key: str) -> int:
         """The seed of one entry, whichever entries ran before it."""

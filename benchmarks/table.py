@@ -112,6 +112,7 @@ def _cpu_layers(entries: Sequence[Entry], results: Results) -> Table:
 def _cuda_layers(entries: Sequence[Entry], results: Results) -> Table:
     own, peers = own_names(entries), peer_names(entries)
     columns = [
+        "kernel",
         *("us a step" + name.removeprefix(SUBJECT).replace(GRAPH, ", graph") for name in own),
         "+-",
         "launch us",
@@ -120,13 +121,13 @@ def _cuda_layers(entries: Sequence[Entry], results: Results) -> Table:
         "GB/s",
         "of limit",
     ]
-    table = _case_table(
-        "Layers: x peer is how much faster than the peer, eager or graph as the peer", columns
-    )
+    title = "Layers: x peer is how much faster than the peer, eager or graph as the peer"
+    table = Table(title, [*CASE_COLUMNS, *columns], [*CASE_WORDS, "kernel"])
     for entry in entries:
-        best = best_own(entry)
+        best, kernel = best_own(entry), entry["kernel"] or NONE
         if best is None:
-            table.add(*_case_cells(entry["case"]), "failed", *[NONE] * (len(columns) - 1))
+            nothing = [NONE] * (len(columns) - 2)
+            table.add(*_case_cells(entry["case"]), kernel, "failed", *nothing)
             continue
         seconds = statistics.median(entry["samples"][best])
         launch = entry["host_samples"].get(SUBJECT)
@@ -134,6 +135,7 @@ def _cuda_layers(entries: Sequence[Entry], results: Results) -> Table:
         share = limit / taken if limit is not None and taken is not None else None
         table.add(
             *_case_cells(entry["case"]),
+            kernel,
             *(_number(step_microseconds(entry, name), ".3f") for name in own),
             f"{spread(entry['samples'][best]):.0%}",
             _number(statistics.median(launch) * 1e6 if launch else None, ".0f"),

@@ -99,7 +99,7 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         if ops.build_info()["cuda_version"] is None:
             reason = "this build has no CUDA kernels: a CUDA tensor raises an error"
             return [("shape", shape), ("kernel", "none"), ("because", reason)]
-        limits = _limits_of_this_gpu()
+        limits = limits_of_this_gpu()
     else:
         limits = _known_devices()[device]
     plan = ops.plan(
@@ -135,7 +135,8 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
     ]
 
 
-def _limits_of_this_gpu() -> dict[str, Any]:
+def limits_of_this_gpu() -> dict[str, Any]:
+    """What `ops.plan` needs to know of the current device. ValueError where there is none."""
     if not torch.cuda.is_available():
         raise ValueError(
             f"this machine has no GPU; name one, such as --device {', '.join(_known_devices())}"

@@ -36,6 +36,7 @@ from benchmarks.flops import compulsory_bytes
 from benchmarks.limit_model import PUBLISHED
 from benchmarks.problem import DTYPES, LayerRun, Problem, products_as
 from benchmarks.results import Results
+from birnn_cuda import ops
 
 SHAPE = (4, 2, 3)
 TINY = Preset(
@@ -89,6 +90,7 @@ def tiny_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "cuda_stopwatch", lambda: stopwatch)
     monkeypatch.setattr(cuda, "device_facts", lambda: DEVICE)
     monkeypatch.setattr(cuda, "device_name", lambda: "GPU-0")
+    monkeypatch.setattr(cuda, "limits_of_this_gpu", lambda: ops.known_devices()[-1])
     monkeypatch.setattr(cuda, "sampling_command", lambda device: [sys.executable, "-c", SMI])
     monkeypatch.setattr(timing.gc, "collect", lambda: 0)
     for name in timing.GEMM_SIZES:
@@ -96,6 +98,13 @@ def tiny_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What is asked for.
+
+
+@pytest.mark.parametrize("preset", cuda_cases.PRESETS.values(), ids=cuda_cases.PRESETS)
+def test_the_kernel_of_every_case_is_planned(preset: Preset) -> None:
+    for limits in ops.known_devices():
+        kernels = {cuda.planned_kernel(limits, case) for case in preset.cases["layers"]}
+        assert ("none" in kernels) == (limits["compute_capability"] < 80), limits
 
 
 @pytest.mark.parametrize("preset", cuda_cases.PRESETS.values(), ids=cuda_cases.PRESETS)
@@ -189,6 +198,7 @@ def test_a_run_on_stand_ins_writes_and_shows_everything(
 ) -> None:
     out = tmp_path / "a.json"
     assert command("cuda", "--out", out, "--seed", 5) == 0
+    printed = capsys.readouterr().out
     results = Results.load(out)
     assert results.data["finished"] and results.data["command"] == "cuda"
     assert results.data["device"] == DEVICE
@@ -202,6 +212,7 @@ def test_a_run_on_stand_ins_writes_and_shows_everything(
         assert set(entry["samples"]) == set(entry["host_samples"]) == ways
         assert entry["subjects"] == ["birnn_cuda", "birnn_cuda graph"]
         assert all(len(taken) == 3 for taken in entry["samples"].values())
+        assert entry["kernel"] in printed
         assert entry["bytes"] == compulsory_bytes(Case(**entry["case"]))
     assert {name for entry in results.section("concurrency") for name in entry["samples"]} == {
         way + directions for way in ways - {"torch.nn packed"} for directions in (TWO, ONE)
@@ -209,7 +220,6 @@ def test_a_run_on_stand_ins_writes_and_shows_everything(
     seen = [entry["clocks"] for entry in results.entries if entry["clocks"]]
     assert seen and all(each["sm_mhz"] == [1755, 1755, 1755] for each in seen)
     assert all("celsius" not in each for each in seen)
-    printed = capsys.readouterr().out
     for expected in ("x torch.nn graph", "of limit", "launch us", "1755 to 1755 MHz", "Accuracy"):
         assert expected in printed
 

@@ -43,6 +43,7 @@ def layer_entry(case: Case, seconds: dict[str, float], rng: random.Random) -> di
         "failed": {},
         "samples": samples,
         "host_samples": samples,
+        "kernel": "stepwise",
         "clocks": {"sm_mhz": [1700, 1750, 1980]},
     }
 
