@@ -93,9 +93,9 @@ def part(results: Results, galleries: Sequence[Gallery], constants: Constants | 
         source = constants.source if constants else results.data["limit_model"]["source"]
         facts.append(f"limit model: {source}")
     lines += [f"<li>{html.escape(fact)}</li>" for fact in facts]
-    lines += ["</ul>", '<ul class="means">']
-    lines += [f"<li>{html.escape(mean.strip())}</li>" for mean in geometric_means(results)]
     lines.append("</ul>")
+    means = [f"<li>{html.escape(mean.strip())}</li>" for mean in geometric_means(results)]
+    lines += ['<ul class="means">', *means, "</ul>"] if means else []
     lines += [f'<p class="failed">{html.escape(line)}</p>' for line in failures(results)]
     for gallery in galleries:
         lines.append(f"<h2>{html.escape(gallery.heading)}</h2>")

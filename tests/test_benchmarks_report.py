@@ -187,6 +187,14 @@ def test_damaged_and_foreign_files_are_refused(
     assert not out.exists()
 
 
+def test_results_without_entries_make_a_page(tmp_path: Path) -> None:
+    source = made_up_cuda(tmp_path / "a.json", (), ())
+    data = json.loads(source.read_text())
+    source.write_text(json.dumps({**data, "entries": []}))
+    assert command("report", source, "--out", tmp_path / "page") == 0
+    assert "<img" not in (tmp_path / "page" / report.PAGE).read_text()
+
+
 def test_measured_constants_move_the_limit(tmp_path: Path) -> None:
     source = made_up_cuda(tmp_path / "a.json", SHAPES[:1], ("fp16",))
     micro = tmp_path / "micro.json"
