@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_support import Repeated, StandIn, WallEvent, command
+from benchmark_support import Repeated, StandIn, WallEvent, command, tiny_case
 
 from benchmarks import (
     __main__,
