@@ -120,8 +120,8 @@ class BiRNN(nn.Module):
         """Run the network.
 
         Args:
-            input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a
-                PackedSequence.
+            input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, a
+                PackedSequence, or a NestedTensor of layout ``torch.jagged`` ``[B, ragged, I]``.
             lengths: int64 or int32 ``[B]`` (no dimension for ``[T, I]``), for a padded input:
                 the backward layer starts at each sequence's own end.
 

@@ -54,11 +54,12 @@ def test_compile_batch_first_unbatched_and_eval():
         assert torch.equal(compiled(input)[0], model(input)[0])
 
 
-def test_compile_under_autocast():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compile_under_autocast(dtype):
     model = birnn_cuda.GRU(3, 4, bidirectional=True)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     input = torch.randn(5, 2, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(compiled(input)[0], model(input)[0])
 
 

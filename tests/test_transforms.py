@@ -10,6 +10,7 @@ from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import birnn_cuda
+from birnn_cuda import ops
 
 OP_CELLS = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
 FORMS = ("full", "states", "lengths", "packed")
@@ -63,10 +64,11 @@ def test_opcheck_backward(case, everything):
     d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
     needs_grad = [everything or index % 2 == 0 for index in range(3 + len(tensors[3]))]
     cotangents = (torch.randn_like(output), torch.randn_like(h_n), d_c_n)
-    opcheck(
-        torch.ops.birnn_cuda.backward,
-        (*cotangents, *tensors, output, reserve, cell, num_directions, "ieee", needs_grad),
-    )
+    rest = (output, reserve, cell, num_directions, "ieee", needs_grad)
+    if everything and cell == "lstm":
+        cell_states = ops.cell_states(tensors[0], reserve, *tensors[4:])
+        rest = (*rest, torch.randn_like(cell_states))
+    opcheck(torch.ops.birnn_cuda.backward, (*cotangents, *tensors, *rest))
 
 
 def test_fake_kernels_agree_on_strides_of_strided_input():
