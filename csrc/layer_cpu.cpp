@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 #include <cstring>
@@ -174,6 +175,7 @@ cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
 }  // namespace
 
 ForwardResult forward_cpu(const Problem& given, bool training) {
+  const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
   Problem p = given;
   p.weights = compute_weights(given);
@@ -272,6 +274,7 @@ int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
 }  // namespace
 
 BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
+  const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
   Problem p = given;
   p.weights = compute_weights(given);
@@ -398,25 +401,34 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     const auto t_end = [&](int64_t d) { return d == 1 ? T - step_begin : step_end; };
     for (int d = 0; d < D; ++d) directions[d].dgates_first_row = offset(t_begin(d));
     cpu::backward(layer, directions.data(), step_begin, step_end, workspace.data_ptr());
-    if (dx.sum.defined())
+    // With a thread for each direction, the products are shared out by hand: one parallel region
+    // instead of one for each. Of dx, where the directions meet, each thread takes some columns.
+    // More threads share each product.
+    const float dx_beta = dx.next_beta();
+    const auto add_input_gradient = [&](int64_t column, int64_t columns) {
+      float beta = dx_beta;
       for (int d = 0; d < D; ++d)
         for (const InputGateBlocks& block : blocks) {
           const int64_t first = offset(t_begin(d));
           GemmShape product;  // dx += dgates W_ih
-          product.m = offset(t_end(d)) - first, product.n = I, product.k = block.count * H;
+          product.m = offset(t_end(d)) - first, product.n = columns, product.k = block.count * H;
           product.lda = dgates_width, product.ldb = I, product.ldc = I;
-          product.beta = dx.next_beta();
+          product.beta = std::exchange(beta, 1.0f);
           multiply(product, row_pointer(dgates[d], 0, block.column * H),
-                   row_pointer(p.weight_ih(d), block.row * H), mutable_row_pointer(dx.sum, first));
+                   row_pointer(p.weight_ih(d), block.row * H, column),
+                   mutable_row_pointer(dx.sum, first, column));
         }
-    // With a thread for each direction, their products side by side: one parallel region instead of
-    // one for each. More threads share each product.
-    if (D == at::get_num_threads())
+    };
+    if (D == at::get_num_threads()) {
       at::parallel_for(0, D, 1, [&](int64_t begin, int64_t end) {
+        const int64_t column = I * begin / D, columns = I * end / D - column;
+        if (dx.sum.defined()) add_input_gradient(column, columns);
         for (int64_t d = begin; d < end; ++d) add_weight_gradients(int(d), t_begin(d), t_end(d));
       });
-    else
+    } else {
+      if (dx.sum.defined()) add_input_gradient(0, I);
       for (int d = 0; d < D; ++d) add_weight_gradients(d, t_begin(d), t_end(d));
+    }
   }
 
   BackwardResult out;

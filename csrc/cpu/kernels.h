@@ -24,7 +24,8 @@ using Math = VectorMath<Real>;
 constexpr int panel_columns(int gates) { return gates == 1 ? 2 : gates; }
 constexpr int unit_vectors(int gates) { return gates == 1 ? 2 : 1; }
 constexpr int kMaxColumns = 4;
-constexpr int kMaxPanelGroup = 4;  // panels that a single row takes at a time
+constexpr int kMaxPanelGroup = 4;              // panels that a single row takes at a time
+constexpr size_t kLargeWeightBytes = 1 << 20;  // more do not stay in the second-level cache
 
 template <class Real>
 inline int64_t num_panels(int64_t units, int gates) {
@@ -108,11 +109,12 @@ void pack_columns(const Real* w, int64_t units, int64_t depth, Real* panels) {
 // ---- product -------------------------------------------------------------------------------
 
 // sums[row][column] (+)= rows[row][k] * panel[k][column] for kRows rows and kPanels panels whose
-// distance is panel_stride; sums of one panel follow those of the one before.
-template <class Real, int kColumns, int kRows, int kPanels>
+// distance is panel_stride; sums of one panel follow those of the one before. With kAskAhead as
+// much as is read of the panel is asked for from `next` on.
+template <class Real, int kColumns, int kRows, int kPanels, bool kAskAhead = false>
 inline void multiply_tile(const Real* const* rows, const Real* panel, int64_t panel_stride,
                           int64_t k_begin, int64_t k_end, Real* sums, int64_t sums_panel_stride,
-                          bool accumulate) {
+                          bool accumulate, [[maybe_unused]] const Real* next = nullptr) {
   using M = Math<Real>;
   typename M::Value acc[kRows][kPanels][kColumns];
 #pragma GCC unroll 16
@@ -129,6 +131,11 @@ inline void multiply_tile(const Real* const* rows, const Real* panel, int64_t pa
   for (int r = 0; r < kRows; ++r) a[r] = rows[r];
   for (int64_t k = k_begin; k < k_end; ++k) {
     const Real* w = panel + k * kColumns * M::kLanes;
+    if constexpr (kAskAhead) {
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c)
+        __builtin_prefetch(next + ((k - k_begin) * kColumns + c) * M::kLanes, 0, 2);
+    }
     // The fewer operands stay in registers, the others pass through one: with all of them the sums
     // would spill.
     if constexpr (kRows > kPanels * kColumns) {
@@ -183,10 +190,14 @@ inline void multiply_rest(int64_t rest, const Real* const* rows, const Real* pan
   }
 }
 
-// sums [num_rows][kColumns][lane] (+)= rows times one panel.
+// sums [num_rows][kColumns][lane] (+)= rows times one panel. If next_panel is not null, the last
+// full tile of each part of the panel asks for the part that comes after it, so that the first tile
+// there does not wait for the third-level cache: 1.05 times as fast where W is larger than the
+// second, 0.97 times where it is not. Tiles of nearly equal numbers of rows instead of full ones
+// and a rest gained nothing.
 template <class Real, int kColumns>
 void multiply_panel(const Real* const* rows, int64_t num_rows, const Real* panel, int64_t depth,
-                    Real* sums, bool accumulate) {
+                    Real* sums, bool accumulate, const Real* next_panel = nullptr) {
   constexpr int kTile = kNumAccumulators / kColumns;
   constexpr int kWidth = kColumns * Math<Real>::kLanes;
   // With several row tiles, the part of a panel in use stays in the first-level cache.
@@ -195,8 +206,13 @@ void multiply_panel(const Real* const* rows, int64_t num_rows, const Real* panel
     const int64_t k1 = k0 + block < depth ? k0 + block : depth;
     int64_t r = 0;
     for (; r + kTile <= num_rows; r += kTile)
-      multiply_tile<Real, kColumns, kTile, 1>(rows + r, panel, 0, k0, k1, sums + r * kWidth, 0,
-                                              accumulate || k0 > 0);
+      if (next_panel && r + 2 * kTile > num_rows)
+        multiply_tile<Real, kColumns, kTile, 1, true>(
+            rows + r, panel, 0, k0, k1, sums + r * kWidth, 0, accumulate || k0 > 0,
+            k1 < depth ? panel + k1 * kWidth : next_panel);
+      else
+        multiply_tile<Real, kColumns, kTile, 1>(rows + r, panel, 0, k0, k1, sums + r * kWidth, 0,
+                                                accumulate || k0 > 0);
     multiply_rest<Real, kColumns, kTile - 1>(num_rows - r, rows + r, panel, k0, k1,
                                              sums + r * kWidth, accumulate || k0 > 0);
   }
@@ -237,10 +253,15 @@ inline void for_each_panel(const Real* const* rows, int64_t num_rows, const Real
     take_groups_of(std::integral_constant<int, kMaxPanelGroup>{});
     take_groups_of(std::integral_constant<int, kMaxPanelGroup / 2>{});
   }
+  const bool is_large =
+      num_rows > kNumAccumulators / kColumns && count * stride * sizeof(Real) > kLargeWeightBytes;
   for (; done < count; ++done) {
     const int64_t p = backwards ? count - 1 - done : done;
     Real* to = sums.base + p * sums.panel_stride;
-    multiply_panel<Real, kColumns>(rows, num_rows, panels + p * stride, depth, to, sums.accumulate);
+    // The last panel is followed by itself: the next step begins there.
+    const int64_t following = done + 1 == count ? p : backwards ? p - 1 : p + 1;
+    multiply_panel<Real, kColumns>(rows, num_rows, panels + p * stride, depth, to, sums.accumulate,
+                                   is_large ? panels + following * stride : nullptr);
     consume(p, to);
   }
 }
