@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OPSET = 17
 IR_VERSION = 8
 CUDA_PROVIDER = "CUDAExecutionProvider"
+CUDA_DEVICE = "cuda"  # as onnxruntime names it
 
 # ONNX's gate order as indices into torch's: LSTM i, o, f, c of i, f, g, o; GRU z, r, h of r, z, n.
 GATE_ORDER = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
@@ -143,7 +144,7 @@ class OnnxCudaRun:
             for name, tensor in tensors.items():
                 bind(
                     name=name,
-                    device_type="cuda",
+                    device_type=CUDA_DEVICE,
                     device_id=torch.cuda.current_device(),
                     element_type=numpy_dtype(case),
                     shape=tuple(tensor.shape),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from benchmark_support import tiny_case
 
-from benchmarks import cases, compiled_peer, flashrnn_peer, jax_peer, onnx_peer
+from benchmarks import cases, compiled_peer, cuda_graph, flashrnn_peer, jax_peer, onnx_peer
 from benchmarks.problem import LayerRun, Problem
 from benchmarks.recurrences import layers_of
 
@@ -129,3 +132,91 @@ def test_onnxruntime_computes_the_same_layer(cell: str) -> None:
     run = peer.build(problem)
     assert problem.check(run.results(run.step())).reason is None
     assert peer.declines(tiny_case(cell, "training")) == "inference only"
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_onnxruntime_writes_into_the_tensors_it_is_bound_to(
+    bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the run on CUDA but CUDA: its provider and device type are those of the CPU."""
+    if (reason := onnx_peer.OnnxPeer().absent()) is not None:
+        pytest.skip(f"onnxruntime {reason}")
+    waits: list[tuple[str, str]] = []
+
+    class Stream:
+        cuda_stream = 1
+
+        def __init__(self, name: str = "onnxruntime's") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Any) -> None:
+            waits.append((self.name, other.name))
+
+    monkeypatch.setattr(onnx_peer, "CUDA_PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(onnx_peer, "CUDA_DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("torch's"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    case = dataclasses.replace(tiny_case("lstm", "inference", "tf32"), bidirectional=bidirectional)
+    problem = Problem.random(case, 11)
+    run = onnx_peer.OnnxCudaRun(problem)
+    assert problem.check(run.results(run.step())).reason is None
+    assert waits == [("onnxruntime's", "torch's"), ("torch's", "onnxruntime's")]
+
+
+def test_a_graph_is_captured_after_warming_up_on_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The order of things, on a torch.cuda that only writes it down."""
+    order: list[str] = []
+    streams = []
+
+    class Stream:
+        def __init__(self) -> None:
+            streams.append(self)
+
+        def wait_stream(self, other: Any) -> None:
+            order.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            order.append("replay")
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        assert stream is streams[0]
+        order.append("on")
+        yield
+        order.append("off")
+
+    @contextmanager
+    def captured(graph: Any, stream: Any) -> Iterator[None]:
+        assert isinstance(graph, Graph) and stream is streams[0]
+        order.append("capture")
+        yield
+        order.append("captured")
+
+    for name, value in (
+        ("Stream", Stream),
+        ("current_stream", lambda: None),
+        ("CUDAGraph", Graph),
+        ("stream", on),
+        ("graph", captured),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    steps = iter(range(9))
+
+    class Run:
+        def step(self) -> int:
+            order.append("step")
+            return next(steps)
+
+        def results(self, returned: int) -> Any:
+            return {"returned": returned}
+
+    run = cuda_graph.GraphRun(Run())
+    warm_up = ["wait", "on", *["step"] * cuda_graph.WARM_UPS, "off"]
+    assert order == [*warm_up, "capture", "step", "captured"]
+    # Every replay leaves its results in what the captured step returned.
+    assert run.results(run.step()) == run.results(run.step()) == {"returned": cuda_graph.WARM_UPS}
+    assert order[-2:] == ["replay", "replay"]
