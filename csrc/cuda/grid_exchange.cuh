@@ -60,22 +60,22 @@ BIRNN_DEVICE void publish(WordPair* pair, uint32_t epoch, uint32_t first, uint32
   store_relaxed_gpu(pair, WordPair{make_word(epoch, first), make_word(epoch, second)});
 }
 
-// source: this thread's first pair; the next ones follow at `stride` pairs. Of kPairs only the
-// first `count` are asked for; the others are left alone.
-template <int kPairs>
-BIRNN_DEVICE void ask(WordPair (&pairs)[kPairs], const WordPair* source, int stride, int count) {
+// source(i): where this thread finds pair i; only the first `count` pairs are asked for, the others
+// are left alone.
+template <int kPairs, class Source>
+BIRNN_DEVICE void ask(WordPair (&pairs)[kPairs], const Source& source, int count = kPairs) {
   BIRNN_UNROLL
   for (int i = 0; i < kPairs; ++i)
-    if (i < count) pairs[i] = load_relaxed_gpu(source + i * stride);
+    if (i < count) pairs[i] = load_relaxed_gpu(source(i));
 }
 
 // After `ask` with the same arguments: returns when all pairs are of this epoch. A warp collective:
 // the lanes leave together.
-template <int kPairs>
-BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const WordPair* source, int stride, int count,
-                        uint32_t epoch) {
-  const auto is_there = [&](int i) {
-    const uint32_t first = epoch_of(pairs[i].first), second = epoch_of(pairs[i].second);
+template <int kPairs, class Source>
+BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const Source& source, uint32_t epoch,
+                        int count = kPairs) {
+  const auto is_there = [&](const WordPair& pair) {
+    const uint32_t first = epoch_of(pair.first), second = epoch_of(pair.second);
     check((first <= epoch || first == kAlways) && (second <= epoch || second == kAlways),
           "a word was overwritten before it was read");
     return first >= epoch && second >= epoch;
@@ -84,13 +84,24 @@ BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const WordPair* source, int s
     bool all_there = true;
     BIRNN_UNROLL
     for (int i = 0; i < kPairs; ++i)
-      if (i < count) all_there = is_there(i) && all_there;
+      if (i < count) all_there = is_there(pairs[i]) && all_there;
     if (vote_ballot(!all_there) == 0) return;
     spin_pause();
     BIRNN_UNROLL
     for (int i = 0; i < kPairs; ++i)
-      if (i < count && !is_there(i)) pairs[i] = load_relaxed_gpu(source + i * stride);
+      if (i < count && !is_there(pairs[i])) pairs[i] = load_relaxed_gpu(source(i));
   }
+}
+
+// The same for pairs at `stride` pairs from each other.
+template <int kPairs>
+BIRNN_DEVICE void ask(WordPair (&pairs)[kPairs], const WordPair* source, int stride, int count) {
+  ask(pairs, [=](int i) { return source + i * stride; }, count);
+}
+template <int kPairs>
+BIRNN_DEVICE void await(WordPair (&pairs)[kPairs], const WordPair* source, int stride, int count,
+                        uint32_t epoch) {
+  await(pairs, [=](int i) { return source + i * stride; }, epoch, count);
 }
 
 // By all threads of a launch that precedes. epoch_of_word(i), i counting words: kNever, or kAlways

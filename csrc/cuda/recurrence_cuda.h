@@ -66,4 +66,23 @@ int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
                      const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
                      const ClusterBackwardTiling& tiling, void* workspace, void* stream);
 
+// grid_forward: the whole recurrence of one or two directions in one cooperative launch (behind one
+// of a kernel that packs the weights and clears what blocks exchange). Blocks share a direction's
+// hidden units and hand each other h through L2. Any cell in fp16, bf16 and fp32 without
+// projection, as far as W_hh fits into the registers and shared memory of num_blocks blocks.
+// Arguments as of stepwise_forward; directions [num_directions], `compute` says how fp32 products
+// are formed. All num_directions * num_blocks * groups_at_once blocks must fit the device at once:
+// else the launch fails.
+struct GridForwardTiling {
+  int num_blocks = 1;      // that share a direction's hidden units
+  int batch_tiles = 1;     // of 8 sequences, a group that num_blocks blocks run together
+  int groups_at_once = 1;  // groups of the batch that run side by side, on blocks of their own
+};
+int64_t grid_forward_workspace(const RecurrenceShape& shape, const GridForwardTiling& tiling,
+                               int num_directions);
+int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
+                 const ForwardDirection* directions, int num_directions, bool save_reserve,
+                 GemmCompute compute, const GridForwardTiling& tiling, void* workspace,
+                 void* stream);
+
 }  // namespace birnn::cuda

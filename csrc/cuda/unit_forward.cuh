@@ -14,9 +14,11 @@ using namespace birnn::device;
 // Blocks of H in a direction's bias: a GRU keeps the two biases of n apart.
 template <Cell kCell>
 constexpr int kBiasBlocks = kCell == Cell::kGru ? 4 : num_gates(kCell);
-// Values that a step leaves in the reserve, at least one, so that arrays can hold them.
+// Values that a step leaves in the reserve, if it leaves any; at least one, for arrays of them.
 template <Cell kCell>
-constexpr int kKeptBlocks = reserve_blocks(kCell) > 0 ? reserve_blocks(kCell) : 1;
+constexpr bool kHasReserve = reserve_blocks(kCell) > 0;
+template <Cell kCell>
+constexpr int kKeptBlocks = kHasReserve<kCell> ? reserve_blocks(kCell) : 1;
 
 // h of one step from what the cell's functions are applied to, each the sum of W_ih x, W_hh h and
 // the bias: the pre-activations of the gates, for a GRU those of r and z, then n's of the input and

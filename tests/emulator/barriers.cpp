@@ -28,6 +28,7 @@ void arrive(Barrier& barrier, unsigned expected, bool releases, bool same_line, 
   if (++barrier.arrived == expected) {
     barrier.arrived = 0;
     ++barrier.phase;
+    ++machine->progress;
     barrier.waiting.wake();
   }
 }
@@ -67,7 +68,7 @@ const Deposit* meet_lanes(int operation, const char* what, const void* mine, siz
     if (combine) combine(deposits);
     warp.arrived = 0;
     ++warp.phase;
-    warp.waiting.wake();
+    warp.waiting.wake();  // no progress: a warp may vote on whether to spin on
   } else {
     wait_until(warp.waiting, what, where, [&] { return warp.phase != phase; });
   }
@@ -92,6 +93,7 @@ void end_phase_if_complete(MBarrierState& barrier) {
   if (barrier.pending_arrivals != 0 || barrier.pending_bytes != 0) return;
   ++barrier.phase;
   barrier.pending_arrivals = barrier.arrivals;
+  ++machine->progress;
   barrier.waiting.wake();
 }
 

@@ -240,6 +240,7 @@ void land_copy(size_t index) {
     release(groups.landed[slot]);
     --groups.in_flight[slot];
     --issuer.copies_in_flight;
+    ++machine->progress;
     groups.waiting.wake();
   }
 }

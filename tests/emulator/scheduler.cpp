@@ -440,7 +440,6 @@ void WaitList::add(Thread* thread) {
 }
 
 void WaitList::wake() {
-  ++machine->progress;
   for (Thread* thread = first_; thread != nullptr; thread = thread->next_waiting) {
     machine->runnable.push(thread);
   }

@@ -1,0 +1,134 @@
+// How the grid forward kernel divides a shape, and what it asks of the device: plain host code that
+// the kernel's launcher and the plan share.
+#pragma once
+
+#include <cstdint>
+
+#include "../recurrence.h"
+#include "recurrence_cuda.h"
+
+namespace birnn::cuda::grid_gather {
+
+constexpr int kMatrixRows = 16;  // of a row tile
+constexpr int64_t kMaxBlocks = 1 << 10;
+constexpr int64_t kFragmentBytes = 1024;
+
+// What is compiled: the row tiles of a block and the chunks of a warp, upper bounds, and how many
+// of the row_tiles * chunks weight fragments a warp holds in registers (`held`; fewer for fp32,
+// whose products need registers of their own), the others in shared memory; how many chunks' words
+// a thread asks for at once; the tiles of 8 sequences, exactly; the cells of a thread, an upper
+// bound. The first instance that is large enough is taken.
+struct Instance {
+  int row_tiles, chunks, held_16, held_32, asked, batch_tiles, cells;
+  constexpr int held(int64_t element_bytes) const { return element_bytes == 4 ? held_32 : held_16; }
+};
+// For tests on small shapes, which take the same path: blocks of two warps, so that few units are
+// split over warps and over pieces.
+#if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
+constexpr int kThreads = 64;
+constexpr Instance kInstances[] = {{4, 2, 5, 5, 1, 2, 4}};
+#elif defined(BIRNN_FULL_WIDTH)  // for the sanitizers
+constexpr int kThreads = 256;
+constexpr Instance kInstances[] = {{4, 2, 3, 3, 1, 1, 2}, {4, 1, 2, 2, 1, 2, 1}};
+#elif defined(BIRNN_SMALL_INSTANCES)
+constexpr int kThreads = 64;
+constexpr Instance kInstances[] = {
+    {1, 1, 1, 1, 1, 1, 1}, {4, 2, 3, 3, 1, 1, 2}, {4, 2, 5, 5, 1, 2, 4}};
+#else
+constexpr int kThreads = 256;
+constexpr Instance kInstances[] = {
+    {2, 4, 8, 8, 4, 1, 1},    // one batch tile
+    {3, 4, 12, 12, 4, 1, 1},  //
+    {4, 2, 8, 8, 2, 1, 1},    //
+    {4, 4, 16, 16, 4, 1, 1},  //
+    {2, 8, 14, 11, 4, 1, 1},  //
+    {4, 8, 14, 11, 4, 1, 1},  //
+    {6, 6, 15, 12, 3, 1, 1},  // of 16 bits alone
+    {8, 4, 16, 11, 2, 1, 1},  // of 16 bits alone
+    {2, 4, 8, 8, 4, 2, 1},    // two
+    {4, 2, 8, 8, 2, 2, 1},    //
+    {4, 4, 14, 11, 4, 2, 1},  //
+    {4, 2, 8, 8, 2, 4, 2},    // four
+    {4, 4, 11, 9, 2, 4, 2},   //
+};
+#endif
+constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
+constexpr int kWarps = kThreads / 32;
+
+// Floats of a column of the partial sums: 4 more than rows, so that the four columns that the lanes
+// of a warp write at once begin 8 banks apart.
+constexpr int sums_pitch(int row_tiles) { return row_tiles * kMatrixRows + 4; }
+
+// The largest block of any device has this much shared memory.
+constexpr int64_t kMaxSharedBytes = 227 * 1024;
+constexpr int64_t shared_bytes_of(const Instance& instance, int64_t element_bytes) {
+  const int64_t spare = instance.row_tiles * instance.chunks - instance.held(element_bytes);
+  const int64_t tile_batch = 8 * instance.batch_tiles;
+  const int64_t sums = 2 * kWarps * tile_batch * sums_pitch(instance.row_tiles) * 4;
+  return kWarps * spare * kFragmentBytes + sums + (tile_batch * 4 + 15) / 16 * 16 + 16;
+}
+
+using Tiling = GridForwardTiling;
+
+struct Sizes {
+  int units = 0;           // U of a block, even
+  int num_tiles = 0;       // m16 tiles of the G * U rows of a block
+  int num_chunks = 0;      // of 64 bytes of the H columns
+  int chunks_of_warp = 0;  // the last warps may have one fewer
+  int instance = -1;       // -1: none is large enough
+  int64_t num_groups = 0;  // of 8 * batch_tiles sequences
+  int64_t num_blocks = 0;  // of the launch, all resident at once
+  int64_t threads = kThreads;
+  int64_t slot_pairs = 0;  // of words, that a group exchanges in a step
+  int64_t ring_pairs = 0;  // of the launch
+  int64_t shared_bytes = 0;
+  int64_t ring_bytes = 0, workspace_bytes = 0;
+
+  Sizes(const RecurrenceShape& shape, const Tiling& tiling, int num_directions) {
+    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
+    const int64_t columns = 64 / bytes, R = tiling.num_blocks;
+    const int64_t H = shape.hidden_size, NB = 8 * int64_t{tiling.batch_tiles};
+    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+    constexpr int64_t kMaxHiddenSize = 1 << 14;  // far more than any instance holds
+    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
+    if (H > kMaxHiddenSize || R < 1 || R > kMaxBlocks || tiling.batch_tiles < 1) return;
+    if (num_directions < 1 || num_directions > 2 || tiling.groups_at_once < 1) return;
+    if (!fits_32_bits(shape)) return;
+    const int64_t U = quotient(quotient(H, R), 2) * 2;
+    units = static_cast<int>(U);
+    num_tiles = static_cast<int>(quotient(num_gates(shape.cell) * U, kMatrixRows));
+    num_chunks = static_cast<int>(quotient(H, columns));
+    chunks_of_warp = static_cast<int>(quotient(num_chunks, kWarps));
+    num_groups = quotient(shape.batch_size, NB);
+    const int64_t teams = teams_of(tiling);
+    num_blocks = num_directions * R * teams;
+    if (num_blocks > kMaxBlocks) return;
+    for (int i = kNumInstances - 1; i >= 0; --i)
+      if (kInstances[i].row_tiles >= num_tiles && kInstances[i].chunks >= chunks_of_warp &&
+          kInstances[i].batch_tiles == tiling.batch_tiles &&
+          kInstances[i].cells * kThreads >= U * NB &&
+          shared_bytes_of(kInstances[i], bytes) <= kMaxSharedBytes)
+        instance = i;
+    // One chunk more than there are, for warps that have fewer than others.
+    slot_pairs = int64_t{num_chunks + 1} * 2 * tiling.batch_tiles * 32;
+    ring_pairs = num_directions * teams * 2 * slot_pairs;
+    ring_bytes = ring_pairs * 16;
+    workspace_bytes = ring_bytes + num_directions * R * num_tiles * num_chunks * kFragmentBytes;
+    if (instance >= 0) shared_bytes = shared_bytes_of(kInstances[instance], bytes);
+  }
+
+  // Groups of sequences that run side by side.
+  int64_t teams_of(const Tiling& tiling) const {
+    return tiling.groups_at_once < num_groups ? tiling.groups_at_once : num_groups;
+  }
+
+  // Rows and row strides are multiplied as 32 x 32 -> 64 bits; an epoch counts the steps of all
+  // groups.
+  static bool fits_32_bits(const RecurrenceShape& shape) {
+    constexpr int64_t kMax = INT32_MAX;
+    return shape.seq_len <= kMax && shape.batch_size <= kMax &&
+           shape.seq_len <= kMax / shape.batch_size;
+  }
+};
+
+}  // namespace birnn::cuda::grid_gather

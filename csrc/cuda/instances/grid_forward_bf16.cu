@@ -1,0 +1,8 @@
+// The grid forward kernel in bf16.
+#include "../grid_forward_launch.cuh"
+
+namespace birnn::cuda::grid_gather {
+
+int launch_bf16(const Call& call) { return launch_precision<Bf16>(call); }
+
+}  // namespace birnn::cuda::grid_gather

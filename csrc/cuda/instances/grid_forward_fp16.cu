@@ -1,0 +1,8 @@
+// The grid forward kernel in fp16.
+#include "../grid_forward_launch.cuh"
+
+namespace birnn::cuda::grid_gather {
+
+int launch_fp16(const Call& call) { return launch_precision<Fp16>(call); }
+
+}  // namespace birnn::cuda::grid_gather
