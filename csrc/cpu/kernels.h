@@ -194,7 +194,7 @@ inline void multiply_rest(int64_t rest, const Real* const* rows, const Real* pan
 // full tile of each part of the panel asks for the part that comes after it, so that the first tile
 // there does not wait for the third-level cache: 1.05 times as fast where W is larger than the
 // second, 0.97 times where it is not. Tiles of nearly equal numbers of rows instead of full ones
-// and a rest gained nothing.
+// and a rest gained nothing, nor did parts of 24 to 64 KB.
 template <class Real, int kColumns>
 void multiply_panel(const Real* const* rows, int64_t num_rows, const Real* panel, int64_t depth,
                     Real* sums, bool accumulate, const Real* next_panel = nullptr) {
@@ -314,6 +314,7 @@ struct Scratch {
   Real* wide;  // [B, H]: unprojected h, or its gradient (projection only)
 
   static constexpr int64_t kCacheBytes = 256 << 10;  // half of a usual second-level cache
+  // 0.25 MB is 0.8 times as fast for an LSTM of H = 512; 1 and 4 MB make no difference.
   static constexpr int64_t kProjectionBytes = 2 << 20;
 
   static int64_t projected_row_bytes(const RecurrenceShape& shape) {
