@@ -33,9 +33,10 @@ def main() -> int:
         "--torch", type=Path, default=ROOT / "requirements" / "torch-cpu.txt", help="which torch"
     )
     options = parser.parse_args()
+    in_sdist, in_wheel = expected_in_sdist(), expected_in_wheel()
     sdist, wheel = build(options.out.resolve())
-    problems = differences(names_in_sdist(sdist), expected_in_sdist(), sdist.name)
-    problems += differences(names_in_wheel(wheel), expected_in_wheel(), wheel.name)
+    problems = differences(names_in_sdist(sdist), in_sdist, sdist.name)
+    problems += differences(names_in_wheel(wheel), in_wheel, wheel.name)
     if problems:
         sys.exit("\n".join(problems))
     with tempfile.TemporaryDirectory() as folder:
