@@ -65,7 +65,7 @@ def recurrent_layer(
         RuntimeError: shapes, dtypes or devices that do not fit together.
         ValueError: on the CPU, a length outside ``[0, T]``.
     """
-    if not torch.compiler.is_compiling() and _in_forward_mode():
+    if _in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):
             results = reference.forward_with_cell_states(
                 input, hx, cx, weights, lengths, batch_sizes, cell, num_directions

@@ -8,6 +8,7 @@ from conftest import CELLS, assert_close, call, make_layer, make_states
 from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import birnn_cuda
@@ -157,6 +158,45 @@ def test_inductor():
             grads = torch.autograd.grad(output.sin().sum(), operands)
             results.append([output, *grads])
         assert_close(*results, 1e-6)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm_proj"])
+def test_forward_mode_compiled(cell):
+    """Tangents go through compiled code, which is compiled apart from that without a level."""
+    model = make_layer(birnn_cuda, cell, 3, 4, bidirectional=True, dtype=torch.float64)
+    model.requires_grad_(False)
+    graphs = 0
+
+    def backend(graph, example_inputs):
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    input, tangent = (torch.randn(4, 2, 3, dtype=torch.float64) for _ in "ab")
+    _, expected = torch.func.jvp(lambda x: model(x)[0], (input,), (tangent,))
+    for _ in range(2):
+        assert torch.equal(compiled(input)[0], model(input)[0])
+        with forward_ad.dual_level():
+            output = compiled(forward_ad.make_dual(input, tangent))[0]
+            assert_close([forward_ad.unpack_dual(output).tangent], [expected], 1e-12)
+    assert graphs == 2
+
+    def product(x, dx):
+        return torch.func.jvp(lambda x: model(x)[0], (x,), (dx,))[1]
+
+    inside = torch.compile(product, backend="aot_eager", fullgraph=True)
+    assert_close([inside(input, tangent)], [expected], 1e-12)
+
+
+def test_forward_mode_of_compiled_code_that_needs_gradients_is_refused():
+    """By torch: its compiled functions have no tangents."""
+    model = birnn_cuda.GRU(3, 4)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        compiled(forward_ad.make_dual(torch.randn(5, 2, 3), torch.randn(5, 2, 3)))
 
 
 def test_second_derivative_of_compiled_code_is_refused():
