@@ -21,7 +21,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import birnn_cuda
 
-LENGTHS = {"none": None, "full": [5, 5, 5, 5], "mixed": [2, 0, 5, 3]}
+LENGTHS = {
+    "none": None,
+    "full": [5, 5, 5, 5],
+    "mixed": [2, 5, 3, 0],
+}  # whose order is not its own inverse
 CELLS = ("lstm", "lstm_proj")
 
 

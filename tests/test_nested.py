@@ -85,6 +85,7 @@ def test_what_lies_between_the_sequences_is_never_read():
         output, (h_n, c_n) = ours(view)
         assert (output + output).shape == output.shape
         dense = output.values()
+        assert dense[~inside.flatten()].eq(0).all()
         loss = dense.square().sum() + h_n.sum()
         grads = torch.autograd.grad(loss, [leaf, *ours.parameters()])
         results.append([dense, h_n, c_n, *grads])
