@@ -19,17 +19,19 @@ from test_stepwise import KERNELS, NAN, Problem, Run, build, check, exact, integ
 from torch import Tensor
 
 # H, B, blocks of a cluster, batch tiles, split of K: one unit; rows of all alignments; a last block
-# with fewer groups; weights in shared memory; a split whose last part is smaller.
+# with fewer groups; weights in shared memory; a split whose last part is smaller, and one whose
+# warps own different numbers of batch tiles.
 SHAPES = (
     (1, 1, 1, 1, 1),
-    (20, 9, 2, 2, 1),
+    (20, 9, 2, 4, 1),
     (33, 6, 3, 1, 1),
-    (24, 17, 1, 2, 1),
+    (24, 33, 1, 4, 1),
     (48, 3, 3, 1, 2),
     (34, 8, 2, 1, 2),
     (130, 4, 9, 1, 3),
     (40, 33, 1, 1, 1),
     (64, 5, 4, 1, 1),
+    (80, 26, 5, 4, 3),
 )
 
 
@@ -142,7 +144,7 @@ def test_every_schedule_gives_the_same_bits(cell: str) -> None:
 
 def test_the_tiling_changes_no_more_than_rounding() -> None:
     problem = Problem("lstm", torch.float32, (5, 5, 64), None)
-    for tiling in ((1, 1, 1), (2, 1, 2), (3, 1, 1), (4, 2, 2), (8, 1, 4)):
+    for tiling in ((1, 1, 1), (2, 1, 2), (3, 1, 1), (4, 4, 2), (8, 1, 4)):
         check_run(problem, ClusterRun(driver(), problem, tiling))
 
 
@@ -204,7 +206,7 @@ PLACES = (
     ),
     ("if (lane == 0) mbarrier_arrive(next);", {"own_groups_do_not_arrive": ""}),
     (
-        "mbarrier_init(&full[1], 1 + own_groups);",
+        "mbarrier_init(&full[1], 1 + own_groups * owners);",
         {"own_groups_not_awaited": "mbarrier_init(&full[1], 1);"},
     ),
     ("cluster_sync();", {"no_cluster_barrier_at_the_start": "sync_threads();"}),
@@ -216,8 +218,11 @@ PLACES = (
     ("fetch(k + kSlots);", {"gates_of_another_step": "fetch(k + kSlots - 1);"}),
     ("bar_arrive(1 + own_group, args.k_split * 32);", {"no_barrier_of_a_group": ""}),
     ("bar_sync(1 + own_group, args.k_split * 32);", {"no_barrier_of_a_group": ""}),
-    ("other < args.k_split", {"sums_of_two_warps": "other < 2"}),
-    ("(of_part - 1) * kBatchTiles", {"one_place_for_all_sums": "0 * kBatchTiles"}),
+    ("of_part < args.k_split", {"sums_of_two_warps": "of_part < 2"}),
+    (
+        "of_part * kBatchTiles + tile",
+        {"one_place_for_all_sums": "tile", "sums_of_one_tile": "of_part * kBatchTiles"},
+    ),
     ("sync_warp();  // h of the group", {"h_of_other_lanes_not_awaited": ""}),
     ("sync_warp();  // what backward needs", {"reserve_of_other_lanes_not_awaited": ""}),
     ("cluster > 1 && k + 1 < steps", {"push_at_the_last_step": "cluster > 1"}),
@@ -234,7 +239,7 @@ PLACES = (
         "(chunk - register_chunks) * kTiles + m",
         {"one_chunk_of_shared_weights": "0 * kTiles + m"},
     ),
-    ("active >> (tile * 2 + j) & 1", {"states_of_ended_sequences_go_on": "true"}),
+    ("active >> (i * 2 + j) & 1", {"states_of_ended_sequences_go_on": "true"}),
     (
         "dir.reverse && k < length ? length - 1 - k : k",
         {"row_of_the_reverse_direction": "dir.reverse && k < length ? steps - 1 - k : k"},
@@ -245,11 +250,11 @@ PLACES = (
     ),
     ("k < args.seq_len", {"padding_is_not_written": "false"}),
     (
-        "if (k >= piece_length(tile)) continue;",
-        {"reserve_past_the_end": "if (piece_length(tile) < 0) continue;"},
+        "if (k >= piece_length(tile)) return;",
+        {"reserve_past_the_end": "if (piece_length(tile) < 0) return;"},
     ),
     ("row_of(tile, length - 1)", {"hy_of_another_step": "row_of(tile, steps - 1)"}),
-    ("kGates > 1 && first_state", {"initial_state_forgotten": "false"}),
+    ("kGates > 1 && first_state && owner", {"initial_state_forgotten": "false"}),
     (
         "static_cast<const T*>(dir.hx)[at + i]",
         {"hy_of_an_empty_sequence": "from_float<T>(0.0f)"},
@@ -277,11 +282,11 @@ DEFECT_CASES = tuple(
     itertools.product(
         ("lstm", "gru"),
         (
-            ((21, 6), (2, 1, 1)),
-            ((5, 6), (1, 1, 1)),
-            ((40, 3), (1, 1, 1)),
-            ((48, 4), (3, 1, 3)),
-            ((96, 2), (6, 1, 1)),
+            ((21, 6), (2, 2, 1)),
+            ((5, 10), (1, 2, 1)),
+            ((40, 3), (1, 2, 1)),
+            ((48, 12), (3, 2, 3)),
+            ((96, 2), (6, 2, 1)),
         ),
         ("short", "mixed"),
     )

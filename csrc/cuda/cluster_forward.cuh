@@ -2,7 +2,8 @@
 // each tile of the batch. W_hh stays on chip for all steps. Equations: cells.h.
 //
 // The units come in groups (cluster_forward_sizes.h), whose gates k_split warps multiply, each its
-// own columns of W_hh; the first of them, the owner, adds the sums and applies the cell. With R
+// own columns of W_hh. The batch tiles are dealt out to these warps, and the owner of one adds the
+// sums and applies the cell. With R
 // blocks, block `rank` owns the groups from rank * groups on. Every block keeps all of h, and each
 // step hands the h of its own units to all others (an all-gather).
 //
@@ -17,7 +18,7 @@
 // Step k, up to the longest length in the tile:
 //   1. owners: W_ih x of the step has landed; with the bias it is what the products are added to
 //   2. k > 0: wait for h[k & 1], of all blocks; thread 0 arms its mbarrier again for step k + 2
-//   3. products; k_split > 1: sums to the owner
+//   3. products; k_split > 1: sums to the owners
 //   4. owners: the cell; h into the own h[(k + 1) & 1], and from there 16 bytes at a time to all
 //      peers
 //   5. owners, off the way to the peers: y, the reserve, and W_ih x of a later step is asked for
@@ -49,8 +50,8 @@
 //
 // By the machine code for sm_90a (nvcc 13.0; LSTM, fp16, 9 chunks, 8 sequences, aligned, without a
 // split): no local memory and no fence in the loop, the weights in registers; of the cluster-scope
-// acquire a CCTL.IVALL remains. 254 instructions from the top of a step to the first push, 36 of
-// them HMMA and 97 after the last HMMA; 67 lie before the wait. About 190 follow the first
+// acquire a CCTL.IVALL remains. 265 instructions from the top of a step to the first push, 67 of
+// them before the wait, 36 of them HMMA and 102 after the last HMMA. About 240 follow the first
 // push: the other peers, y, the reserve and the next copies.
 #pragma once
 
@@ -182,17 +183,25 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const int group = rank * args.groups + own_group;
   const int groups_left = args.num_groups - rank * args.groups;
   const int own_groups = groups_left < args.groups ? groups_left : args.groups;
-  const bool has_group = own_group < own_groups, owner = has_group && part == 0;
+  const bool has_group = own_group < own_groups;
+  // The batch tiles part, part + k_split, ... are the warp's: their sums, cell, exchange and
+  // memory.
+  const int own_tiles =
+      has_group && part < kBatchTiles ? (kBatchTiles - 1 - part) / args.k_split + 1 : 0;
+  const int owners = args.k_split < kBatchTiles ? args.k_split : kBatchTiles;  // of a group
+  const bool owner = own_tiles > 0;
+  uint32_t own_mask = 0;  // a bit for each of these tiles
+  for (int tile = part; tile < kBatchTiles; tile += args.k_split) own_mask |= 1u << tile;
 
   Smem shared;
   T* const h = shared.alloc<T>(2 * h_elements);  // [2][NB][pitch]
   // Of each group: [slots][blocks][NB][units], the sequences of a tile in the order of place().
   T* const ring =
       shared.alloc<T>(args.groups * kSlots * kSlotElements) + own_group * kSlots * kSlotElements;
-  // [groups][k_split - 1][batch tile][row tile][lane] of four sums
+  // [groups][k_split][batch tile][row tile][lane] of four sums, if k_split > 1
+  const int partial_elements = args.k_split > 1 ? args.k_split * kBatchTiles * kTiles * 32 : 0;
   Bits128* const partial_sums =
-      shared.alloc<Bits128>(args.groups * (args.k_split - 1) * kBatchTiles * kTiles * 32) +
-      own_group * (args.k_split - 1) * kBatchTiles * kTiles * 32;
+      shared.alloc<Bits128>(args.groups * partial_elements) + own_group * partial_elements;
   float* const bias =  // [groups][blocks][units]
       shared.alloc<float>(args.groups * kSums * kUnits) + own_group * kSums * kUnits;
   int* const tile_lengths = shared.alloc<int>(NB);
@@ -247,9 +256,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       static_cast<uint32_t>((args.num_groups - own_groups) * kBlockElements * sizeof(T));
   if (cluster > 1) {
     if (thread == 0) {
-      // A step is complete when the peers' bytes have come and the own groups have arrived.
-      mbarrier_init(&full[0], 1 + own_groups);
-      mbarrier_init(&full[1], 1 + own_groups);
+      // A step is complete when the peers' bytes have come and the own owners have arrived.
+      mbarrier_init(&full[0], 1 + own_groups * owners);
+      mbarrier_init(&full[1], 1 + own_groups * owners);
       mbarrier_init_fence();
       if (steps > 1) mbarrier_arrive_expect_tx(&full[1], step_bytes);
       if (steps > 2) mbarrier_arrive_expect_tx(&full[0], step_bytes);
@@ -276,20 +285,33 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const auto piece_in_slot = [&](int block, int tile) {
     return block * kBlockElements + (tile * 8 + place) * kUnits + piece_unit;
   };
-
-  float state[kBatchTiles][kLaneUnits][2] = {};  // LSTM: c; GRU: h
   const auto piece_length = [&](int tile) { return tile_lengths[tile * 8 + piece_row]; };
-  const auto for_each_state = [&](const auto& body) {
+
+  // body(i, tile) for the owner's tiles.
+  const auto for_each_tile = [&](const auto& body) {
     BIRNN_UNROLL
-    for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
-    for (int j = 0; j < 2; ++j) BIRNN_UNROLL
-    for (int e = 0; e < kLaneUnits; ++e) {
-      const int b = first_sequence + sequence(tile, j), u = group * kUnits + lane_unit + e;
-      if (owner && b < B && u < H) body(state[tile][e][j], int64_t{b} * H + u);
+    for (int i = 0; i < kBatchTiles; ++i) {
+      if (i > 0 && i >= own_tiles) break;
+      body(i, i * args.k_split + part);
     }
   };
+  // body(i, tile, e, j) for the units and sequences of the lane.
+  const auto for_each_unit = [&](const auto& body) {
+    for_each_tile([&](int i, int tile) {
+      BIRNN_UNROLL
+      for (int j = 0; j < 2; ++j) BIRNN_UNROLL
+      for (int e = 0; e < kLaneUnits; ++e) body(i, tile, e, j);
+    });
+  };
+  float state[kBatchTiles][kLaneUnits][2] = {};  // of own tiles. LSTM: c; GRU: h
+  const auto for_each_state = [&](const auto& body) {
+    for_each_unit([&](int i, int tile, int e, int j) {
+      const int b = first_sequence + sequence(tile, j), u = group * kUnits + lane_unit + e;
+      if (b < B && u < H) body(state[i][e][j], int64_t{b} * H + u);
+    });
+  };
   const T* const first_state = static_cast<const T*>(kCell == Cell::kLstm ? dir.cx : dir.hx);
-  if (kGates > 1 && first_state)
+  if (kGates > 1 && first_state && owner)
     for_each_state([&](float& value, int64_t at) { value = to_float(first_state[at]); });
 
   T* const gates = static_cast<T*>(dir.gates);
@@ -302,18 +324,15 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   };
   const auto fetch = [&](int k) {
     T* const slot = ring + k % kSlots * kSlotElements;
-    BIRNN_UNROLL
-    for (int tile = 0; tile < kBatchTiles; ++tile) {
+    for_each_tile([&](int, int tile) {
       const int count = k < piece_length(tile) ? piece_count : 0;
       const int64_t row = row_of(tile, k) * args.gates_stride + unit;
       BIRNN_UNROLL
-      for (int i = 0; i < kGates; i += kLaneBlocks) {
-        const int block = first_block + i;
-        if (block < kGates)
-          copy_piece_in(slot + piece_in_slot(block, tile), gates, row + block * H, count,
-                        args.gates_access);
-      }
-    }
+      for (int block = 0; block < kGates; block += kLaneBlocks)
+        if (block + first_block < kGates)
+          copy_piece_in(slot + piece_in_slot(block + first_block, tile), gates,
+                        row + (block + first_block) * H, count, args.gates_access);
+    });
   };
   if (owner) {
     for (int k = 0; k < kSlots; ++k) {
@@ -326,35 +345,45 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     T* const h_now = h + (k & 1) * h_elements;
     T* const h_next = h + ((k + 1) & 1) * h_elements;
     T* const slot = ring + k % kSlots * kSlotElements;
+    // By tile while products are added, then the own tiles'. What an owner starts from is W_ih x
+    // and the bias.
     float sums[kBatchTiles][kTiles][4] = {};
-    float new_gate[kBatchTiles][kLaneUnits][2] = {};  // GRU: n's part of the input
+    float new_gate[kBatchTiles][kLaneUnits][2] = {};  // GRU, own tiles: n's part of the input
     // What the cell is applied to, in the order of CellForward.
-    const auto sum_of = [&](int tile, int e, int j, int i) -> float& {
-      if (kCell == Cell::kLstm) return sums[tile][i / 2][i % 2 * 2 + j];
-      if (kCell == Cell::kGru && i == 2) return new_gate[tile][e][j];
-      return sums[tile][i == 3 ? 2 : i][e * 2 + j];
+    const auto sum_of = [&](int i, int e, int j, int of) -> float& {
+      if (kCell == Cell::kLstm) return sums[i][of / 2][of % 2 * 2 + j];
+      if (kCell == Cell::kGru && of == 2) return new_gate[i][e][j];
+      return sums[i][of == 3 ? 2 : of][e * 2 + j];
     };
-    const auto for_each_unit = [&](const auto& body) {
-      BIRNN_UNROLL
-      for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
-      for (int j = 0; j < 2; ++j) BIRNN_UNROLL
-      for (int e = 0; e < kLaneUnits; ++e) body(tile, e, j);
+    const auto input_of = [&](int tile, int e, int j, int of) {
+      const float b = bias[of * kUnits + lane_unit + e];
+      const T* const x = slot + in_slot(of, tile, j) + e;
+      return of < kGates ? to_float(*x) + b : b;
+    };
+    const auto load_new_gate = [&] {
+      if constexpr (kCell == Cell::kGru)
+        for_each_unit(
+            [&](int i, int tile, int e, int j) { new_gate[i][e][j] = input_of(tile, e, j, 2); });
     };
     uint32_t active = 0;  // a bit for each sequence that the lane computes: not yet at its end
     if (owner) {
-      BIRNN_UNROLL
-      for (int n = 0; n < 2 * kBatchTiles; ++n)
-        active |= static_cast<uint32_t>(k < tile_lengths[sequence(n / 2, n % 2)]) << n;
+      for_each_tile([&](int i, int tile) {
+        BIRNN_UNROLL
+        for (int j = 0; j < 2; ++j)
+          active |= static_cast<uint32_t>(k < tile_lengths[sequence(tile, j)]) << (i * 2 + j);
+      });
       cp_async_wait<kSlots - 1>();
       sync_warp();  // the slot of step k, copied by all lanes
-      for_each_unit([&](int tile, int e, int j) {
+      BIRNN_UNROLL
+      for (int tile = 0; tile < kBatchTiles; ++tile) {
+        if (kBatchTiles > 1 && !(own_mask >> tile & 1)) continue;
         BIRNN_UNROLL
-        for (int i = 0; i < kSums; ++i) {
-          const float b = bias[i * kUnits + lane_unit + e];
-          const T* const x = slot + in_slot(i, tile, j) + e;
-          sum_of(tile, e, j, i) = i < kGates ? to_float(*x) + b : b;
-        }
-      });
+        for (int j = 0; j < 2; ++j) BIRNN_UNROLL
+        for (int e = 0; e < kLaneUnits; ++e) BIRNN_UNROLL
+        for (int of = 0; of < kSums; ++of)
+          if (kCell != Cell::kGru || of != 2) sum_of(tile, e, j, of) = input_of(tile, e, j, of);
+      }
+      if (args.k_split == 1) load_new_gate();
     }
 
     if (cluster > 1 && k > 0) {
@@ -374,58 +403,64 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       }
     }
     if (args.k_split > 1) {
-      const auto partial = [&](int of_part, int tile, int m) -> Bits128& {
-        return partial_sums[(((of_part - 1) * kBatchTiles + tile) * kTiles + m) * 32 + lane];
+      const auto partial = [&](int of_part, int tile, int m) {
+        return partial_sums + ((of_part * kBatchTiles + tile) * kTiles + m) * 32 + lane;
       };
-      if (part > 0) {
-        BIRNN_UNROLL
-        for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
-        for (int m = 0; m < kTiles; ++m) {
-          const float (&four)[4] = sums[tile][m];
-          partial(part, tile, m) = Bits128{float_bits(four[0]), float_bits(four[1]),
-                                           float_bits(four[2]), float_bits(four[3])};
-        }
-        bar_arrive(1 + own_group, args.k_split * 32);  // the sums, to the owner; h[k & 1] is read
+      BIRNN_UNROLL
+      for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
+      for (int m = 0; m < kTiles; ++m) {
+        const float (&four)[4] = sums[tile][m];
+        *partial(part, tile, m) = Bits128{float_bits(four[0]), float_bits(four[1]),
+                                          float_bits(four[2]), float_bits(four[3])};
+      }
+      if (owner) {
+        load_new_gate();
+        bar_sync(1 + own_group, args.k_split * 32);  // the sums of all of the group's warps
+        for_each_tile([&](int i, int tile) {
+          BIRNN_UNROLL
+          for (int m = 0; m < kTiles; ++m) BIRNN_UNROLL
+          for (int n = 0; n < 4; ++n) sums[i][m][n] = 0.0f;
+          for (int of_part = 0; of_part < args.k_split; ++of_part) BIRNN_UNROLL
+          for (int m = 0; m < kTiles; ++m) {
+            const Bits128 four = *partial(of_part, tile, m);
+            sums[i][m][0] += bits_float(four.x);
+            sums[i][m][1] += bits_float(four.y);
+            sums[i][m][2] += bits_float(four.z);
+            sums[i][m][3] += bits_float(four.w);
+          }
+        });
       } else {
-        bar_sync(1 + own_group, args.k_split * 32);  // the sums of the group's other warps
-        for (int other = 1; other < args.k_split; ++other) BIRNN_UNROLL
-        for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
-        for (int m = 0; m < kTiles; ++m) {
-          const Bits128 four = partial(other, tile, m);
-          sums[tile][m][0] += bits_float(four.x);
-          sums[tile][m][1] += bits_float(four.y);
-          sums[tile][m][2] += bits_float(four.z);
-          sums[tile][m][3] += bits_float(four.w);
-        }
+        bar_arrive(1 + own_group, args.k_split * 32);  // the sums to the owners; h_now is read
       }
     }
 
     if (owner) {
-      BIRNN_UNROLL
-      for (int tile = 0; tile < kBatchTiles; ++tile) BIRNN_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        float h_new[kLaneUnits];
+      for_each_tile([&](int i, int tile) {
         BIRNN_UNROLL
-        for (int e = 0; e < kLaneUnits; ++e) {
-          float& carried = state[tile][e][j];
-          float cell_sums[kSums], c = carried, kept[kKeptBlocks<kCell>];
+        for (int j = 0; j < 2; ++j) {
+          float h_new[kLaneUnits];
           BIRNN_UNROLL
-          for (int i = 0; i < kSums; ++i) cell_sums[i] = sum_of(tile, e, j, i);
-          h_new[e] = CellForward<kCell, Math>::run(cell_sums, carried, c, kept);
-          // The state of a sequence that has ended stays.
-          if (kGates > 1 && (active >> (tile * 2 + j) & 1))
-            carried = kCell == Cell::kGru ? h_new[e] : c;
-          // Kept where the sums were, for after the push; an LSTM's c is in `state`.
-          if constexpr (kGates > 1) BIRNN_UNROLL
-          for (int i = 0; i < 4; ++i) sum_of(tile, e, j, i) = kept[i];
+          for (int e = 0; e < kLaneUnits; ++e) {
+            float& carried = state[i][e][j];
+            float cell_sums[kSums], c = carried, kept[kKeptBlocks<kCell>];
+            BIRNN_UNROLL
+            for (int of = 0; of < kSums; ++of) cell_sums[of] = sum_of(i, e, j, of);
+            h_new[e] = CellForward<kCell, Math>::run(cell_sums, carried, c, kept);
+            // The state of a sequence that has ended stays.
+            if (kGates > 1 && (active >> (i * 2 + j) & 1))
+              carried = kCell == Cell::kGru ? h_new[e] : c;
+            // Kept where the sums were, for after the push; an LSTM's c is in `state`.
+            if constexpr (kGates > 1) BIRNN_UNROLL
+            for (int of = 0; of < 4; ++of) sum_of(i, e, j, of) = kept[of];
+          }
+          T* const target = h_next + sequence(tile, j) * args.pitch + group * kUnits + lane_unit;
+          if constexpr (kLaneUnits == 1)
+            *target = from_float<T>(h_new[0]);
+          else
+            store_pair(target, 0, Pair<T>{from_float<T>(h_new[0]), from_float<T>(h_new[1])}, true,
+                       true);
         }
-        T* const target = h_next + sequence(tile, j) * args.pitch + group * kUnits + lane_unit;
-        if constexpr (kLaneUnits == 1)
-          *target = from_float<T>(h_new[0]);
-        else
-          store_pair(target, 0, Pair<T>{from_float<T>(h_new[0]), from_float<T>(h_new[1])}, true,
-                     true);
-      }
+      });
       sync_warp();  // h of the group, by all lanes; and they have read h_now and the slot
 
       const auto piece_of = [&](int tile) {
@@ -435,49 +470,45 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       if (cluster > 1 && k + 1 < steps) {
         MBarrier* const next = &full[(k + 1) & 1];
         Bits128 pieces[kBatchTiles];
-        BIRNN_UNROLL
-        for (int tile = 0; tile < kBatchTiles; ++tile) pieces[tile] = *piece_of(tile);
+        for_each_tile([&](int i, int tile) { pieces[i] = *piece_of(tile); });
         for (int i = 1 + first_block; i < cluster; i += kLaneBlocks) {
           const int peer = rank + i < cluster ? rank + i : rank + i - cluster;
-          const ClusterAddress target =
-              map_rank(h_next + piece_row * args.pitch + unit, static_cast<uint32_t>(peer));
+          const ClusterAddress target = map_rank(h_next, static_cast<uint32_t>(peer));
           const ClusterAddress signal = map_rank(next, static_cast<uint32_t>(peer));
-          BIRNN_UNROLL
-          for (int tile = 0; tile < kBatchTiles; ++tile)
-            st_async(target + tile * 8 * args.pitch * static_cast<uint32_t>(sizeof(T)),
-                     pieces[tile], signal);
+          for_each_tile([&](int own, int tile) {
+            const int at = (tile * 8 + piece_row) * args.pitch + unit;
+            st_async(target + static_cast<uint32_t>(at * sizeof(T)), pieces[own], signal);
+          });
         }
-        if (lane == 0) mbarrier_arrive(next);  // the group's h in the own h_next
+        if (lane == 0) mbarrier_arrive(next);  // the warp's h in the own h_next
       }
 
-      BIRNN_UNROLL
-      for (int tile = 0; tile < kBatchTiles; ++tile) {
-        if (piece_length(tile) < 0 || first_block > 0) continue;
+      for_each_tile([&](int, int tile) {
+        if (piece_length(tile) < 0 || first_block > 0) return;
         const Bits128 value = k < piece_length(tile) ? *piece_of(tile) : Bits128{};
         store_piece(output, row_of(tile, k) * args.output_stride + unit, value, piece_count,
                     args.output_access);
-      }
+      });
       if (kGates > 1 && args.save_reserve) {
-        for_each_unit([&](int tile, int e, int j) {
+        for_each_unit([&](int i, int tile, int e, int j) {
           BIRNN_UNROLL
-          for (int i = 0; i < kBlocks; ++i)
-            slot[in_slot(i, tile, j) + e] =
-                from_float<T>(i < kSums ? sum_of(tile, e, j, i % kSums) : state[tile][e][j]);
+          for (int block = 0; block < kBlocks; ++block)
+            slot[in_slot(block, tile, j) + e] =
+                from_float<T>(block < kSums ? sum_of(i, e, j, block % kSums) : state[i][e][j]);
         });
         sync_warp();  // what backward needs of the step, in its slot
-        BIRNN_UNROLL
-        for (int tile = 0; tile < kBatchTiles; ++tile) {
-          if (k >= piece_length(tile)) continue;
+        for_each_tile([&](int, int tile) {
+          if (k >= piece_length(tile)) return;
           const int64_t row = row_of(tile, k) * args.gates_stride + unit;
           BIRNN_UNROLL
-          for (int i = 0; i < kBlocks; i += kLaneBlocks) {
-            const int block = first_block + i;
-            if (block >= kBlocks) continue;
+          for (int block = 0; block < kBlocks; block += kLaneBlocks) {
+            if (block + first_block >= kBlocks) continue;
             const Bits128 piece =
-                *reinterpret_cast<const Bits128*>(slot + piece_in_slot(block, tile));
-            store_piece(gates, row + block * H, piece, piece_count, args.gates_access);
+                *reinterpret_cast<const Bits128*>(slot + piece_in_slot(block + first_block, tile));
+            store_piece(gates, row + (block + first_block) * H, piece, piece_count,
+                        args.gates_access);
           }
-        }
+        });
       }
       if (k + kSlots < steps) fetch(k + kSlots);
       cp_async_commit();
@@ -488,10 +519,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   if (!owner) return;
   if constexpr (kCell == Cell::kLstm)
     for_each_state([&](float value, int64_t at) { static_cast<float*>(dir.cy)[at] = value; });
-  BIRNN_UNROLL
-  for (int tile = 0; tile < kBatchTiles; ++tile) {
+  for_each_tile([&](int, int tile) {
     const int length = piece_length(tile);
-    if (length < 0 || first_block > 0) continue;
+    if (length < 0 || first_block > 0) return;
     // Steps that no sequence of the tile has.
     for (int k = steps; k < args.seq_len; ++k)
       store_piece(output, row_of(tile, k) * args.output_stride + unit, Bits128{}, piece_count,
@@ -507,7 +537,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         value = static_cast<const T*>(dir.hx)[at + i];
       static_cast<T*>(dir.hy)[at + i] = value;
     }
-  }
+  });
 }
 
 }  // namespace birnn::cuda::all_gather

@@ -40,7 +40,7 @@ void run_case(Cell cell, const Shape& shape, bool reverse, bool ragged) {
   Buffer<float> weight_hh(G * H * H), bias((cell == Cell::kGru ? 4 : G) * H), hx(B * H), cx(B * H);
   for (Buffer<float>* array : {&weight_hh, &bias, &hx, &cx}) fill(*array);
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {width, H}, tiling[] = {cluster, 1, k_split, 0};
+  const int64_t strides[] = {width, H}, tiling[] = {cluster, 2, k_split, 0};
   Buffer<float> kept(T * B * H), kept_gates(T * B * width);
   for (int run = 0; run < 2; ++run) {
     Buffer<float> gates(T * B * width), output(T * B * H), hy(B * H), cy(B * H);
