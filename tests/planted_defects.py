@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from test_stepwise import KERNELS, ROOT, build
@@ -49,13 +49,20 @@ class DefectiveEmulator(build.Emulator):
 
 
 def build_defects(
-    kernel: str, precision: str, places: Places, cells: Sequence[str]
+    kernel: str,
+    precision: str,
+    places: Places,
+    cells: Sequence[str],
+    headers: Mapping[str, Places] | None = None,
 ) -> DefectiveEmulator:
     """The driver of `kernel` in one precision and one instance over a copy of its text with all
-    defects; `cells` alone, as Cell names them, to build fast."""
+    defects, and of these headers that it includes, with theirs; `cells` alone, as Cell names them,
+    to build fast."""
+    headers = headers or {}
     folder = build.CACHE / "defects" / kernel
     (folder / "instances").mkdir(parents=True, exist_ok=True)
-    numbers = {name: number for number, name in enumerate(names_of(places), 1)}
+    everywhere = [*places, *(place for theirs in headers.values() for place in theirs)]
+    numbers = {name: number for number, name in enumerate(names_of(everywhere), 1)}
 
     def copy(source: Path, text: str | None = None) -> None:
         target = folder / source.relative_to(CUDA if source.is_relative_to(CUDA) else KERNELS)
@@ -65,11 +72,15 @@ def build_defects(
 
     kernel_text = plant((CUDA / f"{kernel}.cuh").read_text(), places, numbers)
     variable = 'extern "C" { inline int birnn_planted_defect = 0; }\n'
-    reference = "static int& planted_defect = birnn_planted_defect;\n"
+    # The names of the headers, so that a build from before they were planted counts as old.
+    reference = "static int& planted_defect = birnn_planted_defect;"
+    reference += f"  // {' '.join([kernel, *headers])}\n"
     copy(
         CUDA / f"{kernel}.cuh",
         kernel_text.replace("#pragma once", f"#pragma once\n{variable}{reference}"),
     )
+    for name, theirs in headers.items():
+        copy(CUDA / name, plant((CUDA / name).read_text(), theirs, numbers))
     instances = (CUDA / "instances.h").read_text()
     for cell in {"kTanh", "kRelu", "kGru"} - set(cells):
         instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")

@@ -32,8 +32,7 @@ constexpr int kThreads = 256;
 constexpr Instance kInstances[] = {{4, 2, 3, 3, 1, 1, 2}, {4, 1, 2, 2, 1, 2, 1}};
 #elif defined(BIRNN_SMALL_INSTANCES)
 constexpr int kThreads = 64;
-constexpr Instance kInstances[] = {
-    {1, 1, 1, 1, 1, 1, 1}, {4, 2, 3, 3, 1, 1, 2}, {4, 2, 5, 5, 1, 2, 4}};
+constexpr Instance kInstances[] = {{3, 2, 4, 4, 2, 1, 2}, {4, 2, 5, 5, 1, 2, 4}};
 #else
 constexpr int kThreads = 256;
 constexpr Instance kInstances[] = {
