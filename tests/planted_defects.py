@@ -12,6 +12,7 @@ CUDA = ROOT / "csrc" / "cuda"
 
 # What the text says, and by the names of defects what it says instead. A statement (its code ends
 # with a semicolon; a comment may follow) or an expression; a defect may change several places.
+# Where that is not unique, text around <| and |> makes it so.
 Places = Sequence[tuple[str, dict[str, str]]]
 
 
@@ -20,20 +21,26 @@ def names_of(places: Places) -> list[str]:
 
 
 def plant(text: str, places: Places, numbers: dict[str, int]) -> str:
-    for old, changes in places:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
+    for where, changes in places:
+        found = where.replace("<|", "").replace("|>", "")
+        assert text.count(found) == 1, f"{found!r} stands {text.count(found)} times in the kernel"
+        before, old, after = ("", where, "")
+        if "<|" in where:
+            before, _, rest = where.partition("<|")
+            old, _, after = rest.partition("|>")
         code, mark, comment = old.partition("  //")
         if code.endswith(";"):
             branches = [
                 f"if (planted_defect == {numbers[name]}) {{ {new} }} else "
                 for name, new in changes.items()
             ]
-            text = text.replace(old, f"{''.join(branches)}{{ {code} }}{mark}{comment}")
+            new_text = f"{''.join(branches)}{{ {code} }}{mark}{comment}"
         else:
             choices = [
                 f"planted_defect == {numbers[name]} ? ({new}) : " for name, new in changes.items()
             ]
-            text = text.replace(old, f"({''.join(choices)}({old}))")
+            new_text = f"({''.join(choices)}({old}))"
+        text = text.replace(found, before + new_text + after)
     return text
 
 

@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import planted_defects
 import pytest
 import test_stepwise as stepwise
 import torch
 from conftest import TOLERANCE, relative_error
-from test_stepwise import KERNELS, ROOT, Problem, Run, build, exact, integers, rounded
+from test_stepwise import KERNELS, Problem, Run, build, exact, integers, rounded
 from torch import Tensor
 
 CELLS = ("tanh", "relu", "gru", "lstm")
@@ -228,89 +229,89 @@ def test_clean_under_sanitizers(variant: str) -> None:
 # Defects planted in the text of the kernel: each must be caught by the checks above, under the
 # schedules that look for it.
 
-DEFECTS = {
-    "no_wait_for_the_slots": (
-        "if (cluster > 1) mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);",
-        "(void)s;",
+PLACES = (
+    (
+        "if (cluster > 1) <|mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);|>",
+        {
+            "no_wait_for_the_slots": "",
+            "wrong_parity": "mbarrier_wait<Scope::kCluster>(&full[s & 1], s >> 1 & 1);",
+        },
     ),
-    "wrong_parity": ("(s - 1) >> 1 & 1);", "s >> 1 & 1);"),
-    "never_armed_again": ("s + 2 <= steps)", "s + 2 < 0)"),
-    "too_few_bytes_expected": (
-        "static_cast<uint32_t>(inbox_floats) * 4;",
-        "static_cast<uint32_t>(inbox_floats) * 4 - 16;",
+    ("s + 2 <= steps", {"never_armed_again": "false"}),
+    (
+        "static_cast<uint32_t>(inbox_floats) * 4",
+        {"too_few_bytes_expected": "static_cast<uint32_t>(inbox_floats) * 4 - 16"},
     ),
-    "no_barrier_after_staging": ("sync_threads();  // staged dgates", "// staged dgates"),
-    "no_barrier_of_one_block": ("if (cluster == 1) sync_threads();", ""),
-    "no_cluster_barrier_at_the_start": ("    cluster_sync();", ""),
-    "no_barrier_after_the_zeros": ("  sync_threads();  // the lengths", "  // the lengths"),
-    "no_wait_for_the_last_slots": ("if (steps > 0) wait_for_slots(steps);", ""),
-    "one_staged_buffer": ("T* const stage = staged + (s & 1) *", "T* const stage = staged + 0 *"),
-    "one_inbox": ("const int slot = next * inbox_floats", "const int slot = 0 * inbox_floats"),
-    "slots_of_one_source": ("+ rank * slot_floats;", ";"),
-    "staged_columns_not_zeroed": (
+    (
+        "<|c_after[e] = operands[e].before;|>\n    }\n    sync",
+        {"c_after_of_the_step_before": ""},
+    ),
+    ("sync_threads();  // staged dgates", {"no_barrier_after_staging": ""}),
+    ("if (cluster == 1) sync_threads();", {"no_barrier_of_one_block": ""}),
+    ("cluster_sync();", {"no_cluster_barrier_at_the_start": ""}),
+    ("sync_threads();  // the lengths", {"no_barrier_after_the_zeros": ""}),
+    ("if (steps > 0) wait_for_slots(steps);", {"no_wait_for_the_last_slots": ""}),
+    ("staged + (s & 1) * NB * args.pitch", {"one_staged_buffer": "staged"}),
+    (
+        "next * inbox_floats + rank * slot_floats",
+        {"one_inbox": "rank * slot_floats", "slots_of_one_source": "next * inbox_floats"},
+    ),
+    (
         "staged[i] = from_float<T>(0.0f);",
-        "staged[i] = i % 8 ? from_float<T>(0.0f) : staged[i];",
+        {"staged_columns_not_zeroed": "if (i % 8) staged[i] = from_float<T>(0.0f);"},
     ),
-    "missing_units_not_masked": ("exists ? weight_hh[", "gate < kNumGates<kCell> ? weight_hh["),
-    "dhy_at_every_step": ("if (k == length[e] - 1) {", "if (k == steps - 1) {"),
-    "ends_ignored": ("if (k < length[e]) {", "if (k < length[e] + 1) {"),
-    "row_of_the_reverse_direction": ("? length[e] - 1 - k : k", "? steps - 1 - k : k"),
-    "state_before_the_first_step": ("if (k == 0) return at_start", "if (k < 0) return at_start"),
-    "c_after_of_the_step_before": (
-        "c_after[e] = operands[e].before;\n    }\n    sync",
-        "}\n    sync",
+    (
+        "gate < kNumGates<kCell> && unit < H && state < H",
+        {"missing_units_not_masked": "gate < kNumGates<kCell>"},
     ),
-    "gru_direct_path_forgotten": (
-        "dh[0] = kCell == Cell::kGru ? carried[e][0] : 0.0f;",
-        "dh[0] = 0;",
+    ("k == length[e] - 1", {"dhy_at_every_step": "k == steps - 1"}),
+    ("if (<|k < length[e]|>) {", {"ends_ignored": "k < length[e] + 1"}),
+    (
+        "dir.reverse && k < length[e] ? length[e] - 1 - k : k",
+        {"row_of_the_reverse_direction": "dir.reverse && k < length[e] ? steps - 1 - k : k"},
     ),
-    "padding_not_written": (
-        "for (int k = steps; k < args.seq_len; ++k)",
-        "for (int k = 0; k < 0; ++k)",
-    ),
-    "state_of_an_empty_sequence": ("if (length[e] > 0) {  // else", "{  // else"),
-}
+    ("if (<|k == 0|>) return at_start", {"state_before_the_first_step": "k < 0"}),
+    ("kCell == Cell::kGru ? carried[e][0] : 0.0f", {"gru_direct_path_forgotten": "0.0f"}),
+    ("k < args.seq_len", {"padding_not_written": "false"}),
+    ("length[e] > 0", {"state_of_an_empty_sequence": "true"}),
+)
 
 
-def with_defect(name: str, old: str, new: str) -> build.Emulator:
-    """A driver over a copy of the kernel in which `old` reads `new`; two cells, to build fast."""
-    folder = build.CACHE / "defects" / f"cluster_backward_{name}"
-    (folder / "instances").mkdir(parents=True, exist_ok=True)
-    cuda = ROOT / "csrc" / "cuda"
-    text = (cuda / "cluster_backward.cuh").read_text()
-    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
-    (folder / "cluster_backward.cuh").write_text(text.replace(old, new))
-    instances = (cuda / "instances.h").read_text()
-    for cell in ("kTanh", "kRelu"):
-        instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")
-    (folder / "instances.h").write_text(instances)
-    for source in (
-        "cluster_backward.cu",
-        "cluster_backward_launch.cuh",
-        "instances/cluster_backward_ieee.cu",
-    ):
-        (folder / source).write_text((cuda / source).read_text())
-    copy = folder / "cluster_backward_driver.cpp"
-    copy.write_text((KERNELS / "cluster_backward_driver.cpp").read_text())
-    return build.Emulator(
-        build.shared_library(copy, defines=["CLUSTER_BACKWARD_IEEE_ALONE", "BIRNN_ONE_INSTANCE"])
-    )
+@functools.cache
+def defective_driver() -> planted_defects.DefectiveEmulator:
+    return planted_defects.build_defects("cluster_backward", "ieee", PLACES, ("kGru", "kLstm"))
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+DEFECT_CASES = tuple(
+    itertools.product(("lstm", "gru"), ((5, 6, 1), (21, 9, 3), (64, 8, 2)), ("short", "mixed"))
+)
+
+
+def check_defective(
+    emulator: build.Emulator, cell: str, sizes: tuple[int, int, int], pattern: str
+) -> None:
+    H, B, cluster = sizes
+    problem = Problem(cell, torch.float32, (6, B, H), draw_lengths(pattern, 6, B))
+    check(problem, ClusterRun(emulator, problem, (cluster, 1)))
+
+
+@pytest.mark.parametrize("defect", planted_defects.names_of(PLACES))
 def test_defect_is_caught(defect: str) -> None:
-    emulator = with_defect(defect, *DEFECTS[defect])
-    cases = itertools.product(
-        (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late")),
-        ("lstm", "gru"),
-        ((5, 6, 1), (21, 9, 3), (64, 8, 2)),
-        ("short", "mixed"),
-    )
-    for seed, ((order, landing), cell, (H, B, cluster), pattern) in enumerate(cases):
+    emulator = defective_driver()
+    emulator.plant(defect)
+    schedules = (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late"))
+    for seed, ((order, landing), case) in enumerate(itertools.product(schedules, DEFECT_CASES)):
         emulator.configure(order=order, landing=landing, seed=seed)
-        problem = Problem(cell, torch.float32, (6, B, H), draw_lengths(pattern, 6, B))
         try:
-            check(problem, ClusterRun(emulator, problem, (cluster, 1)))
+            check_defective(emulator, *case)
         except AssertionError:
             return
     pytest.fail(f"{defect} was not caught")
+
+
+def test_without_a_defect_all_is_well() -> None:
+    emulator = defective_driver()
+    emulator.plant(None)
+    emulator.configure(order="skew", landing="random")
+    for case in DEFECT_CASES:
+        check_defective(emulator, *case)
