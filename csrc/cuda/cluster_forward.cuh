@@ -3,9 +3,9 @@
 //
 // The units come in groups (cluster_forward_sizes.h), whose gates k_split warps multiply, each its
 // own columns of W_hh. The batch tiles are dealt out to these warps, and the owner of one adds the
-// sums and applies the cell. With R
-// blocks, block `rank` owns the groups from rank * groups on. Every block keeps all of h, and each
-// step hands the h of its own units to all others (an all-gather).
+// sums and applies the cell. With R blocks, block `rank` owns the groups from rank * groups on.
+// Every block keeps all of h, and each step hands the h of its own units to all others (an
+// all-gather).
 //
 //   operands   A = W_hh [gates x units, H] fragments in registers, the last chunks of columns in
 //              shared memory where the registers do not hold them; B = h [H, NB] in shared memory
@@ -40,13 +40,12 @@
 // an odd hidden size lie at addresses that cp.async cannot take; they are loaded one by one
 // instead.)
 //
-// Cost of a step to a block of U units: G U H NB multiply-adds, U NB elements pushed to each of R -
-// 1 peers and (H - U) NB received, G U NB read from global memory and the reserve's blocks and y
-// written. An LSTM in fp16 of H = 256, B = 8, R = 16, k_split = 4: 64 products of 16 x 16 x 8 in 8
-// warps, about 100 cycles at the published rate; 3.8 KB each way, 200 to 350 cycles at the
-// published bandwidths, and as much latency (estimates: measured is none of it yet); 1 KB in, 1.5
-// KB out. The chain that nothing hides is wait, ldmatrix, products, two tanh in turn, staging,
-// push.
+// Cost of a step to a block of U units: G U H NB multiply-adds, U NB elements pushed to each peer
+// and (H - U) NB received, G U NB read from global memory and the reserve's blocks and y written.
+// An LSTM in fp16 of H = 256, B = 8, R = 16, k_split = 4: 64 products of 16 x 16 x 8 in 8 warps,
+// about 100 cycles at the published rate; 3.8 KB each way, 200 to 350 cycles at the published
+// bandwidths, and as much latency (estimates: measured is none of it yet); 1 KB in, 1.5 KB out. The
+// chain that nothing hides is wait, ldmatrix, products, two tanh in turn, staging, push.
 //
 // By the machine code for sm_90a (nvcc 13.0; LSTM, fp16, 9 chunks, 8 sequences, aligned, without a
 // split): no local memory and no fence in the loop, the weights in registers; of the cluster-scope
