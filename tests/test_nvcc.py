@@ -74,7 +74,7 @@ INSTANCE = re.compile(
 )
 CELLS = ("tanh", "relu", "gru", "lstm")
 PRECISIONS = ("fp16", "bf16", "tf32", "ieee")
-PERSISTENT_KERNELS = ("cluster_backward", "cluster_forward", "grid_forward")
+PERSISTENT_KERNELS = ("cluster_backward", "cluster_forward", "grid_forward", "grid_backward")
 
 
 def compile_instances(name: str, architecture: str, out: Path, *flags: str) -> str:

@@ -85,4 +85,23 @@ int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
                  GemmCompute compute, const GridForwardTiling& tiling, void* workspace,
                  void* stream);
 
+// grid_backward: the recurrence of one or two directions in one cooperative launch, each divided
+// among num_blocks blocks that exchange through L2. Any cell in fp16, bf16 and fp32 without
+// projection, as far as W_hh fits into the registers and the shared memory of the blocks, which
+// must all be resident at once. Groups of batch_tiles follow each other. Arguments as of
+// stepwise_backward, of one or two directions; first_dgates may be null, and so may each of it.
+struct GridBackwardTiling {
+  int num_blocks = 1;   // blocks that share a direction's hidden units
+  int batch_tiles = 1;  // of 8 sequences, to a group of num_blocks blocks; 1 to 16
+  // Into how many parts the columns of W_hh^T are divided, a divisor of num_blocks; its rows into
+  // num_blocks / column_teams. 0: as many as cost least by a count of bytes.
+  int column_teams = 0;
+};
+int64_t grid_backward_workspace(const RecurrenceShape& shape, const GridBackwardTiling& tiling,
+                                int num_directions);
+int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
+                  const BackwardDirection* directions, void* const* first_dgates,
+                  int num_directions, GemmCompute compute, const GridBackwardTiling& tiling,
+                  void* workspace, void* stream);
+
 }  // namespace birnn::cuda

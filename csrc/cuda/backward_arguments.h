@@ -1,0 +1,58 @@
+// What a persistent backward kernel is told of one direction: plain host code that fills it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../recurrence.h"
+
+namespace birnn::cuda {
+
+// Strides count elements.
+struct BackwardArguments {
+  BackwardDirection dir;
+  const int64_t* lengths = nullptr;  // [B] or null
+  void* first_dgates = nullptr;      // [B, dgates_blocks * H] or null
+  int seq_len = 0, batch_size = 0, hidden_size = 0;
+  int output_stride = 0, reserve_stride = 0, dy_stride = 0, dgates_stride = 0;  // as in dir
+  bool paired = false;  // all arrays keep a pair of units in one aligned word
+};
+
+// Rows and row strides are multiplied as 32 x 32 -> 64 bits.
+inline bool fits_32_bits(const RecurrenceShape& shape) {
+  constexpr int64_t kMax = INT32_MAX;
+  return shape.seq_len <= kMax && shape.batch_size <= kMax &&
+         shape.seq_len <= kMax / shape.batch_size;
+}
+inline bool fits_32_bits(const BackwardDirection& dir) {
+  return std::max({dir.output_stride, dir.reserve_stride, dir.dy_stride, dir.dgates_stride}) <=
+         INT32_MAX;
+}
+
+// The shape and the direction fit into 32 bits.
+inline BackwardArguments backward_arguments(const RecurrenceShape& shape, const int64_t* lengths,
+                                            const BackwardDirection& dir, void* first_dgates) {
+  BackwardArguments args;
+  args.dir = dir;
+  args.lengths = lengths;
+  args.first_dgates = first_dgates;
+  args.seq_len = static_cast<int>(shape.seq_len);
+  args.batch_size = static_cast<int>(shape.batch_size);
+  args.hidden_size = static_cast<int>(shape.hidden_size);
+  args.output_stride = static_cast<int>(dir.output_stride);
+  args.reserve_stride = static_cast<int>(dir.reserve_stride);
+  args.dy_stride = static_cast<int>(dir.dy_stride);
+  args.dgates_stride = static_cast<int>(dir.dgates_stride);
+  args.paired = shape.hidden_size % 2 == 0;
+  const uintptr_t pair_bytes = shape.element == Element::kFloat32 ? 8 : 4;
+  for (const void* const array :
+       {dir.hx, dir.cx, dir.output, dir.reserve, dir.dy, static_cast<const void*>(dir.dgates),
+        static_cast<const void*>(first_dgates)})
+    args.paired &= reinterpret_cast<uintptr_t>(array) % pair_bytes == 0;
+  for (const int64_t stride :
+       {dir.output_stride, dir.reserve_stride, dir.dy_stride, dir.dgates_stride})
+    args.paired &= stride % 2 == 0;
+  return args;
+}
+
+}  // namespace birnn::cuda

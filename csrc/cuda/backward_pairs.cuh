@@ -1,0 +1,290 @@
+// The hidden units of one thread in a persistent backward kernel: pairs of neighbouring units, one
+// sequence to a pair, with what they carry from step to step and what they read from global memory,
+// asked for a step ahead. Equations: cells.h.
+//
+// A block owns `units` hidden units of a tile of the batch. Its pairs are numbered sequence by
+// sequence; pair e of a thread is number e * threads + thread, so that neighbouring threads own
+// neighbouring units.
+#pragma once
+
+#include "../cells.h"
+#include "../recurrence.h"
+#include "backward_arguments.h"
+#include "device.h"
+#include "pairs.cuh"
+
+namespace birnn::cuda {
+
+using namespace birnn::device;
+
+// What a step of a pair reads, as arrays in memory keep it: a pair of 16-bit elements takes one
+// register. Where pairs are not aligned words they are put together as they are fetched, which
+// waits for them: an odd hidden size in 16 bits costs the latency of one load a step.
+template <Cell kCell, class T>
+struct BackwardOperands {
+  using Bits = typename PairBits<T>::Type;
+  static constexpr int kActivations = kCell == Cell::kLstm || kCell == Cell::kGru ? 4 : 1;
+  Bits activations[kActivations]{};  // LSTM i f g o; GRU r z n q; RNN y
+  Bits before{};                     // LSTM: c, GRU: h, of the step before
+  Bits dy{};
+};
+
+// The cell of one unit. dgates: blocks of dgates in their order in memory.
+template <Cell kCell, class Math>
+struct UnitBackward;
+template <class Math>
+struct UnitBackward<Cell::kTanh, Math> {
+  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
+                               float (&dgates)[1]) {
+    dgates[0] = TanhCell<Math>::backward(dh, act[0]);
+  }
+};
+template <class Math>
+struct UnitBackward<Cell::kRelu, Math> {
+  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
+                               float (&dgates)[1]) {
+    dgates[0] = ReluCell<Math>::backward(dh, act[0]);
+  }
+};
+template <class Math>
+struct UnitBackward<Cell::kGru, Math> {
+  // carried: the gradient along z * h
+  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float h_before, float,
+                               float& carried, float (&dgates)[4]) {
+    const auto d = GruCell<Math>::backward(dh, {act[0], act[1], act[2]}, act[3], h_before);
+    dgates[0] = d.n;
+    dgates[1] = d.r;
+    dgates[2] = d.z;
+    dgates[3] = d.n_recurrent;
+    carried = d.h_direct;
+  }
+};
+template <class Math>
+struct UnitBackward<Cell::kLstm, Math> {
+  // carried: dc
+  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float c_before, float c_after,
+                               float& carried, float (&dgates)[4]) {
+    const auto d =
+        LstmCell<Math>::backward(dh, carried, {act[0], act[1], act[2], act[3]}, c_after, c_before);
+    dgates[0] = d.i;
+    dgates[1] = d.f;
+    dgates[2] = d.g;
+    dgates[3] = d.o;
+    carried = d.c;
+  }
+};
+
+// A pair at `offset` in array, as one aligned word or as two elements.
+template <class Bits>
+BIRNN_DEVICE void load_pair(const void* array, int64_t offset, bool, Bits& bits) {
+  constexpr int64_t kElementBytes = sizeof(Bits) / 2;
+  bits = *reinterpret_cast<const Bits*>(static_cast<const char*>(array) + offset * kElementBytes);
+}
+template <class T>
+BIRNN_DEVICE void load_pair(const void* array, int64_t offset, bool both, Pair<T>& pair) {
+  pair = load_pair<T>(array, offset, false, both);
+}
+BIRNN_DEVICE uint32_t as_bits(uint32_t bits) { return bits; }
+BIRNN_DEVICE Bits64 as_bits(const Bits64& bits) { return bits; }
+template <class T>
+BIRNN_DEVICE typename PairBits<T>::Type as_bits(const Pair<T>& pair) {
+  return pack(pair);
+}
+
+template <Cell kCell, class Precision, int kThreads, int kPairs>
+struct BackwardPairs {
+  using T = typename Precision::Element;
+  using Math = typename Precision::Math;
+  using Operands = BackwardOperands<kCell, T>;
+  using Bits = typename Operands::Bits;
+  static constexpr int kBlocks = kDgatesBlocks<kCell>;
+  static constexpr int kGates = kNumGates<kCell>;
+  static constexpr int kActivations = Operands::kActivations;
+  static constexpr int kSequenceShift = 16;
+
+  const BackwardArguments& args;
+  int first_sequence, first_unit;  // of the tile, of the block
+  int length[kPairs];              // -1: no such pair of units in the batch
+  int place[kPairs];               // the sequence in the tile, and the pair in the block
+  float carried[kPairs][2];        // LSTM: dc; GRU: the gradient along z * h
+  Bits c_after[kPairs];
+  Operands operands[kPairs];
+
+  // tile_lengths [tile_batch], in shared memory.
+  BIRNN_DEVICE BackwardPairs(const BackwardArguments& arguments, const int* tile_lengths,
+                             int first_sequence_of_tile, int first_unit_of_block, int units,
+                             int tile_batch)
+      : args(arguments), first_sequence(first_sequence_of_tile), first_unit(first_unit_of_block) {
+    const int half_units = units / 2, thread = static_cast<int>(thread_idx());
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      const int i = e * kThreads + thread, n = i / half_units, pair = i % half_units;
+      const bool exists = n < tile_batch && first_sequence + n < args.batch_size &&
+                          first_unit + pair * 2 < args.hidden_size;
+      length[e] = exists ? tile_lengths[n] : -1;
+      place[e] = n << kSequenceShift | pair;
+      carried[e][0] = carried[e][1] = 0.0f;
+    }
+  }
+
+  BIRNN_DEVICE int tile_row(int e) const { return place[e] >> kSequenceShift; }
+  BIRNN_DEVICE int pair_of(int e) const { return place[e] & ((1 << kSequenceShift) - 1); }
+  BIRNN_DEVICE int sequence_of(int e) const { return first_sequence + tile_row(e); }
+  BIRNN_DEVICE int unit_of(int e) const { return first_unit + pair_of(e) * 2; }
+  BIRNN_DEVICE bool has_both(int e) const { return unit_of(e) + 1 < args.hidden_size; }
+  BIRNN_DEVICE int64_t state_offset(int e) const {
+    return int64_t{sequence_of(e)} * args.hidden_size + unit_of(e);
+  }
+  // The row of step k of a sequence; past its end the row that is padded.
+  BIRNN_DEVICE int row_of(int e, int k) const {
+    const int t = args.dir.reverse && k < length[e] ? length[e] - 1 - k : k;
+    return t * args.batch_size + sequence_of(e);
+  }
+
+  // The row and the column of the state before step k, for k up to the sequence's length, where it
+  // is its last. Null: zeros.
+  BIRNN_DEVICE const void* state_before(int e, int k, int64_t& offset) const {
+    if (k == 0) {
+      offset = int64_t{sequence_of(e)} * args.hidden_size;
+      return kCell == Cell::kLstm ? args.dir.cx : args.dir.hx;
+    }
+    const int64_t row = row_of(e, k - 1);
+    offset = kCell == Cell::kLstm ? row * args.reserve_stride + 4 * args.hidden_size
+                                  : row * args.output_stride;
+    return kCell == Cell::kLstm ? args.dir.reserve : args.dir.output;
+  }
+  // Asks for what step k reads. Read: Bits, or Pair<T> to put together after all has been asked
+  // for.
+  template <class Read>
+  BIRNN_DEVICE void fetch_as(int k) {
+    const BackwardDirection& dir = args.dir;
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      if (k < 0 || k > length[e]) continue;
+      const auto read = [&](const void* array, int64_t offset) {
+        Read pair;
+        load_pair(array, offset + unit_of(e), has_both(e), pair);
+        return pair;
+      };
+      Read activations[kActivations], before{}, dy{};
+      if constexpr (kGates > 1) {
+        int64_t offset;
+        const void* const array = state_before(e, k, offset);
+        if (array) before = read(array, offset);
+      }
+      const bool has_step = k < length[e];
+      if (has_step) {
+        const int64_t row = row_of(e, k);
+        if constexpr (kActivations == 1) {
+          activations[0] = read(dir.output, row * args.output_stride);
+        } else {
+          BIRNN_UNROLL
+          for (int j = 0; j < kActivations; ++j)
+            activations[j] = read(dir.reserve, row * args.reserve_stride + j * args.hidden_size);
+        }
+        if (dir.dy) dy = read(dir.dy, row * args.dy_stride);
+      }
+      Operands& to = operands[e];
+      to.before = as_bits(before);
+      if (!has_step) continue;
+      to.dy = as_bits(dy);
+      BIRNN_UNROLL
+      for (int j = 0; j < kActivations; ++j) to.activations[j] = as_bits(activations[j]);
+    }
+  }
+  BIRNN_DEVICE void fetch(int k) {
+    if (args.paired)
+      fetch_as<Bits>(k);
+    else
+      fetch_as<Pair<T>>(k);
+  }
+  // Before the first step undone, of `steps`.
+  BIRNN_DEVICE void begin(int steps) {
+    if constexpr (kCell == Cell::kLstm) {
+      const float* const dcx = static_cast<const float*>(args.dir.dcx);
+      BIRNN_UNROLL
+      for (int e = 0; e < kPairs; ++e) {
+        if (length[e] < 0) continue;
+        carried[e][0] = dcx[state_offset(e)];
+        if (has_both(e)) carried[e][1] = dcx[state_offset(e) + 1];
+      }
+    }
+    fetch(steps);  // c of the last step of the longest sequences
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) c_after[e] = operands[e].before;
+    fetch(steps - 1);
+  }
+
+  // Undoes step k of pair e: its dgates, zeros where the sequence has no such step.
+  // add_sums(e, dh): dh += dgates W_hh of the step after.
+  template <class AddSums>
+  BIRNN_DEVICE void undo(int e, int k, const AddSums& add_sums, Pair<T> (&dgates)[kBlocks]) {
+    if (k < length[e]) {
+      const Operands& from = operands[e];
+      float dh[2] = {};  // zero for a unit past H, and so are its dgates
+      if (k == length[e] - 1) {
+        const float* const dhy = static_cast<const float*>(args.dir.dhx) + state_offset(e);
+        dh[0] = dhy[0];
+        if (has_both(e)) dh[1] = dhy[1];
+      } else {
+        gradient_of_state(e, add_sums, dh);
+      }
+      BIRNN_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const auto of = [&](const Bits& bits) {
+          Pair<T> pair;
+          unpack(bits, pair);
+          return to_float(half == 0 ? pair.first : pair.second);
+        };
+        float activations[kActivations], d[kBlocks];
+        BIRNN_UNROLL
+        for (int j = 0; j < kActivations; ++j) activations[j] = of(from.activations[j]);
+        UnitBackward<kCell, Math>::run(dh[half] + of(from.dy), activations, of(from.before),
+                                       of(c_after[e]), carried[e][half], d);
+        BIRNN_UNROLL
+        for (int block = 0; block < kBlocks; ++block)
+          (half == 0 ? dgates[block].first : dgates[block].second) = from_float<T>(d[block]);
+      }
+    }
+    c_after[e] = operands[e].before;
+  }
+  template <class AddSums>
+  BIRNN_DEVICE void gradient_of_state(int e, const AddSums& add_sums, float (&dh)[2]) const {
+    dh[0] = kCell == Cell::kGru ? carried[e][0] : 0.0f;
+    dh[1] = kCell == Cell::kGru ? carried[e][1] : 0.0f;
+    add_sums(e, dh);
+  }
+
+  // A block of dgates of step k, to its row.
+  BIRNN_DEVICE void store_dgates(int e, int k, int block, const Pair<T>& pair) const {
+    const int64_t row = int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e);
+    store_pair(args.dir.dgates, row + block * args.hidden_size, pair, args.paired, has_both(e));
+    if (k == 0 && args.first_dgates) {
+      const int64_t first_row = int64_t{sequence_of(e)} * kBlocks * args.hidden_size + unit_of(e);
+      store_pair(args.first_dgates, first_row + block * args.hidden_size, pair, args.paired,
+                 has_both(e));
+    }
+  }
+
+  // After the last step: the gradients of hx and cx, and the rows of steps that no sequence of the
+  // tile has.
+  template <class AddSums>
+  BIRNN_DEVICE void finish(int steps, const AddSums& add_sums) const {
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      if (length[e] < 0) continue;
+      if (length[e] > 0) {  // else the gradients of hx and cx are those of hy and cy
+        float dh[2];
+        gradient_of_state(e, add_sums, dh);
+        store_pair(args.dir.dhx, state_offset(e), Pair<float>{dh[0], dh[1]}, false, has_both(e));
+        if constexpr (kCell == Cell::kLstm)
+          store_pair(args.dir.dcx, state_offset(e), Pair<float>{carried[e][0], carried[e][1]},
+                     false, has_both(e));
+      }
+      for (int k = steps; k < args.seq_len; ++k) BIRNN_UNROLL
+      for (int block = 0; block < kBlocks; ++block) store_dgates(e, k, block, {});
+    }
+  }
+};
+
+}  // namespace birnn::cuda

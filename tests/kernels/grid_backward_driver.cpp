@@ -1,0 +1,61 @@
+// The grid backward kernel for ctypes, on the emulator: plain pointers and integers. With
+// BIRNN_IEEE_ALONE the other precisions are left out.
+#define BIRNN_SMALL_INSTANCES
+#include "driver_arguments.h"
+#include "grid_backward.cu"
+#include "instances/grid_backward_ieee.cu"
+#if defined(BIRNN_IEEE_ALONE)
+namespace birnn::cuda::gather_reduce {
+int launch_fp16(const Call&) { return kNoInstance; }
+int launch_bf16(const Call&) { return kNoInstance; }
+int launch_tf32(const Call&) { return kNoInstance; }
+}  // namespace birnn::cuda::gather_reduce
+#else
+#include "instances/grid_backward_bf16.cu"
+#include "instances/grid_backward_fp16.cu"
+#include "instances/grid_backward_tf32.cu"
+#endif
+
+namespace {
+
+constexpr int kStrides = 5;  // of a direction
+
+birnn::cuda::GridBackwardTiling tiling_of(const int64_t* tiling) {
+  return {static_cast<int>(tiling[0]), static_cast<int>(tiling[1]), static_cast<int>(tiling[2])};
+}
+
+}  // namespace
+
+// sizes, and for each direction pointers and strides, as driver_arguments.h takes them; reverse: of
+// the first direction, a second one runs the other way. tiling: blocks, batch tiles, column teams,
+// 1 for products in tf32.
+extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, int reverse,
+                                    const int64_t* lengths, void* const* pointers,
+                                    const int64_t* strides, const int64_t* tiling) {
+  using namespace birnn;
+  const RecurrenceShape shape = test::shape_of(sizes);
+  BackwardDirection directions[2];
+  void* first_dgates[2] = {};
+  for (int d = 0; d < num_directions; ++d) {
+    directions[d] = test::backward_direction((reverse != 0) != (d != 0), pointers, strides);
+    first_dgates[d] = pointers[test::kFirstDgates];
+    pointers += test::kFirstDgates + 1;
+    strides += kStrides;
+  }
+  const cuda::GridBackwardTiling given = tiling_of(tiling);
+  const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
+  const test::WorkspaceMemory workspace(
+      cuda::grid_backward_workspace(shape, given, num_directions));
+  return cuda::grid_backward(shape, lengths, directions, first_dgates, num_directions, compute,
+                             given, workspace.data, nullptr);
+}
+
+// How a shape is divided: instance, row teams, column teams, units, row tiles, chunks of a warp.
+extern "C" void grid_backward_sizes(const int64_t* sizes, int num_directions, const int64_t* tiling,
+                                    int64_t* result) {
+  using namespace birnn;
+  const cuda::gather_reduce::Sizes given(test::shape_of(sizes), tiling_of(tiling), num_directions);
+  const int64_t values[] = {given.instance, given.row_teams, given.column_teams,
+                            given.units,    given.num_tiles, given.warp_chunks};
+  for (const int64_t value : values) *result++ = value;
+}

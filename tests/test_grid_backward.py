@@ -1,0 +1,292 @@
+"""The grid backward kernel, run by the emulator, against the reference in fp64.
+
+As for the cluster backward kernel; here both directions of a layer run in one launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import test_stepwise as stepwise
+import torch
+from test_cluster_backward import CELLS, PRECISIONS, check, draw_lengths
+from test_stepwise import KERNELS, ROOT, Problem, Run, build, integers
+from torch import Tensor
+
+# H, B, blocks, batch tiles, column teams (0: the kernel's choice). One unit; blocks with no unit of
+# their own; two batch tiles, and groups that follow each other; one or two parts of the columns or
+# rows, and both.
+SHAPES = (
+    (1, 1, 1, 1, 0),
+    (3, 2, 4, 1, 2),
+    (20, 9, 2, 2, 1),
+    (9, 18, 4, 1, 2),
+    (13, 9, 6, 2, 3),
+    (12, 3, 3, 1, 3),
+    (26, 3, 2, 1, 2),
+    (10, 17, 5, 2, 1),
+)
+DY = 6  # of the pointers
+FIRST_DGATES = 12
+
+
+@functools.cache
+def driver() -> build.Emulator:
+    emulator = build.Emulator(build.shared_library(KERNELS / "grid_backward_driver.cpp"))
+    emulator.configure()
+    return emulator
+
+
+class GridRun(Run):
+    """Forward by stepwise, backward by the kernel under test."""
+
+    def __init__(
+        self,
+        emulator: build.Emulator,
+        problem: Problem,
+        tiling: tuple[int, int, int] = (1, 1, 0),
+        tf32: bool = False,
+        without: Sequence[int] = (),  # pointers that are null
+        together: bool = True,  # both directions in one launch
+    ) -> None:
+        # NaN past the end of the weights: what is read there spoils what it is multiplied with.
+        weight = problem.weight_hh
+        guarded = torch.full((2 * weight.numel() + 4096,), float("nan"), dtype=weight.dtype)
+        guarded[: weight.numel()] = weight.flatten()
+        problem.weight_hh = guarded[: weight.numel()].view_as(weight)
+        super().__init__(stepwise.driver(), problem)
+        driver = emulator.library.grid_backward_driver
+        waiting: list[tuple[list[Any], list[Any]]] = []
+
+        class Library:
+            @staticmethod
+            def stepwise_backward_driver(
+                sizes: Any, reverse: int, lengths: Any, pointers: Any, strides: Any, _: Any
+            ) -> int:
+                for index in without:
+                    pointers[index] = None
+                if together and reverse == 0:  # waits for the other direction
+                    waiting.append((list(pointers), list(strides)))
+                    return 0
+                directions = 1
+                if together:
+                    before, strides_before = waiting.pop()
+                    pointers = (ctypes.c_void_p * (2 * len(before)))(*before, *pointers)
+                    strides = integers(*strides_before, *strides)
+                    directions, reverse = 2, 0
+                status: int = driver(
+                    sizes,
+                    directions,
+                    reverse,
+                    lengths,
+                    pointers,
+                    strides,
+                    integers(*tiling, int(tf32)),
+                )
+                assert status == 0, emulator.last_error()
+                return status
+
+        self.library = Library()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    patterns = itertools.cycle(("mixed", "none", "short", "full"))
+    for index, (T, states) in enumerate(itertools.product((1, 2, 3, 5, 7), (True, False))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 2 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        lengths = draw_lengths(next(patterns), T, B)
+        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, states=states)
+        without = []
+        if index % 4 == 3:
+            problem.dy.zero_()
+            without.append(DY)
+        tf32 = precision == "tf32"
+        run = GridRun(driver(), problem, tuple(tiling), tf32, without, together=index % 3 != 2)
+        check(problem, run, tf32)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_weights_in_shared_memory(cell: str) -> None:
+    for dtype, hidden_size in ((torch.float32, 45), (torch.bfloat16, 88)):
+        problem = Problem(cell, dtype, (3, 2, hidden_size), None)
+        check(problem, GridRun(driver(), problem, (hidden_size // 11, 1, 1)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_schedule_gives_the_same_bits(cell: str) -> None:
+    emulator = driver()
+    problem = Problem(cell, torch.float32, (6, 6, 7), draw_lengths("mixed", 6, 6))
+    kept: list[Tensor] | None = None
+    for order, landing in (
+        ("shuffle", "random"),
+        ("skew", "late"),
+        ("reverse", "eager"),
+        ("fifo", "random"),
+    ):
+        run = GridRun(emulator, problem, (4, 1, 2))
+        emulator.configure(order=order, landing=landing, seed=7)
+        first, second = run.backward(), run.backward()
+        assert stepwise.is_equal(list(first.values()), list(second.values()))
+        assert kept is None or stepwise.is_equal(kept, list(first.values()))
+        kept = list(first.values())
+    emulator.configure()
+
+
+def test_the_division_changes_no_more_than_rounding() -> None:
+    problem = Problem("lstm", torch.float32, (4, 3, 14), None)
+    for tiling in ((1, 1, 1), (3, 1, 3), (4, 1, 4), (6, 2, 2), (7, 1, 0)):
+        check(problem, GridRun(driver(), problem, tiling))
+
+
+def test_a_direction_alone_gives_the_same_bits() -> None:
+    problem = Problem("gru", torch.float16, (3, 5, 10), [3, 1, 2, 3, 0])
+    both, alone = (GridRun(driver(), problem, (2, 1, 1), together=one) for one in (True, False))
+    assert stepwise.is_equal(list(both.backward().values()), list(alone.backward().values()))
+
+
+def test_first_dgates_may_be_absent() -> None:
+    problem = Problem("gru", torch.float32, (3, 2, 6), [3, 2])
+    full, without = (
+        GridRun(driver(), problem, (2, 1, 2), without=absent) for absent in ((), (FIRST_DGATES,))
+    )
+    assert stepwise.is_equal([full.backward()["dgates"]], [without.backward()["dgates"]])
+
+
+@pytest.mark.parametrize("tiling", [(1, 1, 0), (4, 1, 3), (0, 1, 0), (4, 17, 0)])
+def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]) -> None:
+    problem = Problem("lstm", torch.float32, (1, 1, 400))
+    with pytest.raises(AssertionError):
+        GridRun(driver(), problem, tiling).backward()
+
+
+@pytest.mark.parametrize("variant", ["address", "thread"])
+def test_clean_under_sanitizers(variant: str) -> None:
+    program = build.program(KERNELS / "grid_backward_program.cpp", variant)
+    result = build.run(program, order="skew", landing="late")
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.stdout == "ok\n"
+
+
+# ---------------------------------------------------------------------------------------------
+# Defects planted in the text of the kernel: each must be caught by the checks above, under the
+# schedules that look for it. They are built together, and PLANTED tells which one is active. Those
+# of a pair of units are planted in test_cluster_backward.py.
+
+DEFECTS = {
+    "no_wait_for_the_sums": (
+        "grid_exchange::await(parts, first + source * source_pairs, source_pairs, count, epoch);",
+        "if (!PLANTED) {}",
+    ),
+    "no_wait_for_the_gates": (
+        "grid_exchange::await(b, source, 32, count, epoch);",
+        "if (!PLANTED) {}",
+    ),
+    "no_wait_for_the_last_sums": ("if (steps > 0) receive_sums();", "if (!PLANTED) {}"),
+    "one_slot_of_gates": ("gates_ring + (epoch & 1) *", "gates_ring + (PLANTED ? 0 : epoch & 1) *"),
+    "one_slot_of_sums": ("* 2 + slot;", "* 2 + (PLANTED ? 0 : slot);"),
+    "slots_of_one_source": (
+        "+ column_team * source_pairs",
+        "+ (PLANTED ? 0 : column_team) * source_pairs",
+    ),
+    "epochs_begin_anew_with_a_group": (
+        "const int steps = longest_of(tile_lengths, NB);",
+        "{} epoch = PLANTED ? 0 : epoch;",
+    ),
+    "ring_of_gates_not_cleared": (
+        "? grid_exchange::kNever",
+        "? (PLANTED ? 1u : grid_exchange::kNever)",
+    ),
+    "ring_of_sums_not_cleared": (
+        "return grid_exchange::kNever; }",
+        "return PLANTED ? 1u : grid_exchange::kNever; }",
+    ),
+    "columns_that_nobody_publishes": (
+        ": grid_exchange::kAlways",
+        ": PLANTED ? grid_exchange::kNever : grid_exchange::kAlways",
+    ),
+    "no_barrier_after_the_sums_of_warps": (
+        "sync_threads();\n        if (Q > 1) {",
+        "if (!PLANTED) {}",
+    ),
+    "one_buffer_of_sums_of_warps": (
+        "sums_of_warps + (turn & 1) *",
+        "sums_of_warps + (PLANTED ? 0 : turn & 1) *",
+    ),
+    "no_barrier_before_the_lengths": ("sync_threads();  // all have read", "if (!PLANTED) {}"),
+    "no_barrier_after_the_lengths": ("sync_threads();  // the lengths", "if (!PLANTED) {}"),
+    "no_barrier_after_the_arguments": ("sync_threads();  // the mask and", "if (!PLANTED) {}"),
+    "missing_units_not_masked": ("unit < H && state < H;", "(PLANTED || unit < H) && state < H;"),
+    "batch_tiles_in_one_place": (
+        "(tile * 8 + lane % 4 * 2)",
+        "((PLANTED ? 0 : tile * 8) + lane % 4 * 2)",
+    ),
+    "chunks_in_shared_memory_left_out": (
+        "first < own_chunks; first +=",
+        "first < (PLANTED ? 0 : own_chunks); first +=",
+    ),
+}
+
+
+@functools.cache
+def driver_with_defects() -> build.Emulator:
+    """A driver over a copy of the kernel in which each defect is planted; an LSTM in fp32, to build
+    fast."""
+    folder = build.CACHE / "defects" / "grid_backward"
+    (folder / "instances").mkdir(parents=True, exist_ok=True)
+    cuda = ROOT / "csrc" / "cuda"
+    text = (cuda / "grid_backward.cuh").read_text()
+    for index, (old, new) in enumerate(DEFECTS.values()):
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
+        text = text.replace(
+            old, new.replace("{}", old).replace("PLANTED", f"(planted_defect == {index})")
+        )
+    text = text.replace(
+        "#pragma once", '#pragma once\nextern "C" inline int planted_defect = -1;', 1
+    )
+    (folder / "grid_backward.cuh").write_text(text)
+    sources = ("grid_backward_launch.cuh", "grid_backward.cu", "instances/grid_backward_ieee.cu")
+    for source in sources:
+        (folder / source).write_text((cuda / source).read_text())
+    copy = folder / "grid_backward_driver.cpp"
+    copy.write_text((KERNELS / "grid_backward_driver.cpp").read_text())
+    defines = ["BIRNN_IEEE_ALONE", "BIRNN_ONE_INSTANCE", "BIRNN_ONE_CELL=Cell::kLstm"]
+    return build.Emulator(build.shared_library(copy, defines=defines))
+
+
+def is_caught(emulator: build.Emulator) -> bool:
+    empty_group = [0] * 8 + [5, 2]
+    cases = itertools.product(
+        (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late")),
+        (
+            (11, 10, (2, 1, 2), None),
+            (5, 10, (2, 1, 1), empty_group),
+            (20, 9, (2, 2, 2), None),
+            (34, 1, (3, 1, 1), None),
+        ),
+    )
+    for seed, ((order, landing), (H, B, tiling, lengths)) in enumerate(cases):
+        emulator.configure(order=order, landing=landing, seed=seed)
+        problem = Problem("lstm", torch.float32, (5, B, H), lengths or draw_lengths("short", 5, B))
+        try:
+            check(problem, GridRun(emulator, problem, tiling, together=False))
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defect_is_caught(defect: str) -> None:
+    emulator = driver_with_defects()
+    planted = ctypes.c_int.in_dll(emulator.library, "planted_defect")
+    planted.value = list(DEFECTS).index(defect)
+    assert is_caught(emulator)
