@@ -90,10 +90,9 @@ def sources_in(*patterns: str) -> set[str]:
 
 
 # The plan is host code that needs no CUDA.
-cuda_sources = sources_in("csrc/*_cuda.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - {
-    "csrc/cuda/plan.cpp"
-}
-sources = sources_in("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/plan.cpp") - cuda_sources
+plan_sources = {"csrc/cuda/plan.cpp", "csrc/cuda/cost_model.cpp"}
+cuda_sources = sources_in("csrc/*_cuda.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - plan_sources
+sources = (sources_in("csrc/*.cpp", "csrc/cpu/*.cpp") | plan_sources) - cuda_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 link_flags: list[str] = []
 if sys.platform == "darwin":

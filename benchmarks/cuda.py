@@ -95,7 +95,8 @@ def limits_of_this_gpu() -> dict[str, Any]:
 
 
 def planned_kernel(limits: Mapping[str, Any], case: Case) -> str:
-    """Which of this package's kernels runs the recurrence of a case on the GPU of these limits."""
+    """Which of this package's kernels run the recurrence of a case on the GPU of these limits: one
+    name, or that of forward and that of backward."""
     from birnn_cuda import ops
 
     try:
@@ -113,7 +114,8 @@ def planned_kernel(limits: Mapping[str, Any], case: Case) -> str:
         )
     except ValueError:  # none on this GPU: the layer raises the same, and is reported
         return "none"
-    return str(plan["kernel"])
+    names = [plan[side]["kernel"] for side in ("forward", "backward") if plan[side] is not None]
+    return ", ".join(dict.fromkeys(names))
 
 
 def device_name() -> str:

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--precision", choices=("ieee", "tf32"), default="ieee", help="of float32")
     plan.add_argument("--kernel", default="", help="this kernel and no other (GPU)")
     plan.add_argument("--inference", action="store_true", help="keep nothing for backward")
+    plan.add_argument("--lengths", action="store_true", help="sequences of different lengths (GPU)")
     return parser
 
 
@@ -114,24 +115,24 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         num_directions=options.directions,
         precision=options.precision,
         training=not options.inference,
+        lengths=options.lengths,
         kernel=options.kernel,
     )
+    rows = [("shape", shape), ("device", _describe(limits))]
+    for name in ("forward", "backward"):
+        if plan[name] is not None:
+            rows += _describe_pass(name, plan[name])
+    rows.append(("reserve", f"{plan['reserve_bytes'] / 2**20:.1f} MiB"))
+    return rows
+
+
+def _describe_pass(name: str, plan: dict[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("shape", shape),
-        ("device", _describe(limits)),
-        ("kernel", plan["kernel"]),
-        ("because", plan["reason"]),
-        (
-            "launches",
-            f"forward {plan['launches_forward']}, backward {plan['launches_backward']} "
-            "in each direction, library products included",
-        ),
-        ("grid", f"{plan['ctas']} blocks of {plan['threads']} threads in each direction"),
-        (
-            "memory",
-            f"workspace {plan['workspace_bytes'] / 2**20:.1f} MiB, "
-            f"reserve {plan['reserve_bytes'] / 2**20:.1f} MiB",
-        ),
+        (name, plan["kernel"]),
+        (f"{name} because", plan["reason"]),
+        (f"{name} launches", f"{plan['launches']} in each direction, library products included"),
+        (f"{name} grid", f"{plan['ctas']} blocks of {plan['threads']} threads in each direction"),
+        (f"{name} workspace", f"{plan['workspace_bytes'] / 2**20:.1f} MiB"),
     ]
 
 
@@ -142,14 +143,13 @@ def limits_of_this_gpu() -> dict[str, Any]:
             f"this machine has no GPU; name one, such as --device {', '.join(_known_devices())}"
         )
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
-    # Clusters came with 9.0; 16 blocks is what the chips of data centres allow.
-    clusters = {9: 16, 10: 16}.get(device.major, 8 if device.major > 10 else 1)
+    capability = 10 * device.major + device.minor
     return {
         "name": device.name,
-        "compute_capability": 10 * device.major + device.minor,
+        "compute_capability": capability,
         "num_multiprocessors": device.multi_processor_count,
         "shared_bytes_per_block": device.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-        "max_cluster_size": clusters,
+        "max_cluster_size": ops.extension.max_cluster_size(capability),
         "memory_bytes": device.total_memory,
     }
 

@@ -16,7 +16,8 @@ gradient of what :func:`cell_states` returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ __all__ = [
     "build_info",
     "cell_states",
     "extension",
+    "forced_kernel",
     "forward",
     "known_devices",
     "plan",
@@ -51,6 +53,30 @@ known_devices: Callable[[], list[dict[str, Any]]] = _C.known_devices
 plan: Callable[..., dict[str, Any]] = _C.plan
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
+
+
+@contextmanager
+def forced_kernel(kernel: str, backward_parts: int = 0) -> Iterator[None]:
+    """Have every call on a GPU run one kernel: for tests and benchmarks.
+
+    It holds for the whole process, whose backward passes run in threads of their own. A call that
+    the kernel does not take raises an error that names those that do.
+
+    Args:
+        kernel: "block", "cluster", "grid" or "stepwise"; "" chooses as always.
+        backward_parts: into how many parts a backward pass divides its steps, for the weight
+            gradients of one to overlap with the recurrence of the next; 0 chooses as always.
+
+    Raises:
+        ValueError: there is no such kernel, or a negative number of parts.
+    """
+    before = _C.forced()
+    _C.force(kernel, backward_parts)
+    try:
+        yield
+    finally:
+        _C.force(*before)
+
 
 # Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn.
 _RESERVE_WIDTH = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}

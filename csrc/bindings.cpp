@@ -62,10 +62,27 @@ pybind11::list known_devices() {
   return devices;
 }
 
+pybind11::dict pass_dict(const birnn::cuda::PassPlan& plan) {
+  pybind11::dict result;
+  result["kernel"] = birnn::cuda::name_of(plan.choice.kernel);
+  result["reason"] = plan.reason;
+  result["blocks"] = plan.choice.blocks;
+  result["batch_tiles"] = plan.choice.batch_tiles;
+  result["k_split"] = plan.choice.k_split;
+  result["groups_at_once"] = plan.choice.groups_at_once;
+  result["parts"] = plan.parts;
+  result["microseconds_per_step"] = plan.choice.microseconds_per_step;
+  result["ctas"] = plan.ctas;
+  result["threads"] = plan.threads;
+  result["launches"] = plan.launches;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
 pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const std::string& dtype,
                     int64_t seq_len, int64_t batch_size, int64_t input_size, int64_t hidden_size,
                     int64_t proj_size, int num_directions, const std::string& precision,
-                    bool training, const std::string& kernel) {
+                    bool training, bool lengths, const std::string& kernel) {
   using birnn::Cell;
   using birnn::Element;
   birnn::cuda::PlanRequest request;
@@ -85,6 +102,7 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
   request.num_directions = num_directions;
   request.ieee = value_of<bool>({{"ieee", true}, {"tf32", false}}, precision, "precision");
   request.training = training;
+  request.has_lengths = lengths;
   request.device.name = device["name"].cast<std::string>();
   request.device.compute_capability = device["compute_capability"].cast<int>();
   request.device.num_multiprocessors = device["num_multiprocessors"].cast<int>();
@@ -95,13 +113,11 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
   const birnn::cuda::Plan plan = birnn::cuda::plan(request);
   if (!plan.error.empty()) throw pybind11::value_error(plan.error);
   pybind11::dict result;
-  result["kernel"] = plan.kernel;
-  result["reason"] = plan.reason;
-  result["ctas"] = plan.ctas;
-  result["threads"] = plan.threads;
-  result["launches_forward"] = plan.launches_forward;
-  result["launches_backward"] = plan.launches_backward;
-  result["workspace_bytes"] = plan.workspace_bytes;
+  result["forward"] = pass_dict(plan.forward);
+  if (training)
+    result["backward"] = pass_dict(plan.backward);
+  else
+    result["backward"] = pybind11::none();
   result["reserve_bytes"] = plan.reserve_bytes;
   return result;
 }
@@ -152,10 +168,29 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
   m.def("known_devices", &known_devices, "GPUs that plan knows, as the dicts that it takes.");
+  m.def(
+      "max_cluster_size", &birnn::cuda::max_cluster_size,
+      "The largest cluster that a chip of this compute capability (90 for 9.0) can be asked for.");
   using pybind11::arg;
   m.def("plan", &plan, "Which kernel a shape runs on a GPU, its launches and memory, and why.",
         arg("device"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
         arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("proj_size") = 0,
         arg("num_directions") = 2, arg("precision") = "ieee", arg("training") = true,
-        arg("kernel") = "");
+        arg("lengths") = false, arg("kernel") = "");
+  m.def(
+      "force",
+      [](const std::string& kernel, int backward_parts) {
+        const std::string error = birnn::cuda::force({kernel, backward_parts});
+        if (!error.empty()) throw pybind11::value_error(error);
+      },
+      "What every call on a GPU must do from now on: run this kernel (\"\": the best), and divide "
+      "its backward pass into as many parts (0: as the plan says).",
+      arg("kernel") = "", arg("backward_parts") = 0);
+  m.def(
+      "forced",
+      [] {
+        const birnn::cuda::Forced forced = birnn::cuda::forced();
+        return std::make_tuple(forced.kernel, forced.backward_parts);
+      },
+      "The arguments of the latest call of force.");
 }

@@ -150,27 +150,37 @@ Tensor initial_state(const Problem& p, const OptionalTensor& state, int64_t size
                : at::zeros({p.num_directions, p.shape.batch_size, size}, p.input.options());
 }
 
+// Whether the GPU backend computes on these tensors. The tests have it do so on a CPU, under the
+// emulator.
+bool uses_gpu(const Tensor& t) {
+#if defined(BIRNN_GPU_BACKEND_ALONE)
+  return t.defined();
+#else
+  return t.is_cuda();
+#endif
+}
+
 // The reserve on the CPU keeps the rows of a packed batch, and is fp32 for 16-bit types.
 at::ScalarType reserve_type(const Problem& p) {
   const at::ScalarType type = p.input.scalar_type();
-  return p.input.is_cuda() ? type : at::toOpMathType(type);
+  return uses_gpu(p.input) ? type : at::toOpMathType(type);
 }
 
 std::vector<int64_t> reserve_sizes(const Problem& p) {
-  return {p.num_directions, p.input.is_cuda() ? p.shape.seq_len * p.shape.batch_size : p.num_rows,
+  return {p.num_directions, uses_gpu(p.input) ? p.shape.seq_len * p.shape.batch_size : p.num_rows,
           reserve_blocks(p.shape.cell) * p.shape.hidden_size};
 }
 
 ForwardResult forward_on_device(const Problem& p, bool training) {
 #if defined(BIRNN_WITH_CUDA)
-  if (p.input.is_cuda()) return forward_cuda(p, training);
+  if (uses_gpu(p.input)) return forward_cuda(p, training);
 #endif
   return forward_cpu(p, training);
 }
 
 BackwardResult backward_on_device(const Problem& p, const BackwardInputs& inputs) {
 #if defined(BIRNN_WITH_CUDA)
-  if (p.input.is_cuda()) return backward_cuda(p, inputs);
+  if (uses_gpu(p.input)) return backward_cuda(p, inputs);
 #endif
   return backward_cpu(p, inputs);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from birnn_cuda import ops
@@ -31,69 +33,164 @@ def aligned(*arrays):
     return sum(-(-size // 256) * 256 for size in arrays)
 
 
-# request, (ctas, threads, launches forward, backward), workspace of one direction, reserve of one
-EXPECTED = {
+# request, (ctas, threads, launches forward, backward), workspaces of one direction, reserve of one
+STEPWISE = {
     "lstm": (
         {},
         (4 * 32, 128, 256, 257),
-        aligned(32 * 512 * 4, 32 * 4 * 512 * 4),
+        (aligned(4 * 32 * 512 * 4), aligned(32 * 512 * 4, 32 * 4 * 512 * 4)),
         128 * 32 * 5 * 512 * 4,
     ),
     "lstm_inference": (
         {"training": False, "num_directions": 1},
-        (4 * 32, 128, 256, 0),
-        aligned(4 * 32 * 512 * 4),
+        (4 * 32, 128, 256, None),
+        (aligned(4 * 32 * 512 * 4), None),
         0,
     ),
     "lstm_fp16": (
         {"dtype": "float16", "precision": "tf32"},
         (4 * 32, 128, 256, 257),
-        aligned(4 * 32 * 512 * 4),
+        (aligned(4 * 32 * 512 * 4), aligned(32 * 512 * 4, 32 * 4 * 512 * 2)),
         128 * 32 * 5 * 512 * 2,
     ),
     "lstm_proj": (
         {"proj_size": 60, "hidden_size": 130, "batch_size": 3, "seq_len": 7},
         (2 * 3, 128, 28, 29),
-        aligned(3 * 60 * 4, 3 * 520 * 4, 3 * 130 * 4, 3 * 60 * 4),  # backward needs more
+        (
+            aligned(3 * 520 * 4, 3 * 130 * 4, 3 * 60 * 4),
+            aligned(3 * 60 * 4, 3 * 520 * 4, 3 * 130 * 4, 3 * 60 * 4),
+        ),
         7 * 3 * 5 * 130 * 4,
     ),
     "gru_fp64": (
         {"cell": "gru", "dtype": "float64", "hidden_size": 33, "batch_size": 1, "seq_len": 1},
         (1, 64, 2, 3),
-        aligned(33 * 8, 4 * 33 * 8),
+        (aligned(3 * 33 * 8), aligned(33 * 8, 4 * 33 * 8)),
         4 * 33 * 8,
     ),
     "tanh_bf16": (
         {"cell": "tanh", "dtype": "bfloat16", "hidden_size": 1, "batch_size": 70000},
         (65535, 32, 256, 257),
-        aligned(70000 * 4, 70000 * 2),
+        (aligned(70000 * 4), aligned(70000 * 4, 70000 * 2)),
         0,
     ),
     "relu": (
         {"cell": "relu", "hidden_size": 128, "seq_len": 10},
         (32, 128, 20, 21),
-        aligned(32 * 128 * 4, 32 * 128 * 4),
+        (aligned(32 * 128 * 4), aligned(32 * 128 * 4, 32 * 128 * 4)),
         0,
     ),
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_plan_of_a_shape(name):
-    request, (ctas, threads, forward, backward), workspace, reserve = EXPECTED[name]
+@pytest.mark.parametrize("name", STEPWISE)
+def test_stepwise_of_a_shape(name):
+    request, (ctas, threads, *launches), workspaces, reserve = STEPWISE[name]
     directions = request.get("num_directions", 2)
-    result = plan(**request)
-    reason = result.pop("reason")
-    assert "every shape" in reason
-    assert result == {
-        "kernel": "stepwise",
-        "ctas": ctas,
-        "threads": threads,
-        "launches_forward": forward,
-        "launches_backward": backward,
-        "workspace_bytes": directions * workspace,
-        "reserve_bytes": directions * reserve,
-    }
+    result = plan(**request, kernel="stepwise")
+    assert result["reserve_bytes"] == directions * reserve
+    for side, count, workspace in zip(("forward", "backward"), launches, workspaces, strict=True):
+        if count is None:
+            assert result[side] is None
+            continue
+        chosen = result[side]
+        assert chosen["kernel"] == "stepwise" and "asked for" in chosen["reason"]
+        assert (chosen["ctas"], chosen["threads"], chosen["launches"]) == (ctas, threads, count)
+        assert chosen["workspace_bytes"] == directions * workspace
+
+
+# What an H100 is given, both passes of a training step: shapes of each region of the table of
+# limits. Measured figures may move these.
+CHOSEN = {
+    ("lstm", "float16", 64, 32): ("block", "block"),
+    ("lstm", "float16", 128, 8): ("cluster", "cluster"),
+    ("lstm", "float16", 256, 1): ("cluster", "cluster"),
+    ("lstm", "bfloat16", 256, 64): ("cluster", "cluster"),
+    ("lstm", "float16", 512, 8): ("cluster", "cluster"),
+    ("lstm", "float16", 1024, 8): ("grid", "grid"),
+    ("gru", "float16", 1024, 1): ("grid", "grid"),
+    ("tanh", "float16", 64, 1): ("block", "block"),
+    ("tanh", "float16", 1024, 8): ("cluster", "cluster"),
+    ("lstm", "float16", 2048, 8): ("stepwise", "stepwise"),
+    ("lstm", "float64", 64, 8): ("stepwise", "stepwise"),
+}
+
+
+@pytest.mark.parametrize("shape", CHOSEN, ids=str)
+def test_chosen_on_an_h100(shape):
+    cell, dtype, hidden_size, batch_size = shape
+    result = plan(
+        cell=cell, dtype=dtype, hidden_size=hidden_size, batch_size=batch_size, precision="tf32"
+    )
+    assert (result["forward"]["kernel"], result["backward"]["kernel"]) == CHOSEN[shape]
+
+
+@pytest.mark.parametrize("device", USABLE)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_what_is_chosen_fits_the_device(device, directions):
+    """For any shape: blocks of a grid are resident at once, clusters as large as the chip allows,
+    shared memory and threads within limits, every sequence and unit in some block."""
+    limits = DEVICES[device]
+    for cell, dtype in itertools.product(("tanh", "gru", "lstm"), ("float32", "bfloat16")):
+        for hidden_size, batch_size in ((1, 1), (20, 9), (100, 300), (511, 33), (1024, 16)):
+            result = plan(
+                device,
+                cell=cell,
+                dtype=dtype,
+                hidden_size=hidden_size,
+                batch_size=batch_size,
+                num_directions=directions,
+            )
+            for side in ("forward", "backward"):
+                chosen = result[side]
+                what = (device, cell, dtype, hidden_size, batch_size, side, chosen)
+                assert chosen["microseconds_per_step"] > 0, what
+                if chosen["kernel"] == "stepwise":
+                    continue
+                assert chosen["blocks"] <= hidden_size, what
+                assert chosen["threads"] % 32 == 0 and chosen["threads"] <= 1024, what
+                groups = chosen["ctas"] // chosen["blocks"]
+                if chosen["kernel"] == "grid":
+                    assert chosen["ctas"] * directions <= limits["num_multiprocessors"], what
+                else:
+                    assert groups * chosen["batch_tiles"] * 8 >= batch_size, what
+                    assert chosen["blocks"] <= limits["max_cluster_size"], what
+                    assert (chosen["kernel"] == "block") == (chosen["blocks"] == 1), what
+
+
+def test_devices_without_clusters_have_none():
+    for device in ("a100", "l4", "rtx4090"):
+        assert plan(device, hidden_size=256)["forward"]["kernel"] != "cluster"
+        with pytest.raises(ValueError, match=f'"cluster" does not take .* on {device}'):
+            plan(device, kernel="cluster")
+
+
+def test_a_kernel_that_does_not_take_the_shape_is_refused():
+    for request in ({"dtype": "float64"}, {"proj_size": 100}, {"hidden_size": 4000}):
+        with pytest.raises(ValueError, match="those that do: stepwise"):
+            plan(kernel="grid", **request)
+
+
+def test_the_weight_gradients_overlap_where_the_recurrence_leaves_room():
+    large = {"dtype": "float16", "hidden_size": 512, "input_size": 2048, "batch_size": 32}
+    assert plan(**large, seq_len=1000)["backward"]["parts"] > 1
+    assert plan(**large, seq_len=1000, lengths=True)["backward"]["parts"] == 1
+    assert plan(**large, seq_len=8)["backward"]["parts"] == 1
+    assert plan(**large, seq_len=1000, kernel="stepwise")["backward"]["parts"] == 1
+
+
+def test_forced_kernels():
+    with ops.forced_kernel("cluster", backward_parts=3):
+        assert ops.extension.forced() == ("cluster", 3)
+        assert plan(seq_len=5)["backward"]["parts"] == 3
+        with ops.forced_kernel(""):
+            assert ops.extension.forced() == ("", 0)
+        assert ops.extension.forced() == ("cluster", 3)
+    assert ops.extension.forced() == ("", 0)
+    with pytest.raises(ValueError, match='"warp"; valid: block, cluster, grid, stepwise'):
+        ops.forced_kernel("warp").__enter__()
+    with pytest.raises(ValueError, match="got -2"):
+        ops.forced_kernel("", -2).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -102,18 +199,18 @@ def test_plan_of_a_shape(name):
         ({}, "products in fp32"),
         ({"precision": "tf32"}, "products in tf32"),
         ({"dtype": "float64", "precision": "tf32"}, "in fp64"),
+        ({"dtype": "float32", "hidden_size": 64}, "three products of tf32"),
         ({"dtype": "float16"}, "fp16 summed in fp32"),
         ({"dtype": "bfloat16"}, "bf16 summed in fp32"),
         ({"kernel": "stepwise"}, "asked for"),
+        ({"dtype": "float64"}, "fp64 has no products"),
+        ({"proj_size": 60}, "proj_size runs stepwise"),
+        ({"hidden_size": 8000}, "8000 hidden units does not fit"),
+        ({"hidden_size": 64, "dtype": "float16"}, "one block"),
     ],
 )
 def test_the_reason_names_the_precision(request_, words):
-    assert words in plan(**request_)["reason"]
-
-
-@pytest.mark.parametrize("device", USABLE)
-def test_every_usable_device_has_a_plan(device):
-    assert plan(device)["kernel"] == "stepwise"
+    assert words in plan(**request_)["forward"]["reason"]
 
 
 def test_devices_are_those_of_the_data_sheets():
@@ -133,7 +230,7 @@ def test_devices_are_those_of_the_data_sheets():
     [
         ({"device": "v100"}, ["v100", "7.0", "at least 8.0"]),
         ({"device": "t4"}, ["t4", "7.5", "at least 8.0"]),
-        ({"kernel": "warp"}, ['"warp"', "valid: stepwise"]),
+        ({"kernel": "warp"}, ['"warp"', "valid: block, cluster, grid, stepwise"]),
         ({"cell": "cnn"}, ["cell", "tanh, relu, gru, lstm", '"cnn"']),
         ({"dtype": "int8"}, ["dtype", "float64, float32, float16, bfloat16", '"int8"']),
         ({"precision": "high"}, ["precision", "ieee, tf32", '"high"']),
@@ -165,13 +262,14 @@ def test_more_than_2_to_the_31_elements():
             batch_size=2**10,
             hidden_size=2**11,
             memory_bytes=2**60,
+            kernel="stepwise",
         )
         assert result["reserve_bytes"] == 2 * 2**exponent * 2**10 * 5 * 2**11 * 2
-        assert result["launches_forward"] == 2 * 2**exponent
+        assert result["forward"]["launches"] == 2 * 2**exponent
     # One step alone: B * G * H.
     result = plan(cell="gru", seq_len=1, batch_size=2**17, hidden_size=2**14, memory_bytes=2**60)
-    assert result["workspace_bytes"] == 2 * 2**31 * 4 * (1 + 4)
-    assert result["ctas"] == 65535 * 2**7
+    assert result["backward"]["workspace_bytes"] == 2 * 2**31 * 4 * (1 + 4)
+    assert result["backward"]["ctas"] == 65535 * 2**7
 
 
 def test_command_line(capsys):
@@ -181,16 +279,19 @@ def test_command_line(capsys):
     rows = {name: value.strip() for name, value in rows.items()}
     assert rows["shape"].startswith("lstm, T=10, B=32") and "P=100" in rows["shape"]
     assert rows["device"].startswith("h100, sm_90, 132 SMs, 227 KiB")
-    assert rows["kernel"] == "stepwise"
-    assert rows["launches"].startswith("forward 40, backward 41")
-    assert rows["grid"].startswith("128 blocks of 128 threads")
+    assert rows["forward"] == rows["backward"] == "stepwise"
+    assert rows["backward launches"].startswith("41 in each direction")
+    assert rows["backward grid"].startswith("128 blocks of 128 threads")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--device", "v100"], "compute capability 7.0, at least 8.0"),
-        (["--device", "h100", "--kernel", "warp"], 'no kernel "warp"; valid: stepwise'),
+        (
+            ["--device", "h100", "--kernel", "warp"],
+            'no kernel "warp"; valid: block, cluster, grid, stepwise',
+        ),
         (["--device", "abacus"], "invalid choice"),
     ],
 )

@@ -2,7 +2,17 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <iomanip>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <tuple>
 
+#include "cluster_backward_sizes.h"
+#include "cluster_forward_sizes.h"
+#include "grid_backward_sizes.h"
+#include "grid_forward_sizes.h"
 #include "stepwise_sizes.h"
 
 namespace birnn::cuda {
@@ -10,7 +20,9 @@ namespace {
 
 constexpr int kMinComputeCapability = 80;
 constexpr int64_t kGigabyte = 1'000'000'000;
-const std::vector<std::string> kKernels = {"stepwise"};
+constexpr Kernel kKernels[] = {Kernel::kBlock, Kernel::kCluster, Kernel::kGrid, Kernel::kStepwise};
+constexpr int kMaxBatchTiles = 16;  // the most that a division tries, powers of 2
+constexpr int kMaxKSplit = 8;
 
 std::string join(const std::vector<std::string>& words) {
   std::string text;
@@ -64,12 +76,20 @@ std::string check_sizes(const PlanRequest& request) {
   return "";
 }
 
-std::string element_words(const PlanRequest& request) {
+cost::Format format_of(const PlanRequest& request) {
+  if (stepwise::element_bytes(request.shape.element) == 2) return cost::Format::kSixteenBit;
+  return request.ieee ? cost::Format::kIeee : cost::Format::kTf32;
+}
+
+std::string element_words(const PlanRequest& request, Kernel kernel) {
   switch (request.shape.element) {
     case Element::kFloat64:
       return "products and cell in fp64";
     case Element::kFloat32:
-      return request.ieee ? "products in fp32, cell in fp32" : "products in tf32, cell in fp32";
+      if (!request.ieee) return "products in tf32, cell in fp32";
+      return kernel == Kernel::kStepwise
+                 ? "products in fp32, cell in fp32"
+                 : "products in fp32 by three products of tf32, cell in fp32";
     case Element::kFloat16:
       return "products of fp16 summed in fp32, cell in fp32";
     case Element::kBFloat16:
@@ -78,31 +98,270 @@ std::string element_words(const PlanRequest& request) {
   return "products of bf16 summed in fp32, cell in fp32";
 }
 
-Plan plan_stepwise(const PlanRequest& request) {
+// ---- the persistent kernels
+
+// What a way of dividing a problem asks of a device.
+struct Fit {
+  bool fits = false;
+  int64_t groups = 0;  // of blocks, of one direction
+  int64_t ctas = 0;    // of a launch, of one direction
+  int64_t threads = 0, shared_bytes = 0;
+  int64_t launches = 0, workspace_bytes = 0;
+  double exchange_bytes = 0;  // into a block, a step; 0: as the cost model counts
+  int hops = 1;               // of the exchange, one after the other
+};
+
+// Clusters of a size that a device holds at once. A cluster lies in one GPC, of 16 SMs or a few
+// more; the H100's 132 SMs hold 30 clusters of 4, 15 of 8 and 7 of 16.
+int64_t resident_clusters(const DeviceLimits& device, int size) {
+  if (size <= 2) return device.num_multiprocessors / size;
+  constexpr int kGpcMultiprocessors = 16;
+  return device.num_multiprocessors * 15 * (kGpcMultiprocessors / size) / (2 * 132);
+}
+
+Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
+  Fit fit;
+  const auto take = [&](const auto& sizes, int64_t threads) {
+    fit.fits = sizes.instance >= 0;
+    fit.groups = sizes.num_clusters;
+    fit.ctas = sizes.num_clusters * choice.blocks;
+    fit.threads = threads;
+    fit.shared_bytes = sizes.shared_bytes;
+    fit.launches = 2;  // the packing of the weights, and the recurrence
+    fit.workspace_bytes = request.num_directions * sizes.workspace_bytes;
+  };
+  if (pass == Pass::kForward) {
+    const all_gather::Sizes sizes(request.shape,
+                                  {choice.blocks, choice.batch_tiles, choice.k_split});
+    take(sizes, sizes.threads);
+  } else {
+    take(reduce_scatter::Sizes(request.shape, {choice.blocks, choice.batch_tiles}),
+         reduce_scatter::kThreads);
+  }
+  return fit;
+}
+
+// What a block takes in from L2 in a step: dgates of its column team's units as words with epochs,
+// then the parts of dh from each column team.
+int64_t grid_backward_bytes(const gather_reduce::Sizes& sizes) {
+  constexpr int64_t kChunkBytes = 1024, kWordBytes = 8, kTileSequences = 8;
+  const int64_t Q = sizes.column_teams;
+  const int64_t parts = Q > 1 ? 2 * Q * sizes.units * kWordBytes * kTileSequences : 0;
+  return sizes.tile_batch / kTileSequences * (sizes.num_chunks * kChunkBytes + parts);
+}
+
+Fit fit_grid(const PlanRequest& request, Pass pass, const Choice& choice) {
+  Fit fit;
+  const int directions = request.num_directions;
+  fit.launches = 2;
+  if (pass == Pass::kForward) {
+    const grid_gather::Sizes sizes(
+        request.shape, {choice.blocks, choice.batch_tiles, choice.groups_at_once}, directions);
+    fit.fits = sizes.instance >= 0;
+    fit.groups = sizes.num_groups;
+    fit.ctas = sizes.num_blocks / directions;
+    fit.threads = sizes.threads;
+    fit.shared_bytes = sizes.shared_bytes;
+    fit.workspace_bytes = sizes.workspace_bytes;
+  } else {
+    const gather_reduce::Sizes sizes(request.shape, {choice.blocks, choice.batch_tiles},
+                                     directions);
+    const int64_t sequences = 8 * choice.batch_tiles;
+    fit.fits = sizes.instance >= 0;
+    fit.groups = (request.shape.batch_size + sequences - 1) / sequences;
+    fit.ctas = sizes.num_blocks / directions;
+    fit.exchange_bytes = static_cast<double>(grid_backward_bytes(sizes));
+    fit.hops = sizes.column_teams > 1 ? 2 : 1;
+    fit.threads = sizes.num_threads;
+    fit.shared_bytes = sizes.shared_bytes;
+    fit.workspace_bytes = sizes.workspace_bytes;
+  }
+  return fit;
+}
+
+Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice) {
+  Fit fit = choice.kernel == Kernel::kGrid ? fit_grid(request, pass, choice)
+                                           : fit_cluster(request, pass, choice);
+  fit.fits = fit.fits && fit.shared_bytes <= request.device.shared_bytes_per_block;
+  // A grid waits for all its blocks, one to an SM.
+  if (choice.kernel == Kernel::kGrid)
+    fit.fits = fit.fits && fit.ctas * request.num_directions <= request.device.num_multiprocessors;
+  return fit;
+}
+
+double estimate(const PlanRequest& request, Pass pass, const Choice& choice, const Fit& fit) {
+  const cost::Format format = format_of(request);
+  cost::Group group;
+  group.blocks = choice.blocks;
+  group.sequences = 8 * choice.batch_tiles;
+  group.k_split = choice.k_split;
+  group.exchange = choice.kernel == Kernel::kGrid ? cost::Exchange::kGrid
+                   : choice.blocks > 1            ? cost::Exchange::kCluster
+                                                  : cost::Exchange::kNone;
+  group.exchange_bytes = fit.exchange_bytes;
+  group.hops = fit.hops;
+  const double step =
+      cost::persistent_step(request.shape.cell, request.shape.hidden_size, format, pass, group);
+  // Groups of blocks that run side by side; the others follow them.
+  int64_t groups = fit.groups, at_once = choice.groups_at_once;
+  if (choice.kernel != Kernel::kGrid) {
+    groups *= request.num_directions;
+    at_once = std::max<int64_t>(resident_clusters(request.device, choice.blocks), 1);
+  }
+  const int64_t waves = (groups + at_once - 1) / at_once;
+  return std::max(static_cast<double>(waves) * step,
+                  cost::memory_step(request.shape, format, pass, request.num_directions));
+}
+
+// All ways of dividing a shape among the blocks of one kernel.
+template <class Body>
+void for_each_division(const PlanRequest& request, Pass pass, Kernel kernel, const Body& body) {
+  const int64_t H = request.shape.hidden_size;
+  const int first = kernel == Kernel::kBlock ? 1 : 2;
+  int last = 1;
+  if (kernel == Kernel::kCluster) last = request.device.max_cluster_size;
+  if (kernel == Kernel::kGrid) last = request.device.num_multiprocessors / request.num_directions;
+  const int64_t useful_tiles = (request.shape.batch_size + 7) / 8;
+  const bool splits = pass == Pass::kForward && kernel != Kernel::kGrid;
+  const bool repeats = pass == Pass::kForward && kernel == Kernel::kGrid;
+  Choice choice;
+  choice.kernel = kernel;
+  for (choice.blocks = first; choice.blocks <= last && choice.blocks <= H; ++choice.blocks)
+    for (choice.batch_tiles = 1; choice.batch_tiles <= kMaxBatchTiles; choice.batch_tiles *= 2) {
+      if (choice.batch_tiles > 1 && choice.batch_tiles >= 2 * useful_tiles) break;
+      const int64_t groups = (useful_tiles + choice.batch_tiles - 1) / choice.batch_tiles;
+      const int64_t most = repeats ? std::min<int64_t>(groups, last / choice.blocks) : 1;
+      for (choice.groups_at_once = 1; choice.groups_at_once <= most; ++choice.groups_at_once)
+        for (choice.k_split = 1; choice.k_split <= (splits ? kMaxKSplit : 1); ++choice.k_split)
+          body(choice);
+    }
+}
+
+// The best way to run a shape by one kernel, if there is one.
+std::optional<Choice> best_of(const PlanRequest& request, Pass pass, Kernel kernel) {
+  const RecurrenceShape& s = request.shape;
+  std::optional<Choice> best;
+  if (kernel == Kernel::kStepwise) {
+    Choice choice;
+    choice.microseconds_per_step =
+        std::max(cost::stepwise_step(s, format_of(request), request.num_directions),
+                 cost::memory_step(s, format_of(request), pass, request.num_directions));
+    return choice;
+  }
+  if (s.element == Element::kFloat64 || s.proj_size > 0) return {};
+  if (pass == Pass::kBackward && request.has_cell_state_gradients) return {};
+  // Between estimates that are the same, fewer blocks leave more of the chip to others.
+  constexpr double kBlockWorth = 0.0005;
+  const auto worth = [&](const Choice& choice, const Fit& fit) {
+    return choice.microseconds_per_step +
+           kBlockWorth * static_cast<double>(fit.ctas * request.num_directions);
+  };
+  double least = 0;
+  for_each_division(request, pass, kernel, [&](Choice choice) {
+    const Fit fit = fit_of(request, pass, choice);
+    if (!fit.fits) return;
+    choice.microseconds_per_step = estimate(request, pass, choice, fit);
+    const double here = worth(choice, fit);
+    if (best && here >= least) return;
+    best = choice;
+    least = here;
+  });
+  return best;
+}
+
+// ---- words
+
+std::string decimal(double value) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(value < 10 ? 2 : 1) << value;
+  return text.str();
+}
+
+std::string division_words(const PlanRequest& request, const Choice& choice, const Fit& fit) {
+  std::ostringstream words;
+  if (choice.kernel == Kernel::kBlock)
+    words << "one block";
+  else if (choice.kernel == Kernel::kCluster)
+    words << "a cluster of " << choice.blocks << " blocks";
+  else
+    words << choice.blocks << " blocks";
+  words << " to each " << 8 * choice.batch_tiles << " sequences of a direction";
+  if (fit.groups > 1) words << ", " << fit.groups << " such groups";
+  return words.str();
+}
+
+// Why no kernel but stepwise takes a shape.
+std::string only_stepwise_words(const PlanRequest& request) {
+  if (request.shape.element == Element::kFloat64)
+    return "fp64 has no products that a persistent kernel could use";
+  if (request.shape.proj_size > 0)
+    return "an LSTM with proj_size runs stepwise, a second product a step";
+  return "W_hh of " + std::to_string(request.shape.hidden_size) +
+         " hidden units does not fit on the chip";
+}
+
+std::string reason_words(const PlanRequest& request, Pass pass, const Choice& choice,
+                         const Fit& fit) {
+  std::string words;
+  if (!request.kernel.empty()) words = "asked for; ";
+  if (choice.kernel != Kernel::kStepwise) words += division_words(request, choice, fit) + "; ";
+  std::string others;
+  for (const Kernel kernel : kKernels) {
+    if (kernel == choice.kernel) continue;
+    if (const auto other = best_of(request, pass, kernel))
+      others += (others.empty() ? "" : ", ") + std::string(name_of(kernel)) + " " +
+                decimal(other->microseconds_per_step);
+  }
+  if (pass == Pass::kBackward && backward_parts(request, choice) > 1)
+    words += "in " + std::to_string(backward_parts(request, choice)) +
+             " parts, the weight gradients of one beside the next; ";
+  words += "by the cost model " + decimal(choice.microseconds_per_step) + " us a step";
+  if (!others.empty())
+    words += " (" + others + ")";
+  else
+    words += ", and no other kernel takes it: " + only_stepwise_words(request);
+  return words + "; " + element_words(request, choice.kernel);
+}
+
+PassPlan plan_stepwise(const PlanRequest& request, Pass pass) {
   const RecurrenceShape& s = request.shape;
   const device::LaunchConfig config = stepwise::config_for(s.hidden_size, s.batch_size, nullptr);
-  Plan plan;
-  plan.kernel = "stepwise";
+  PassPlan plan;
   plan.ctas = int64_t{config.grid.x} * config.grid.y;
   plan.threads = config.threads;
   // Each step a product and a kernel, twice with a projection; one kernel ends the backward pass.
-  const int64_t launches = (s.proj_size ? 4 : 2) * s.seq_len;
-  plan.launches_forward = launches;
-  plan.launches_backward = request.training ? launches + 1 : 0;
-  plan.workspace_bytes = stepwise::ForwardWorkspace(s, nullptr).bytes;
-  if (request.training) {
-    plan.workspace_bytes =
-        std::max(plan.workspace_bytes, stepwise::BackwardWorkspace(s, nullptr).bytes);
-    plan.reserve_bytes =
-        product({request.num_directions, s.seq_len, s.batch_size, reserve_blocks(s.cell),
-                 s.hidden_size, stepwise::element_bytes(s.element)});
-  }
-  plan.workspace_bytes *= request.num_directions;
-  plan.reason = (request.kernel.empty() ? "it takes every shape and element type, and no other "
-                                          "kernel is there to beat it; "
-                                        : "asked for; ") +
-                element_words(request);
+  plan.launches = (s.proj_size ? 4 : 2) * s.seq_len + (pass == Pass::kBackward ? 1 : 0);
+  plan.workspace_bytes = request.num_directions *
+                         (pass == Pass::kForward ? stepwise::ForwardWorkspace(s, nullptr).bytes
+                                                 : stepwise::BackwardWorkspace(s, nullptr).bytes);
   return plan;
+}
+
+PassPlan plan_pass(const PlanRequest& request, Pass pass, const Choice& choice) {
+  PassPlan plan;
+  Fit fit;
+  if (choice.kernel == Kernel::kStepwise) {
+    plan = plan_stepwise(request, pass);
+  } else {
+    fit = fit_of(request, pass, choice);
+    plan.ctas = fit.ctas;
+    plan.threads = fit.threads;
+    plan.launches = fit.launches;
+    plan.workspace_bytes = fit.workspace_bytes;
+  }
+  plan.choice = choice;
+  if (pass == Pass::kBackward) plan.parts = backward_parts(request, choice);
+  plan.launches = choice.kernel == Kernel::kStepwise ? plan.launches : plan.launches * plan.parts;
+  plan.reason = reason_words(request, pass, choice, fit);
+  return plan;
+}
+
+// Why nothing at all runs on the device, or an empty string.
+std::string check_device(const DeviceLimits& device) {
+  if (device.compute_capability >= kMinComputeCapability) return "";
+  return device.name + " has compute capability " + capability_name(device.compute_capability) +
+         ", at least " + capability_name(kMinComputeCapability) +
+         " is needed (A100, RTX 30 series and newer)";
 }
 
 }  // namespace
@@ -124,25 +383,186 @@ const std::vector<DeviceLimits>& known_devices() {
   return devices;
 }
 
+int max_cluster_size(int compute_capability) {
+  // 16 blocks, more than is portable, is what the chips of data centres allow.
+  if (compute_capability < 90) return 1;
+  return compute_capability < 110 ? 16 : 8;
+}
+
+const char* name_of(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kBlock:
+      return "block";
+    case Kernel::kCluster:
+      return "cluster";
+    case Kernel::kGrid:
+      return "grid";
+    case Kernel::kStepwise:
+      break;
+  }
+  return "stepwise";
+}
+
+namespace {
+
+std::string no_such_kernel(const std::string& name, const std::vector<std::string>& names) {
+  return "there is no kernel \"" + name + "\"; valid: " + join(names);
+}
+
+ChoiceResult search(const PlanRequest& request, Pass pass) {
+  std::vector<std::string> names, able;
+  std::optional<Choice> best;
+  if (const std::string old = check_device(request.device); !old.empty()) return {{}, old};
+  bool known = request.kernel.empty();
+  for (const Kernel kernel : kKernels) {
+    names.push_back(name_of(kernel));
+    const bool asked_for = request.kernel == name_of(kernel);
+    known |= asked_for;
+    const std::optional<Choice> choice = best_of(request, pass, kernel);
+    if (!choice) continue;
+    able.push_back(name_of(kernel));
+    if (!request.kernel.empty() && !asked_for) continue;
+    // The kernels come in the order of what they ask of a device; a model that is right to some ten
+    // percent must promise more than that of one that asks for more.
+    constexpr double kWorthwhile = 0.9;
+    if (!best || choice->microseconds_per_step < kWorthwhile * best->microseconds_per_step)
+      best = choice;
+  }
+  if (best) return {*best, ""};
+  if (!known) return {{}, no_such_kernel(request.kernel, names)};
+  return {{},
+          "the kernel \"" + request.kernel + "\" does not take this " +
+              (pass == Pass::kForward ? "forward" : "backward") + " pass on " +
+              request.device.name + "; those that do: " + join(able)};
+}
+
+// How much of a device a launch leaves to others.
+double idle_share(const PlanRequest& request, const Choice& choice) {
+  const Fit fit = fit_of(request, Pass::kBackward, choice);
+  const double busy =
+      static_cast<double>(fit.ctas * request.num_directions) / request.device.num_multiprocessors;
+  return std::max(0.0, 1.0 - busy);
+}
+
+std::mutex& forced_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+Forced& forced_now() {
+  static Forced value;
+  return value;
+}
+
+}  // namespace
+
+// A search costs some ten microseconds, so what it found is remembered. The number of steps decides
+// nothing but whether offsets fit into 32 bits.
+ChoiceResult choose(const PlanRequest& request, Pass pass) {
+  const RecurrenceShape& s = request.shape;
+  const DeviceLimits& device = request.device;
+  const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
+  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, int, int,
+                         int, int64_t, int, std::string>;
+  const Key key{pass,
+                s.cell,
+                s.element,
+                is_long,
+                s.batch_size,
+                s.hidden_size,
+                s.proj_size,
+                request.ieee,
+                request.has_cell_state_gradients,
+                request.num_directions,
+                device.compute_capability,
+                device.num_multiprocessors,
+                device.shared_bytes_per_block,
+                device.max_cluster_size,
+                request.kernel};
+  static std::mutex mutex;
+  static std::map<Key, ChoiceResult> found;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto known = found.find(key); known != found.end()) return known->second;
+  }
+  const ChoiceResult result = search(request, pass);
+  constexpr size_t kMostRemembered = 4096;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (found.size() >= kMostRemembered) found.clear();
+  found.emplace(key, result);
+  return result;
+}
+
+int backward_parts(const PlanRequest& request, const Choice& choice) {
+  const RecurrenceShape& s = request.shape;
+  // With lengths the steps of a part lie at different times; stepwise takes turns with products as
+  // it is.
+  if (request.has_lengths || choice.kernel == Kernel::kStepwise) return 1;
+  if (const int parts = forced().backward_parts; parts > 0)
+    return static_cast<int>(std::min<int64_t>(parts, s.seq_len));
+  // Products that take the blocks of a grid's next part their place would keep all of it waiting.
+  if (choice.kernel == Kernel::kGrid) return 1;
+  constexpr int kLeastSteps = 16;
+  constexpr int kMostParts = 8;
+  const auto possible = [&](int64_t parts) { return s.seq_len >= parts * kLeastSteps; };
+  const double steps = static_cast<double>(s.seq_len);
+  const double recurrence = steps * choice.microseconds_per_step;
+  const double products =
+      steps *
+      cost::weight_products_step(s, request.input_size, format_of(request), request.num_directions);
+  const double idle = idle_share(request, choice);
+  int best = 1;
+  double least = recurrence + products;
+  for (int parts = 2; parts <= kMostParts && possible(parts); parts *= 2) {
+    const double beside = idle * recurrence * (parts - 1) / parts;
+    const double after = std::max(products / parts, products - beside);
+    const double total = recurrence + after + parts * cost::Constants().part_us;
+    if (total >= least) continue;
+    least = total;
+    best = parts;
+  }
+  return best;
+}
+
+Forced forced() {
+  const std::lock_guard<std::mutex> lock(forced_mutex());
+  return forced_now();
+}
+
+std::string force(const Forced& forced) {
+  std::vector<std::string> names;
+  for (const Kernel kernel : kKernels) names.push_back(name_of(kernel));
+  if (!forced.kernel.empty() && std::find(names.begin(), names.end(), forced.kernel) == names.end())
+    return no_such_kernel(forced.kernel, names);
+  if (forced.backward_parts < 0)
+    return "backward_parts must be 0 (as the plan says) or more, got " +
+           std::to_string(forced.backward_parts);
+  const std::lock_guard<std::mutex> lock(forced_mutex());
+  forced_now() = forced;
+  return "";
+}
+
 Plan plan(const PlanRequest& request) {
   const std::string wrong = check_sizes(request);
   if (!wrong.empty()) return refuse(wrong);
   const DeviceLimits& device = request.device;
-  if (device.compute_capability < kMinComputeCapability)
-    return refuse(device.name + " has compute capability " +
-                  capability_name(device.compute_capability) + ", at least " +
-                  capability_name(kMinComputeCapability) +
-                  " is needed (A100, RTX 30 series and newer)");
-  if (!request.kernel.empty() &&
-      std::find(kKernels.begin(), kKernels.end(), request.kernel) == kKernels.end())
-    return refuse("there is no kernel \"" + request.kernel + "\"; valid: " + join(kKernels));
-
-  Plan plan = plan_stepwise(request);
-  if (device.memory_bytes > 0 && plan.reserve_bytes > device.memory_bytes - plan.workspace_bytes)
+  Plan plan;
+  const RecurrenceShape& s = request.shape;
+  const ChoiceResult forward = choose(request, Pass::kForward);
+  if (!forward.error.empty()) return refuse(forward.error);
+  plan.forward = plan_pass(request, Pass::kForward, forward.choice);
+  if (request.training) {
+    const ChoiceResult backward = choose(request, Pass::kBackward);
+    if (!backward.error.empty()) return refuse(backward.error);
+    plan.backward = plan_pass(request, Pass::kBackward, backward.choice);
+    plan.reserve_bytes =
+        product({request.num_directions, s.seq_len, s.batch_size, reserve_blocks(s.cell),
+                 s.hidden_size, stepwise::element_bytes(s.element)});
+  }
+  const int64_t workspace = std::max(plan.forward.workspace_bytes, plan.backward.workspace_bytes);
+  if (device.memory_bytes > 0 && plan.reserve_bytes > device.memory_bytes - workspace)
     return refuse("the reserve and workspace need " +
-                  std::to_string((plan.reserve_bytes + plan.workspace_bytes) / kGigabyte) +
-                  " GB, but " + device.name + " has " +
-                  std::to_string(device.memory_bytes / kGigabyte) +
+                  std::to_string((plan.reserve_bytes + workspace) / kGigabyte) + " GB, but " +
+                  device.name + " has " + std::to_string(device.memory_bytes / kGigabyte) +
                   " GB; fewer steps or sequences at once, or inference, need less");
   return plan;
 }

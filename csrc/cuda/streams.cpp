@@ -87,7 +87,7 @@ cudaError_t order(void* before, void* after, void* event) {
 
 }  // namespace
 
-int DirectionStreams::fork(int device, void* caller) {
+int ForkedStream::fork(int device, void* caller) {
   device_ = device;
   caller_ = caller;
   if (const cudaError_t error = side_stream_of(device, static_cast<cudaStream_t>(caller), &side_))
@@ -99,12 +99,12 @@ int DirectionStreams::fork(int device, void* caller) {
   return error;
 }
 
-int DirectionStreams::join() {
+int ForkedStream::join() {
   forked_ = false;
   return order(side_, caller_, event_);
 }
 
-DirectionStreams::~DirectionStreams() {
+ForkedStream::~ForkedStream() {
   if (forked_) join();
   if (event_) give_event(device_, event_);
 }

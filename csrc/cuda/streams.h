@@ -13,14 +13,14 @@ namespace birnn::cuda {
 // Streams are cudaStream_t; functions return 0 or a cudaError_t. The current device must be
 // `device` from open() to the destructor. Any number of threads may use forks of the same stream:
 // they share the side stream, which costs overlap and no more.
-class DirectionStreams {
+class ForkedStream {
  public:
-  DirectionStreams() = default;
-  DirectionStreams(const DirectionStreams&) = delete;
-  DirectionStreams& operator=(const DirectionStreams&) = delete;
+  ForkedStream() = default;
+  ForkedStream(const ForkedStream&) = delete;
+  ForkedStream& operator=(const ForkedStream&) = delete;
   // Joins what is still forked, as after an error halfway: a capture must not end with a loose
   // stream, and the memory of a failed call is given back to the caller's stream.
-  ~DirectionStreams();
+  ~ForkedStream();
 
   int fork(int device, void* caller);
   int join();

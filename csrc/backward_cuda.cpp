@@ -1,0 +1,205 @@
+// The backward pass of a layer on a GPU.
+//
+// The products of the weight gradients need no step but their own: where the recurrence leaves part
+// of the chip idle, its steps are divided into parts, and the products of one part run on a stream
+// of their own beside the recurrence of the next. The parts of a direction hand on dh and dc in dhx
+// and dcx. How many: the plan.
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include "layer_cuda.h"
+#include "weight_gradients_cuda.h"
+
+namespace birnn {
+
+using namespace gpu;
+
+namespace {
+
+// A state's gradient in memory of its own, in the type that carries it.
+Tensor carried_copy(const OptionalTensor& t, at::IntArrayRef sizes,
+                    const at::TensorOptions& options) {
+  return t ? at::empty(sizes, options).copy_(*t) : at::zeros(sizes, options);
+}
+
+// The rows of all weight_ih [.., I] in the order of the columns of dgates [N, D * dgates_blocks *
+// H], up to the last column that belongs to one: dx is a single product. A GRU's n of the recurrent
+// side, between its directions, meets zeros.
+Tensor stacked_input_weights(const Problem& p) {
+  const int64_t H = p.shape.hidden_size;
+  if (p.shape.cell != Cell::kGru)
+    return p.num_directions == 1 ? p.weight_ih(0) : at::cat({p.weight_ih(0), p.weight_ih(1)});
+  std::vector<Tensor> parts;
+  for (int d = 0; d < p.num_directions; ++d) {
+    if (d > 0) parts.push_back(at::zeros({H, p.input_size}, p.input.options()));
+    parts.push_back(p.weight_ih(d).narrow(0, 2 * H, H));
+    parts.push_back(p.weight_ih(d).narrow(0, 0, 2 * H));
+  }
+  return at::cat(parts);
+}
+
+// Everything that a direction's recurrence reads and writes.
+struct BackwardOperands {
+  const Problem& p;
+  Tensor output, reserve, dy, dc, hx, cx, dgates, dproj, dhx, dcx;
+
+  // The direction restricted to some of its steps. `before` keeps the states that it continues.
+  BackwardDirection direction(int d, const Steps& steps, std::vector<Tensor>& before) const {
+    const RecurrenceShape& s = p.shape;
+    const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size, S = s.state_size();
+    const int64_t width = dgates_blocks(s.cell) * H;
+    const bool reverse = d == 1, lstm = s.cell == Cell::kLstm;
+    const int64_t row = first_time(steps, T, reverse) * B;
+    BackwardDirection dir;
+    dir.reverse = reverse;
+    dir.weight_hh = p.weight_hh(d).const_data_ptr();
+    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+    if (steps.first == 0) {
+      dir.hx = state_pointer(hx, d);
+      dir.cx = state_pointer(cx, d);
+    } else {
+      const int64_t previous = (reverse ? T - steps.first : steps.first - 1) * B;
+      before.push_back(output.narrow(0, previous, B).narrow(1, d * S, S).contiguous());
+      dir.hx = before.back().const_data_ptr();
+      if (lstm) {
+        before.push_back(reserve[d].narrow(0, previous, B).narrow(1, 4 * H, H).contiguous());
+        dir.cx = before.back().const_data_ptr();
+      }
+    }
+    dir.output = row_pointer(output, row, d * S);
+    dir.output_stride = output.stride(0);
+    dir.reserve = static_cast<const char*>(reserve.const_data_ptr()) +
+                  (d * reserve.stride(0) + row * reserve.stride(1)) * reserve.element_size();
+    dir.reserve_stride = reserve.size(2);
+    dir.dy = dy.defined() ? row_pointer(dy, row, d * S) : nullptr;
+    dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
+    dir.dc = dc.defined() ? row_pointer(dc, row, d * H) : nullptr;
+    dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
+    dir.dgates = mutable_row_pointer(dgates, row, d * width);
+    dir.dgates_stride = dgates.stride(0);
+    dir.dproj = s.proj_size ? mutable_row_pointer(dproj[d], row) : nullptr;
+    dir.dhx = mutable_row_pointer(dhx, d);
+    dir.dcx = lstm ? mutable_row_pointer(dcx, d) : nullptr;
+    return dir;
+  }
+};
+
+// The steps in as many parts as asked for, the last steps first.
+std::vector<Steps> divide(int64_t seq_len, int parts) {
+  std::vector<Steps> all;
+  for (int i = parts - 1; i >= 0; --i)
+    all.push_back({seq_len * i / parts, seq_len * (i + 1) / parts});
+  return all;
+}
+
+}  // namespace
+
+BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
+  const OnDevice on_device(given.input.device());
+  const at::NoGradGuard no_grad;
+  cuda::PlanRequest request = request_of(given, true);
+  request.has_cell_state_gradients = in.d_cell_states.has_value();
+  const cuda::Choice choice = choose_kernel(request, cuda::Pass::kBackward);
+  Problem p = given;
+  p.weights = contiguous_weights(given);
+  const Rows rows = rows_of(p);
+  const RecurrenceShape& s = p.shape;
+  const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
+  const int64_t S = s.state_size(), I = p.input_size, N = T * B;
+  const auto options = p.input.options();
+  const auto carried = options.dtype(carried_type(p.input));
+  const bool lstm = s.cell == Cell::kLstm;
+  const int64_t width = dgates_blocks(s.cell) * H;
+  const std::vector<Steps> parts = divide(T, cuda::backward_parts(request, choice));
+
+  WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()));
+  BackwardOperands operands{p, take_rows(in.output, rows, p), in.reserve.contiguous()};
+  if (in.d_output) operands.dy = take_rows(*in.d_output, rows, p);
+  if (in.d_cell_states) operands.dc = take_rows(*in.d_cell_states, rows, p);
+  operands.hx = contiguous(p.hx), operands.cx = contiguous(p.cx);
+  operands.dhx = carried_copy(in.d_h_n, {D, B, S}, carried);
+  if (lstm) operands.dcx = carried_copy(in.d_c_n, {D, B, H}, carried);
+  operands.dgates = at::empty({N, D * width}, options);
+  if (s.proj_size) operands.dproj = at::empty({D, N, S}, options);
+  const Workspace workspace =
+      make_workspace(p, cuda::backward_workspace(choice, s, p.num_directions), choice);
+
+  WeightOperands factors;
+  if (gradients.any_weight_ih()) factors.x = take_masked_rows(p.input, rows, p);
+  factors.output = operands.output;
+  factors.hx = operands.hx;
+  factors.dgates = operands.dgates;
+  factors.dproj = operands.dproj;
+  factors.reserve = operands.reserve;
+  if (rows.lengths.defined()) {
+    if (gradients.any_weight_hh() && operands.hx.defined()) {
+      factors.first_dgates = at::empty({D, B, width}, options);
+      factors.started_hx = operands.hx.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
+    }
+    if (gradients.any_weight_hr()) factors.padding = padding_mask(rows, p).view({N, 1});
+  }
+
+  // Directions [first, first + count), of a part, on the current stream.
+  std::vector<Tensor> before[2];  // alive until the streams have joined
+  const auto recur = [&](int first, int count, const Steps& steps) {
+    RecurrenceShape shape = s;
+    shape.seq_len = steps.count();
+    std::vector<BackwardDirection> directions;
+    std::vector<void*> first_dgates;
+    for (int d = first; d < first + count; ++d) {
+      directions.push_back(operands.direction(d, steps, before[first]));
+      first_dgates.push_back(
+          factors.first_dgates.defined() ? mutable_row_pointer(factors.first_dgates, d) : nullptr);
+    }
+    const Queue queue = current_queue();
+    check(cuda::backward_recurrence(choice, shape, rows.length_pointer(), directions.data(),
+                                    first_dgates.data(), count, step_gemm(p, queue),
+                                    workspace.at(first), queue.stream),
+          cuda::name_of(choice.kernel), p);
+  };
+
+  const auto add = [&](int d, const Steps& steps) { gradients.add(d, steps, factors); };
+  if (!cuda::runs_directions_together(choice)) {
+    for_each_direction(p, [&](int d) {
+      overlap_parts(
+          p, parts, [&](const Steps& steps) { recur(d, 1, steps); },
+          [&](const Steps& steps) { add(d, steps); });
+      gradients.finish(d, factors);
+    });
+  } else if (parts.size() > 1) {
+    overlap_parts(
+        p, parts, [&](const Steps& steps) { recur(0, p.num_directions, steps); },
+        [&](const Steps& steps) {
+          for (int d = 0; d < D; ++d) add(d, steps);
+        });
+    for_each_direction(p, [&](int d) { gradients.finish(d, factors); });
+  } else {
+    recur(0, p.num_directions, parts[0]);
+    for_each_direction(p, [&](int d) {
+      add(d, parts[0]);
+      gradients.finish(d, factors);
+    });
+  }
+
+  BackwardResult out;
+  const at::ScalarType type = p.input.scalar_type();
+  const auto none = [&] { return at::empty({0}, options); };  // results must not share memory
+  out.d_hx = in.needs_grad[1] && p.hx ? operands.dhx.to(type) : none();
+  out.d_cx = in.needs_grad[2] && p.cx ? operands.dcx.to(type) : none();
+  if (in.needs_grad[0]) {
+    const Tensor weights = stacked_input_weights(p);
+    const Tensor dx = at::empty({N, I}, options);
+    GemmShape product;  // dx = dgates W_ih
+    product.m = N, product.n = I, product.k = weights.size(0);
+    product.lda = operands.dgates.stride(0), product.ldb = I, product.ldc = I;
+    multiply(p, current_queue(), product, operands.dgates.const_data_ptr(),
+             weights.const_data_ptr(), dx.data_ptr());
+    out.d_input = give_rows(dx, rows, p.input.sizes());
+  } else {
+    out.d_input = none();
+  }
+  out.d_weights = gradients.results();
+  return out;
+}
+
+}  // namespace birnn

@@ -1,0 +1,111 @@
+#include "cost_model.h"
+
+#include <algorithm>
+
+namespace birnn::cuda::cost {
+namespace {
+
+int64_t element_bytes(Format format) { return format == Format::kSixteenBit ? 2 : 4; }
+
+// Cycles of an mma in units of one of 16 bits: tf32 has half the depth, ieee takes three of tf32.
+double products_each(Format format) {
+  return format == Format::kSixteenBit ? 1 : format == Format::kTf32 ? 2 : 6;
+}
+
+// Transcendental functions of a unit, and the cycles from its first operand to its result.
+struct CellCost {
+  double functions, latency;
+};
+CellCost cell_cost(Cell cell) {
+  switch (cell) {
+    case Cell::kLstm:
+      return {5, 140};
+    case Cell::kGru:
+      return {3, 130};
+    default:
+      return {1, 60};
+  }
+}
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+double persistent_step(Cell cell, int64_t H, Format format, Pass pass, const Group& group,
+                       const Constants& c) {
+  const int64_t R = group.blocks, N = group.sequences, G = num_gates(cell);
+  const int64_t U = (H + R - 1) / R, bytes = element_bytes(format);
+  const double precise = format == Format::kSixteenBit ? 1 : 2;  // longer functions
+  const bool backward = pass == Pass::kBackward;
+  // Forward: G*U rows of W_hh times h, all of H. Backward: H rows of its transpose times G*U.
+  const int64_t rows = round_up(backward ? H : G * U, 16);
+  const int64_t depth = round_up(backward ? G * U : H, 16);
+  const double rate = N < 64 ? c.flop_per_cycle : c.flop_per_cycle_wide;
+  const double tensor = 2.0 * rows * N * depth * products_each(format) / rate;
+
+  constexpr int64_t kWarps = 8, kRegisterBytes = 128 * 1024;
+  const int64_t weights = rows * depth * bytes;
+  const double readers = std::clamp<double>(rows / 32.0, 1, kWarps) / group.k_split;
+  const double shared = (N * depth * bytes * std::max(readers, 1.0) +
+                         std::max<int64_t>(0, weights - kRegisterBytes)) /
+                        c.shared_bytes_per_cycle;
+  const double core = std::max(tensor, shared) + 100;
+  const double reduction = group.k_split == 1 ? 0 : 110 + rows * N * 8.0 / c.shared_bytes_per_cycle;
+
+  const CellCost own = cell_cost(cell);
+  double pointwise = U * N * own.functions * precise / c.special_per_cycle + own.latency +
+                     (format == Format::kSixteenBit ? 0 : 60);
+  if (backward && R > 1)  // the sum of the parts of dh
+    pointwise += U * N * R * 4.0 / c.shared_bytes_per_cycle;
+
+  // What comes into a block: the others' h, or their parts of dh in fp32.
+  double arriving = 1.0 * N * H * (backward ? 4 : bytes) * (R - 1) / R;
+  if (group.exchange == Exchange::kGrid) arriving *= 2;  // half of what is polled are epochs
+  if (group.exchange_bytes > 0) arriving = group.exchange_bytes;
+  double latency = c.block_latency, volume = 0;
+  if (group.exchange == Exchange::kCluster) {
+    latency = c.cluster_latency;
+    volume = arriving / c.cluster_bytes_per_cycle;
+  } else if (group.exchange == Exchange::kGrid) {
+    latency = c.grid_latency;
+    volume = arriving / c.grid_bytes_per_cycle;
+  }
+  const double cycles = std::max(core, volume) + 0.35 * std::min(core, volume) + reduction +
+                        pointwise + group.hops * latency + 40;
+  return cycles * c.slack / c.cycles_per_us;
+}
+
+double stepwise_step(const RecurrenceShape& s, Format format, int num_directions,
+                     const Constants& c) {
+  const int64_t rows = num_gates(s.cell) * s.hidden_size;
+  const double numbers =
+      1.0 * num_directions * (rows * s.state_size() + s.proj_size * s.hidden_size);
+  const double weights = numbers * element_bytes(format);
+  const double rate = c.library_flop_per_us[static_cast<int>(format)];
+  // A library product has at least 64 columns.
+  const double product =
+      std::max(2.0 * numbers * std::max<int64_t>(s.batch_size, 64) / rate,
+               weights / (weights < c.l2_bytes ? c.l2_bytes_per_us : c.memory_bytes_per_us));
+  return product + (c.product_us + c.kernel_us) * (s.proj_size ? 2 : 1);
+}
+
+double weight_products_step(const RecurrenceShape& s, int64_t input_size, Format format,
+                            int num_directions, const Constants& c) {
+  return 2.0 * num_directions * s.batch_size * num_gates(s.cell) * s.hidden_size *
+         (s.state_size() + input_size) / c.library_flop_per_us[static_cast<int>(format)];
+}
+
+double memory_step(const RecurrenceShape& s, Format format, Pass pass, int num_directions,
+                   const Constants& c) {
+  // Forward: gates in, gates out, h, and c. Backward: the reserve, dy, dgates.
+  const int64_t G = num_gates(s.cell);
+  const int64_t columns = pass == Pass::kForward
+                              ? 2 * G + (s.cell == Cell::kLstm ? 2 : 1)
+                              : reserve_blocks(s.cell) + dgates_blocks(s.cell) + 2;
+  return 1.0 * num_directions * s.batch_size * s.hidden_size * columns * element_bytes(format) /
+         c.memory_bytes_per_us;
+}
+
+}  // namespace birnn::cuda::cost

@@ -1,0 +1,73 @@
+// What a step of a recurrence costs on a GPU, by counting: the estimate by which the plan chooses
+// where nothing has been measured. Plain host code.
+//
+// A step of a persistent kernel is its products and what they read from shared memory, against the
+// exchange of the state between the blocks, whichever takes longer and a third of the other, which
+// overlaps in part; then the sums of a K split, the cell, and the latency of the exchange. A step
+// of stepwise is a product that streams W_hh from the L2 cache or from memory, and two launches of
+// a graph. The constants are published figures and estimates of the H100 (see each); the ratio of
+// two estimates is worth more than either. Figures measured on a chip belong into `Constants`.
+#pragma once
+
+#include <cstdint>
+
+#include "../recurrence.h"
+
+namespace birnn::cuda::cost {
+
+enum class Pass : int { kForward, kBackward };
+
+// fp16 and bf16, tf32, fp32-grade products of tf32 (three each).
+enum class Format : int { kSixteenBit, kTf32, kIeee };
+
+enum class Exchange : int { kNone, kCluster, kGrid };
+
+struct Constants {
+  double cycles_per_us = 1900;
+  double flop_per_cycle = 2650;         // mma.sync m16n8k16 of an SM, few columns
+  double flop_per_cycle_wide = 3800;    // from 64 columns on
+  double shared_bytes_per_cycle = 128;  // of an SM
+  double special_per_cycle = 16;        // tanh.approx, ex2.approx of an SM
+  double cluster_latency = 240;         // cycles: st.async until the mbarrier is seen
+  double cluster_bytes_per_cycle = 18;  // into an SM, from its cluster
+  double grid_latency = 850;            // cycles: a store until a poll through L2 sees it
+  double grid_bytes_per_cycle = 32;     // into an SM, from L2
+  double block_latency = 70;            // cycles: barriers of one block
+  double slack = 1.2;                   // what counting leaves out
+  double memory_bytes_per_us = 3.0e6;   // HBM
+  double l2_bytes_per_us = 5.0e6;       // weights that stay in L2
+  double l2_bytes = 40e6;
+  double product_us = 1.4;  // a small library product in a graph
+  double kernel_us = 1.3;   // an elementwise kernel in a graph
+  double part_us = 12;      // a further launch of a persistent kernel, weights and all
+  double library_flop_per_us[3] = {600e6, 300e6,
+                                   50e6};  // by Format; ieee: fp32 without tensor cores
+};
+
+// A group of blocks that share a direction's hidden units, and the sequences they hold.
+struct Group {
+  int blocks = 1;
+  int sequences = 8;  // a multiple of 8
+  int k_split = 1;
+  Exchange exchange = Exchange::kNone;
+  double exchange_bytes = 0;  // into a block, a step; 0: all of h, or of the parts of dh
+  int hops = 1;               // of the exchange, one after the other
+};
+
+// Microseconds of a step of one group.
+double persistent_step(Cell cell, int64_t hidden_size, Format format, Pass pass, const Group& group,
+                       const Constants& constants = {});
+
+// Microseconds of a step of all directions, by library products from a CUDA graph.
+double stepwise_step(const RecurrenceShape& shape, Format format, int num_directions,
+                     const Constants& constants = {});
+
+// Microseconds that the weight gradients of a step take as part of large products, all directions.
+double weight_products_step(const RecurrenceShape& shape, int64_t input_size, Format format,
+                            int num_directions, const Constants& constants = {});
+
+// Microseconds that the step's own operands and results take to and from memory, all directions.
+double memory_step(const RecurrenceShape& shape, Format format, Pass pass, int num_directions,
+                   const Constants& constants = {});
+
+}  // namespace birnn::cuda::cost

@@ -1,0 +1,84 @@
+// The forward pass of a layer on a GPU.
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include "layer_cuda.h"
+
+namespace birnn {
+
+using namespace gpu;
+
+ForwardResult forward_cuda(const Problem& given, bool training) {
+  const OnDevice on_device(given.input.device());
+  const at::NoGradGuard no_grad;
+  const cuda::PlanRequest request = request_of(given, training);
+  const cuda::Choice choice = choose_kernel(request, cuda::Pass::kForward);
+  Problem p = given;
+  p.weights = contiguous_weights(given);
+  const Rows rows = rows_of(p);
+  const RecurrenceShape& s = p.shape;
+  const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
+  const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell), N = T * B;
+  const auto options = p.input.options();
+  const bool lstm = s.cell == Cell::kLstm, together = cuda::runs_directions_together(choice);
+
+  const Tensor x = take_rows(p.input, rows, p);
+  const Tensor hx = contiguous(p.hx), cx = contiguous(p.cx);
+  const Tensor output = at::empty({N, D * S}, options);
+  const Tensor hy = at::empty({D, B, S}, options);
+  const Tensor cy = lstm ? at::empty({D, B, H}, options.dtype(carried_type(p.input))) : Tensor();
+  const Tensor reserve = at::empty(
+      training ? std::vector<int64_t>{D, N, reserve_blocks(s.cell) * H} : std::vector<int64_t>{0},
+      options);
+  // [D, N, G*H or more]: where the projections go, and what becomes of them.
+  Tensor gates;
+  if (G == 1)
+    gates = output.view({N, D, S}).transpose(0, 1);
+  else
+    gates = training ? reserve : at::empty({D, N, G * H}, options);
+  std::vector<Tensor> biases;
+  for (int d = 0; d < D; ++d) biases.push_back(combined_bias(p, d));
+  const Workspace workspace =
+      make_workspace(p, cuda::forward_workspace(choice, s, p.num_directions), choice);
+
+  std::vector<ForwardDirection> directions(D);
+  for (int d = 0; d < D; ++d) {
+    ForwardDirection& dir = directions[d];
+    dir.reverse = d == 1;
+    dir.weight_hh = p.weight_hh(d).const_data_ptr();
+    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+    dir.bias = pointer(biases[d]);
+    dir.hx = state_pointer(hx, d);
+    dir.cx = state_pointer(cx, d);
+    dir.gates = mutable_row_pointer(gates, d);
+    dir.gates_stride = gates.stride(1);
+    dir.output = mutable_row_pointer(output, 0, d * S);
+    dir.output_stride = D * S;
+    dir.hy = mutable_row_pointer(hy, d);
+    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
+  }
+  const auto recur = [&](int first, int count, const Queue& queue) {
+    check(
+        cuda::forward_recurrence(choice, s, rows.length_pointer(), &directions[first], count,
+                                 training, step_gemm(p, queue), workspace.at(first), queue.stream),
+        cuda::name_of(choice.kernel), p);
+  };
+  for_each_direction(p, [&](int d) {
+    const Queue queue = current_queue();
+    GemmShape product;  // x W_ih^T
+    product.transpose_b = true;
+    product.m = N, product.n = G * H, product.k = I;
+    product.lda = x.stride(0), product.ldb = I, product.ldc = directions[d].gates_stride;
+    multiply(p, queue, product, x.const_data_ptr(), p.weight_ih(d).const_data_ptr(),
+             directions[d].gates);
+    if (!together) recur(d, 1, queue);
+  });
+  if (together) recur(0, p.num_directions, current_queue());
+
+  std::vector<int64_t> sizes = p.input.sizes().vec();
+  sizes.back() = D * S;
+  return {give_rows(output, rows, sizes), hy,
+          lstm ? cy.to(p.input.scalar_type()) : at::empty({0}, options), reserve};
+}
+
+}  // namespace birnn

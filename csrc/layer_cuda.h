@@ -1,0 +1,116 @@
+// What the forward and the backward pass of a layer on a GPU share. Each direction has a stream on
+// which everything it needs runs in turn:
+//
+//   forward    projection of its input (GEMM), recurrence
+//   backward   recurrence, gradients of its own weights (GEMMs)
+//
+// unless one launch runs the recurrence of both: then their streams join before it. What needs both
+// directions, dx, follows after they have joined. The projections are a GEMM for each direction
+// rather than one for both: so each is written where its recurrence updates it in place (output,
+// reserve or a buffer), weight_ih is read where it lies, and neither direction waits for the
+// other's.
+//
+// Nothing here waits for the device: lengths stay there, and where they are on the host they are
+// copied from pinned memory. All tensors that outlive a stream's section are allocated on the
+// caller's stream before the fork.
+#pragma once
+
+#include "cuda/dispatch.h"
+#include "layer.h"
+#include "rows_cuda.h"
+#include "runtime_cuda.h"
+
+namespace birnn::gpu {
+
+// Raises for the error code of a launch or a product. An earlier kernel's failure may be what it
+// reports: a device tells of those late.
+void check(int code, const char* what, const Problem& p);
+
+// Which kernel a pass of this problem runs on its device. Raises where none does.
+cuda::PlanRequest request_of(const Problem& p, bool training);
+cuda::Choice choose_kernel(const cuda::PlanRequest& request, cuda::Pass pass);
+
+// ---- operands
+
+at::ScalarType carried_type(const Tensor& t);  // what is computed in: fp32 for 16 bits
+std::vector<Tensor> contiguous_weights(const Problem& p);
+Tensor contiguous(const OptionalTensor& t);
+
+inline const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<const char*>(t.const_data_ptr()) +
+         (row * t.stride(0) + column) * t.element_size();
+}
+
+inline char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
+}
+
+// A state [D, ...] of one direction, or null.
+inline const char* state_pointer(const Tensor& t, int d) {
+  return t.defined() ? row_pointer(t, d) : nullptr;
+}
+
+// Memory of one direction, or of all where they run in one launch.
+struct Workspace {
+  Tensor bytes;
+  int64_t of_direction = 0;
+  void* at(int d) const { return static_cast<char*>(bytes.data_ptr()) + d * of_direction; }
+};
+Workspace make_workspace(const Problem& p, int64_t bytes, const cuda::Choice& choice);
+
+// ---- streams
+
+inline GemmCompute compute_of(const Problem& p) {
+  return p.ieee ? GemmCompute::kIeee : GemmCompute::kTf32;
+}
+inline cuda::StepGemm step_gemm(const Problem& p, const Queue& queue) {
+  return {gemm, queue.blas, compute_of(p)};
+}
+inline void multiply(const Problem& p, const Queue& queue, const GemmShape& product, const void* a,
+                     const void* b, void* c) {
+  check(gemm(queue.blas, queue.stream, product, a, b, c, p.shape.element, compute_of(p)),
+        "a matrix product", p);
+}
+
+// Calls recur(part) for each part on the current stream, and follow(part) for what needs that part
+// alone on a side stream, where it may overlap with the next part. A part is enqueued before what
+// follows the one before it, so that the device begins with it.
+template <class Part, class Recur, class Follow>
+void overlap_parts(const Problem& p, const std::vector<Part>& parts, const Recur& recur,
+                   const Follow& follow) {
+  if (parts.size() == 1) {
+    recur(parts[0]);
+    follow(parts[0]);
+    return;
+  }
+  SideStream side(p.input.device());
+  const auto follow_on_side = [&](const Part& part) {
+    side.enter();
+    follow(part);
+    side.leave();
+  };
+  for (size_t i = 0; i < parts.size(); ++i) {
+    recur(parts[i]);
+    if (i > 0) follow_on_side(parts[i - 1]);
+    check(side.fork(), "the fork of a stream", p);
+  }
+  follow_on_side(parts.back());
+  check(side.join(), "the join of a stream", p);
+}
+
+// Calls run(d) for each direction, the second one's on a side stream.
+template <class Run>
+void for_each_direction(const Problem& p, const Run& run) {
+  if (p.num_directions == 1) return run(0);
+  SideStream side(p.input.device());
+  check(side.fork(), "the fork of the directions' streams", p);
+  run(0);
+  side.enter();
+  run(1);
+  side.leave();
+  check(side.join(), "the join of the directions' streams", p);
+}
+
+}  // namespace birnn::gpu

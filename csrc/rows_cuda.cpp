@@ -1,0 +1,76 @@
+#include "rows_cuda.h"
+
+#include <ATen/ATen.h>
+
+#include "runtime_cuda.h"
+
+namespace birnn {
+namespace {
+
+// Not in a CUDA graph: its replays would read the host's memory anew.
+Tensor copy_to_device(const Tensor& host, const Problem& p, const char* what) {
+  TORCH_CHECK(!gpu::is_capturing(), "birnn_cuda: ", what,
+              " cannot be captured in a CUDA graph, whose replays would not see "
+              "them: give lengths= as a tensor on ",
+              p.input.device());
+  return gpu::copy_to_device(host, p.input.device());
+}
+
+Rows rows_of_packed(const Problem& p) {
+  const int64_t T = p.shape.seq_len, B = p.shape.batch_size, N = p.num_rows;
+  if (N == T * B) return {};
+  const int64_t* size = p.batch_sizes->const_data_ptr<int64_t>();
+  const Tensor host = at::empty({B + N}, at::kLong);
+  int64_t* length = host.data_ptr<int64_t>();
+  int64_t* row = length + B;
+  for (int64_t t = T - 1, b = 0; t >= 0; --t)
+    for (; b < size[t]; ++b) length[b] = t + 1;
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t b = 0; b < size[t]; ++b) *row++ = t * B + b;
+  const Tensor device = copy_to_device(host, p, "the batch_sizes of a PackedSequence");
+  return {device.narrow(0, 0, B), device.narrow(0, B, N)};
+}
+
+}  // namespace
+
+Rows rows_of(const Problem& p) {
+  if (p.is_packed()) return rows_of_packed(p);
+  if (!p.lengths) return {};
+  if (p.lengths->is_cpu()) {
+    check_length_values(*p.lengths, p.shape.seq_len);
+    return {copy_to_device(*p.lengths, p, "lengths on the CPU"), {}};
+  }
+  TORCH_CHECK(p.lengths->device() == p.input.device(), "birnn_cuda: expected lengths on ",
+              p.input.device(), " like the input, or on the CPU, got ", p.lengths->device());
+  return {p.lengths->to(at::kLong).contiguous(), {}};
+}
+
+Tensor take_rows(const Tensor& t, const Rows& rows, const Problem& p) {
+  const int64_t C = t.size(-1);
+  if (rows.padded_rows.defined())
+    return at::zeros({p.shape.seq_len * p.shape.batch_size, C}, t.options())
+        .index_copy_(0, rows.padded_rows, t);
+  const bool mergeable = t.dim() == 3 && t.stride(2) == 1 && t.stride(1) >= C &&
+                         t.stride(0) == t.size(1) * t.stride(1);
+  const Tensor flat =
+      mergeable ? t.as_strided({t.size(0) * t.size(1), C}, {t.stride(1), 1}) : t.reshape({-1, C});
+  const bool usable = (C == 1 || flat.stride(1) == 1) && flat.stride(0) >= C;
+  return usable ? flat : flat.contiguous();
+}
+
+Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes) {
+  if (rows.padded_rows.defined()) return flat.index_select(0, rows.padded_rows);
+  return flat.view(sizes);
+}
+
+Tensor padding_mask(const Rows& rows, const Problem& p) {
+  const Tensor steps = at::arange(p.shape.seq_len, rows.lengths.options());
+  return steps.view({-1, 1, 1}).ge(rows.lengths.view({1, -1, 1}));
+}
+
+Tensor take_masked_rows(const Tensor& t, const Rows& rows, const Problem& p) {
+  if (!rows.lengths.defined() || rows.padded_rows.defined()) return take_rows(t, rows, p);
+  return take_rows(t.masked_fill(padding_mask(rows, p), 0), rows, p);
+}
+
+}  // namespace birnn

@@ -1,0 +1,35 @@
+// The rows that the GPU kernels walk: padded, step t of sequence b at row t * B + b. A packed batch
+// is padded on the way in and packed on the way out.
+#pragma once
+
+#include "layer.h"
+
+namespace birnn {
+
+struct Rows {
+  Tensor lengths;  // int64 [B] on the device; undefined: all T
+  Tensor
+      padded_rows;  // int64 [N] on the device: the row of each row of a packed batch; or undefined
+
+  const int64_t* length_pointer() const {
+    return lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr;
+  }
+};
+
+// Lengths on the CPU are checked, and copied to the device without anyone waiting.
+Rows rows_of(const Problem& p);
+
+// A tensor [T, B, C] or packed [N, C] as padded rows [T*B, C] with unit stride in the last
+// dimension: a view where the memory allows it. Padding that was not there before is zero.
+Tensor take_rows(const Tensor& t, const Rows& rows, const Problem& p);
+
+// The same with zeros past the ends: a product over all rows must not meet what lies there.
+Tensor take_masked_rows(const Tensor& t, const Rows& rows, const Problem& p);
+
+// The way back, to a padded tensor of these sizes or to a packed one.
+Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes);
+
+// [T, B, 1]: whether a step lies past its sequence's end.
+Tensor padding_mask(const Rows& rows, const Problem& p);
+
+}  // namespace birnn

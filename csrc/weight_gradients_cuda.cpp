@@ -1,0 +1,142 @@
+#include "weight_gradients_cuda.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+namespace birnn::gpu {
+
+bool WeightGradients::needs(int d, int weight) const {
+  constexpr int kBefore = 3;  // input, hx, cx
+  return needs_grad_[kBefore + d * p_.weights_per_direction + weight];
+}
+
+bool WeightGradients::any(int weight) const {
+  for (int d = 0; d < p_.num_directions; ++d)
+    if (needs(d, weight)) return true;
+  return false;
+}
+
+WeightGradients::WeightGradients(const Problem& p, const std::vector<bool>& needs_grad, int parts)
+    : p_(p), needs_grad_(needs_grad), directions_(p.num_directions) {
+  const auto options = p.input.options();
+  const at::ScalarType wide = carried_type(p.input);
+  const bool rounds = wide != p.input.scalar_type();
+  for (int d = 0; d < p.num_directions; ++d) {
+    Direction& direction = directions_[d];
+    for (int i = 0; i < p.weights_per_direction; ++i)
+      direction.weights.push_back(
+          needs(d, i) ? at::empty(p.weights[d * p.weights_per_direction + i].sizes(), options)
+                      : Tensor());
+    const auto sum_of = [&](const Tensor& result, int products) {
+      if (!result.defined() || !rounds || products < 2) return result;
+      return at::empty(result.sizes(), options.dtype(wide));
+    };
+    direction.sum_weight_ih = sum_of(direction.weights[0], parts);
+    direction.sum_weight_hh = sum_of(direction.weights[1], parts + (p.hx ? 1 : 0));
+  }
+}
+
+void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in) {
+  const RecurrenceShape& s = p_.shape;
+  const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size, S = s.state_size();
+  const int64_t G = num_gates(s.cell), width = dgates_blocks(s.cell) * H;
+  const bool reverse = d == 1;
+  Direction& direction = directions_[d];
+  const Queue queue = current_queue();
+  GemmShape product;
+  product.transpose_a = true;
+  product.lda = in.dgates.stride(0);
+
+  if (direction.sum_weight_ih.defined()) {  // dW_ih += dgates^T x
+    const Tensor& sum = direction.sum_weight_ih;
+    const int64_t row = first_time(steps, T, reverse) * B;
+    product.n = p_.input_size, product.k = steps.count() * B;
+    product.ldb = in.x.stride(0), product.ldc = p_.input_size;
+    product.beta = direction.started ? 1.0f : 0.0f;
+    product.float_output = sum.scalar_type() != p_.input.scalar_type();
+    for (const InputGateBlocks& block : input_gate_blocks(s.cell)) {
+      product.m = block.count * H;
+      multiply(p_, queue, product, row_pointer(in.dgates, row, d * width + block.column * H),
+               row_pointer(in.x, row), mutable_row_pointer(sum, block.row * H));
+    }
+  }
+
+  if (direction.sum_weight_hh.defined()) {  // dW_hh += dgates^T (the states that the rows continue)
+    const Tensor& sum = direction.sum_weight_hh;
+    // The blocks that belong to weight_hh: the last G * H columns.
+    const int64_t recurrent = (d + 1) * width - G * H;
+    // A row continues the row one step, B rows, away: where a sequence starts inside the batch (the
+    // reverse direction, shorter lengths) that is a zero past its end. The first rows of all
+    // continue hx.
+    const Steps later{std::max<int64_t>(steps.first, 1), std::max<int64_t>(steps.last, 1)};
+    const int64_t row = first_time(later, T, reverse) * B;
+    product.m = G * H, product.n = S, product.k = later.count() * B;
+    product.ldb = in.output.stride(0), product.ldc = S;
+    product.beta = direction.started ? 1.0f : 0.0f;
+    product.float_output = sum.scalar_type() != p_.input.scalar_type();
+    multiply(p_, queue, product, row_pointer(in.dgates, row, recurrent),
+             row_pointer(in.output, reverse ? row + B : row - B, d * S), sum.data_ptr());
+    if (in.hx.defined() && steps.first == 0) {
+      product.k = B, product.ldb = S, product.beta = 1.0f;
+      if (in.first_dgates.defined()) {
+        product.lda = width;
+        multiply(p_, queue, product, row_pointer(in.first_dgates[d], 0, width - G * H),
+                 row_pointer(in.started_hx, d), sum.data_ptr());
+      } else {
+        multiply(p_, queue, product, row_pointer(in.dgates, reverse ? (T - 1) * B : 0, recurrent),
+                 row_pointer(in.hx, d), sum.data_ptr());
+      }
+    }
+  }
+  direction.started = true;
+}
+
+void WeightGradients::finish(int d, const WeightOperands& in) {
+  const RecurrenceShape& s = p_.shape;
+  const int64_t H = s.hidden_size, S = s.state_size(), N = s.seq_len * s.batch_size;
+  const int64_t width = dgates_blocks(s.cell) * H;
+  const int64_t recurrent = (d + 1) * width - num_gates(s.cell) * H;
+  Direction& direction = directions_[d];
+  const Tensor* const sums[] = {&direction.sum_weight_ih, &direction.sum_weight_hh};
+  for (int i = 0; i < 2; ++i)
+    if (sums[i]->defined() && !sums[i]->is_same(weight(d, i))) weight(d, i).copy_(*sums[i]);
+
+  const auto sum_into = [&](Tensor to, int64_t column) {
+    at::sum_out(to, in.dgates.narrow(1, column, to.size(0)), {0});
+  };
+  if (p_.has_bias) {
+    Tensor &bias_ih = weight(d, 2), &bias_hh = weight(d, 3);
+    if (bias_hh.defined()) sum_into(bias_hh, recurrent);
+    if (bias_ih.defined()) {
+      if (s.cell == Cell::kGru)
+        for (const InputGateBlocks& block : input_gate_blocks(s.cell))
+          sum_into(bias_ih.narrow(0, block.row * H, block.count * H), d * width + block.column * H);
+      else if (bias_hh.defined())
+        bias_ih.copy_(bias_hh);
+      else
+        sum_into(bias_ih, recurrent);
+    }
+  }
+  if (s.proj_size && needs(d, p_.weights_per_direction - 1)) {
+    const Tensor& weight_hr = weight(d, p_.weights_per_direction - 1);
+    Tensor h = in.reserve[d].narrow(1, 4 * H, H).tanh().mul_(in.reserve[d].narrow(1, 3 * H, H));
+    if (in.padding.defined()) h.masked_fill_(in.padding, 0);
+    GemmShape product;  // dW_hr = dproj^T h
+    product.transpose_a = true;
+    product.m = S, product.n = H, product.k = N;
+    product.lda = S, product.ldb = H, product.ldc = H;
+    multiply(p_, current_queue(), product, row_pointer(in.dproj, d), h.const_data_ptr(),
+             weight_hr.data_ptr());
+  }
+}
+
+std::vector<Tensor> WeightGradients::results() const {
+  std::vector<Tensor> all;
+  for (const Direction& direction : directions_)
+    for (const Tensor& t : direction.weights)
+      all.push_back(t.defined() ? t : at::empty({0}, p_.input.options()));
+  return all;
+}
+
+}  // namespace birnn::gpu
