@@ -13,11 +13,14 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +132,44 @@ def shared_library(*sources, defines=()):
     flags = VARIANTS["plain"] + [f"-D{define}" for define in defines]
     objects = [*_runtime(), *(_object(source, flags) for source in sources)]
     return _link(Path(sources[0]).stem, ".so", objects, ["-shared"])
+
+
+# Torch's headers take most of the time of a build, optimised or not.
+TORCH_FLAGS = ["-O1", "-fvisibility=hidden", "-DBIRNN_WITH_CUDA", "-DBIRNN_GPU_BACKEND_ALONE"]
+
+
+def layer_module(defines=("BIRNN_SMALL_INSTANCES",)):
+    """The GPU layer on the emulator as a Python module."""
+    import torch
+    from torch.utils import cpp_extension
+
+    csrc = ROOT / "csrc"
+    defines = [f"-D{define}" for define in defines]
+    name = "_emulated_layer"
+    torch_flags = [
+        *TORCH_FLAGS,
+        *defines,
+        f"-DTORCH_EXTENSION_NAME={name}",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+        f"-isystem{sysconfig.get_paths()['include']}",
+    ]
+    kernels = [
+        *sorted((csrc / "cuda").rglob("*.cu")),
+        *(csrc / "cuda" / f"{part}.cpp" for part in ("plan", "cost_model", "dispatch")),
+    ]
+    kernel_flags = ["-O1", *defines]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        layer = pool.submit(_object, EMULATOR / "layer" / "module.cpp", torch_flags)
+        objects = [*pool.map(_object, kernels, [kernel_flags] * len(kernels)), layer.result()]
+    library = Path(torch.__file__).parent / "lib"
+    flags = ["-shared", f"-L{library}", f"-Wl,-rpath,{library}", "-Wl,--no-as-needed"]
+    flags += [f"-l{part}" for part in ("c10", "torch_cpu", "torch", "torch_python")]
+    path = _link(name, ".so", [*_runtime(), *objects], flags)
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 class Emulator:

@@ -7,42 +7,13 @@
 #include STEPWISE_SOURCE
 
 #include "driver_arguments.h"
+#include "loop_gemm.h"
 
 namespace {
 
 using namespace birnn;
-using device::BFloat16;
-using device::Half;
 using test::shape_of;
 using test::WorkspaceMemory;
-
-template <class Operand, class Sum, class Result>
-void multiply(const GemmShape& shape, const void* a_memory, const void* b_memory, void* c_memory) {
-  const auto* a = static_cast<const Operand*>(a_memory);
-  const auto* b = static_cast<const Operand*>(b_memory);
-  auto* c = static_cast<Result*>(c_memory);
-  for (int64_t i = 0; i < shape.m; ++i)
-    for (int64_t j = 0; j < shape.n; ++j) {
-      Sum sum = 0;
-      for (int64_t k = 0; k < shape.k; ++k)
-        sum += Sum(cuda::stepwise::load(shape.transpose_a ? a + k * shape.lda + i
-                                                          : a + i * shape.lda + k)) *
-               Sum(cuda::stepwise::load(shape.transpose_b ? b + j * shape.ldb + k
-                                                          : b + k * shape.ldb + j));
-      Result* const target = c + i * shape.ldc + j;
-      // As in BLAS: with beta 0 what C holds is not read.
-      if (shape.beta != 0) sum += Sum(shape.beta) * Sum(cuda::stepwise::load(target));
-      cuda::stepwise::store(target, sum);
-    }
-}
-
-template <class T>
-void multiply_16_bit(const GemmShape& shape, const void* a, const void* b, void* c) {
-  if (shape.float_output)
-    multiply<T, float, float>(shape, a, b, c);
-  else
-    multiply<T, float, T>(shape, a, b, c);
-}
 
 // The handle is a count of calls left before one that fails, or null.
 constexpr int kGemmError = 77;
@@ -50,20 +21,7 @@ constexpr int kGemmError = 77;
 int multiply_by_loop(void* handle, void*, const GemmShape& shape, const void* a, const void* b,
                      void* c, Element element, GemmCompute) {
   if (handle && (*static_cast<int*>(handle))-- == 0) return kGemmError;
-  switch (element) {
-    case Element::kFloat64:
-      multiply<double, double, double>(shape, a, b, c);
-      break;
-    case Element::kFloat32:
-      multiply<float, float, float>(shape, a, b, c);
-      break;
-    case Element::kFloat16:
-      multiply_16_bit<Half>(shape, a, b, c);
-      break;
-    case Element::kBFloat16:
-      multiply_16_bit<BFloat16>(shape, a, b, c);
-      break;
-  }
+  test::multiply_by_loop(shape, a, b, c, element);
   return 0;
 }
 

@@ -12,6 +12,8 @@
 
 namespace {
 
+using birnn::device::BFloat16;
+using birnn::device::Half;
 using birnn::test::Buffer;
 
 // Elements of one of the four types, all NaN or all small numbers.

@@ -1,0 +1,34 @@
+// The GPU layer as a Python module on CPU tensors: csrc's own layer, plan and kernels, with the
+// emulator below them. Its functions are those of birnn_cuda._C.
+//
+// One translation unit, because torch's headers take nearly all of the time of a build.
+#include <torch/csrc/utils/pybind.h>
+
+#include "backward_cuda.cpp"
+#include "forward_cuda.cpp"
+#include "layer.cpp"
+#include "layer_cuda.cpp"
+#include "rows_cuda.cpp"
+#include "runtime_emulated.cpp"
+#include "weight_gradients_cuda.cpp"
+
+namespace birnn {
+
+// The CPU backend is not part of this module.
+ForwardResult forward_cpu(const Problem&, bool) {
+  TORCH_CHECK(false, "the CPU backend was called");
+}
+BackwardResult backward_cpu(const Problem&, const BackwardInputs&) {
+  TORCH_CHECK(false, "the CPU backend was called");
+}
+
+}  // namespace birnn
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("forward", &birnn::layer_forward);
+  m.def("backward", &birnn::layer_backward);
+  m.def("force", [](const std::string& kernel, int backward_parts) {
+    const std::string error = birnn::cuda::force({kernel, backward_parts});
+    if (!error.empty()) throw pybind11::value_error(error);
+  });
+}
