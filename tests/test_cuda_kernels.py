@@ -1,0 +1,188 @@
+"""Every kernel by name on a GPU: values and gradients, repeatability, streams, graphs, parts.
+
+Sizes are those that each kernel is for, and ragged ones. The oracle is torch's layer in fp64 on the
+CPU; in 16 bits and tf32 a kernel may be twice as wrong as stepwise on the same operands, and one
+rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conftest import copies, make_layer, make_pair, relative_error
+from test_cuda import AS_TORCH, assert_equal, on_device, pytestmark, training_step, use_precision
+
+import birnn_cuda
+from birnn_cuda import ops
+
+__all__ = ["pytestmark"]
+
+CELLS = ("tanh", "gru", "lstm")
+# T, B, I, H of each kernel.
+SHAPES = {
+    "block": [(7, 3, 5, 20), (6, 33, 16, 64)],
+    "cluster": [(7, 3, 5, 37), (9, 20, 64, 128), (6, 33, 32, 256)],
+    "grid": [(7, 3, 5, 100), (6, 9, 64, 512), (9, 20, 32, 771)],
+}
+CASES = [(kernel, shape) for kernel, shapes in SHAPES.items() for shape in shapes]
+
+
+def needs(kernel):
+    if kernel == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("clusters need compute capability 9.0")
+
+
+def lengths_of(pattern, seq_len, batch_size):
+    if pattern == "full":
+        return None
+    return torch.arange(batch_size).mul(5).remainder(seq_len + 1).cuda()
+
+
+def run(layer, input, lengths, kernel, parts=0):
+    with ops.forced_kernel(kernel, parts):
+        options = {} if lengths is None else {"lengths": lengths}
+        return [t.cpu() for t in training_step(layer, input, **options)]
+
+
+def expect_as_close_as_stepwise(cell, shape, mode, kernel, pattern, parts=0):
+    seq_len, batch_size, input_size, hidden_size = shape
+    dtype, rounding = torch.float32, 0.0
+    if mode != "ieee":
+        dtype, _, rounding = AS_TORCH[mode]
+    oracle, ours = make_pair(cell, input_size, hidden_size, bidirectional=True, dtype=dtype)
+    lengths = lengths_of(pattern, seq_len, batch_size)
+    input = torch.randn(seq_len, batch_size, input_size).to(dtype).requires_grad_()
+    exact_input = copies([input], torch.float64)[0]
+    reference = make_layer(
+        birnn_cuda, cell, input_size, hidden_size, bidirectional=True, dtype=torch.float64
+    )
+    reference.load_state_dict(oracle.state_dict())
+    options = {} if lengths is None else {"lengths": lengths.cpu()}
+    exact = training_step(reference, exact_input, **options)
+    ours.cuda()
+    on_gpu = on_device([input])[0]
+    actual = run(ours, on_gpu, lengths, kernel, parts)
+    baseline = run(ours, on_gpu, lengths, "stepwise")
+    for index, (a, b, e) in enumerate(zip(actual, baseline, exact, strict=True)):
+        bound = 1e-5 if mode == "ieee" else 2 * relative_error(b, e) + rounding
+        error = relative_error(a, e)
+        assert error <= bound, f"result {index}: {error:.3g} > {bound:.3g}"
+    assert_equal(run(ours, on_gpu, lengths, kernel, parts), actual)
+
+
+@pytest.mark.parametrize("pattern", ["full", "ragged"])
+@pytest.mark.parametrize("mode", ["ieee", *AS_TORCH])
+@pytest.mark.parametrize(("kernel", "shape"), CASES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_values_and_gradients(monkeypatch, cell, kernel, shape, mode, pattern):
+    needs(kernel)
+    use_precision(monkeypatch, "tf32" if mode == "tf32" else "ieee")
+    expect_as_close_as_stepwise(cell, shape, mode, kernel, pattern)
+
+
+@pytest.mark.parametrize("kernel", SHAPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_in_parts(monkeypatch, cell, kernel):
+    needs(kernel)
+    use_precision(monkeypatch, "ieee")
+    for parts in (2, 5):
+        expect_as_close_as_stepwise(cell, SHAPES[kernel][0], "ieee", kernel, "full", parts)
+        expect_as_close_as_stepwise(cell, SHAPES[kernel][1], "bf16", kernel, "full", parts)
+
+
+def test_layers_on_many_streams_make_progress():
+    """Grids that wait for all their blocks, beside each other and beside other kernels."""
+    layers = [
+        birnn_cuda.LSTM(64, 600, bidirectional=True, dtype=torch.float16).cuda() for _ in range(3)
+    ]
+    input = torch.randn(40, 8, 64, device="cuda", dtype=torch.float16, requires_grad=True)
+    other = torch.randn(2048, 2048, device="cuda")
+    with ops.forced_kernel("grid"):
+        expected = [training_step(layer, input) for layer in layers]
+        streams = [torch.cuda.Stream() for _ in layers]
+        busy = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        for _ in range(5):
+            actual = []
+            with torch.cuda.stream(busy):
+                for _ in range(20):
+                    other = (other @ other).clamp(-1, 1)
+            for stream, layer in zip(streams, layers, strict=True):
+                with torch.cuda.stream(stream):
+                    actual.append(training_step(layer, input))
+            torch.cuda.synchronize()
+            for one, wanted in zip(actual, expected, strict=True):
+                assert_equal(one, wanted)
+
+
+@pytest.mark.parametrize(("kernel", "parts"), [*itertools.product(SHAPES, (0, 3)), ("stepwise", 0)])
+def test_a_training_step_in_one_graph(kernel, parts):
+    """Forward, backward and the optimizer, replayed on other data as if run eagerly."""
+    needs(kernel)
+    torch.manual_seed(0)
+    size = SHAPES.get(kernel, SHAPES["block"])[-1]
+    seq_len, batch_size, input_size, hidden_size = size
+
+    def make():
+        torch.manual_seed(1)
+        layer = birnn_cuda.GRU(input_size, hidden_size, bidirectional=True).cuda()
+        return layer, torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
+
+    input = torch.randn(seq_len, batch_size, input_size, device="cuda")
+
+    def step_of(layer, optimizer):
+        def step():
+            optimizer.zero_grad(set_to_none=False)
+            loss = layer(input)[0].square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    data = [torch.randn_like(input) for _ in range(4)]
+    with ops.forced_kernel(kernel, parts):
+        graphed, optimizer = make()
+        step = step_of(graphed, optimizer)
+        warm = torch.cuda.Stream()
+        warm.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm):
+            for values in data[:2]:
+                input.copy_(values)
+                step()
+        torch.cuda.current_stream().wait_stream(warm)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for values in data[2:]:
+            input.copy_(values)
+            graph.replay()
+        eager, optimizer = make()
+        step = step_of(eager, optimizer)
+        for values in data:
+            input.copy_(values)
+            step()
+    for one, other in zip(graphed.parameters(), eager.parameters(), strict=True):
+        assert relative_error(one, other) <= 1e-5
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_peak_memory_is_no_more_than_torchs(cell):
+    shape = (64, 32, 256)
+    peaks = []
+    for package in (birnn_cuda, torch.nn):
+        layer = make_layer(package, cell, 256, 256, bidirectional=True).cuda()
+        input = torch.randn(shape, device="cuda", requires_grad=True)
+        for measured in (False, True):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            results = training_step(layer, input)
+            torch.cuda.synchronize()
+            if measured:
+                peaks.append(torch.cuda.max_memory_allocated() - before)
+            del results
+    ours, theirs = peaks
+    assert ours <= theirs, f"{ours / 2**20:.1f} MiB > {theirs / 2**20:.1f} MiB"
