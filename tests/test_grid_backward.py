@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import planted_defects
 import pytest
 import test_stepwise as stepwise
 import torch
 from test_cluster_backward import CELLS, PRECISIONS, check, draw_lengths
-from test_stepwise import KERNELS, ROOT, Problem, Run, build, integers
+from test_stepwise import KERNELS, Problem, Run, build, integers
 from torch import Tensor
 
 # H, B, blocks, batch tiles, column teams (0: the kernel's choice). One unit; blocks with no unit of
@@ -179,88 +180,39 @@ def test_clean_under_sanitizers(variant: str) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # Defects planted in the text of the kernel: each must be caught by the checks above, under the
-# schedules that look for it. They are built together, and PLANTED tells which one is active. Those
-# of a pair of units are planted in test_cluster_backward.py.
+# schedules that look for it. Those of a pair of units are planted in test_cluster_backward.py.
 
-DEFECTS = {
-    "no_wait_for_the_sums": (
+PLACES = (
+    (
         "grid_exchange::await(parts, first + source * source_pairs, source_pairs, count, epoch);",
-        "if (!PLANTED) {}",
+        {"no_wait_for_the_sums": ""},
     ),
-    "no_wait_for_the_gates": (
+    (
         "grid_exchange::await(b, source, 32, count, epoch);",
-        "if (!PLANTED) {}",
+        {"no_wait_for_the_gates": ""},
     ),
-    "no_wait_for_the_last_sums": ("if (steps > 0) receive_sums();", "if (!PLANTED) {}"),
-    "one_slot_of_gates": ("gates_ring + (epoch & 1) *", "gates_ring + (PLANTED ? 0 : epoch & 1) *"),
-    "one_slot_of_sums": ("* 2 + slot;", "* 2 + (PLANTED ? 0 : slot);"),
-    "slots_of_one_source": (
-        "+ column_team * source_pairs",
-        "+ (PLANTED ? 0 : column_team) * source_pairs",
-    ),
-    "epochs_begin_anew_with_a_group": (
-        "const int steps = longest_of(tile_lengths, NB);",
-        "{} epoch = PLANTED ? 0 : epoch;",
-    ),
-    "ring_of_gates_not_cleared": (
-        "? grid_exchange::kNever",
-        "? (PLANTED ? 1u : grid_exchange::kNever)",
-    ),
-    "ring_of_sums_not_cleared": (
-        "return grid_exchange::kNever; }",
-        "return PLANTED ? 1u : grid_exchange::kNever; }",
-    ),
-    "columns_that_nobody_publishes": (
-        ": grid_exchange::kAlways",
-        ": PLANTED ? grid_exchange::kNever : grid_exchange::kAlways",
-    ),
-    "no_barrier_after_the_sums_of_warps": (
-        "sync_threads();\n        if (Q > 1) {",
-        "if (!PLANTED) {}",
-    ),
-    "one_buffer_of_sums_of_warps": (
-        "sums_of_warps + (turn & 1) *",
-        "sums_of_warps + (PLANTED ? 0 : turn & 1) *",
-    ),
-    "no_barrier_before_the_lengths": ("sync_threads();  // all have read", "if (!PLANTED) {}"),
-    "no_barrier_after_the_lengths": ("sync_threads();  // the lengths", "if (!PLANTED) {}"),
-    "no_barrier_after_the_arguments": ("sync_threads();  // the mask and", "if (!PLANTED) {}"),
-    "missing_units_not_masked": ("unit < H && state < H;", "(PLANTED || unit < H) && state < H;"),
-    "batch_tiles_in_one_place": (
-        "(tile * 8 + lane % 4 * 2)",
-        "((PLANTED ? 0 : tile * 8) + lane % 4 * 2)",
-    ),
-    "chunks_in_shared_memory_left_out": (
-        "first < own_chunks; first +=",
-        "first < (PLANTED ? 0 : own_chunks); first +=",
-    ),
-}
+    ("if (steps > 0) receive_sums();", {"no_wait_for_the_last_sums": ""}),
+    ("gates_ring + <|(epoch & 1)|> *", {"one_slot_of_gates": "0"}),
+    ("* 2 + <|slot|>;", {"one_slot_of_sums": "0"}),
+    ("column_team * source_pairs", {"slots_of_one_source": "0"}),
+    ("++epoch;", {"epochs_begin_anew_with_a_group": "epoch = s == 0 ? 1 : epoch + 1;"}),
+    ("? <|grid_exchange::kNever|> :", {"ring_of_gates_not_cleared": "1u"}),
+    (": <|grid_exchange::kAlways|>;", {"columns_that_nobody_publishes": "grid_exchange::kNever"}),
+    ("return <|grid_exchange::kNever|>; }", {"ring_of_sums_not_cleared": "1u"}),
+    ("<|sync_threads();|>\n        if (Q > 1) {", {"no_barrier_after_the_sums_of_warps": ""}),
+    ("turn & 1", {"one_buffer_of_sums_of_warps": "0"}),
+    ("sync_threads();  // all have read the lengths", {"no_barrier_before_the_lengths": ""}),
+    ("sync_threads();  // the lengths", {"no_barrier_after_the_lengths": ""}),
+    ("sync_threads();  // the mask and", {"no_barrier_after_the_arguments": ""}),
+    ("unit < H && state < H", {"missing_units_not_masked": "state < H"}),
+    ("tile * 8 + lane % 4 * 2", {"batch_tiles_in_one_place": "lane % 4 * 2"}),
+    ("first < <|own_chunks|>; first +=", {"chunks_in_shared_memory_left_out": "0"}),
+)
 
 
 @functools.cache
-def driver_with_defects() -> build.Emulator:
-    """A driver over a copy of the kernel in which each defect is planted; an LSTM in fp32, to build
-    fast."""
-    folder = build.CACHE / "defects" / "grid_backward"
-    (folder / "instances").mkdir(parents=True, exist_ok=True)
-    cuda = ROOT / "csrc" / "cuda"
-    text = (cuda / "grid_backward.cuh").read_text()
-    for index, (old, new) in enumerate(DEFECTS.values()):
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
-        text = text.replace(
-            old, new.replace("{}", old).replace("PLANTED", f"(planted_defect == {index})")
-        )
-    text = text.replace(
-        "#pragma once", '#pragma once\nextern "C" inline int planted_defect = -1;', 1
-    )
-    (folder / "grid_backward.cuh").write_text(text)
-    sources = ("grid_backward_launch.cuh", "grid_backward.cu", "instances/grid_backward_ieee.cu")
-    for source in sources:
-        (folder / source).write_text((cuda / source).read_text())
-    copy = folder / "grid_backward_driver.cpp"
-    copy.write_text((KERNELS / "grid_backward_driver.cpp").read_text())
-    defines = ["BIRNN_IEEE_ALONE", "BIRNN_ONE_INSTANCE", "BIRNN_ONE_CELL=Cell::kLstm"]
-    return build.Emulator(build.shared_library(copy, defines=defines))
+def defective_driver() -> planted_defects.DefectiveEmulator:
+    return planted_defects.build_defects("grid_backward", "ieee", PLACES, ("kLstm",))
 
 
 def is_caught(emulator: build.Emulator) -> bool:
@@ -284,9 +236,8 @@ def is_caught(emulator: build.Emulator) -> bool:
     return False
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("defect", planted_defects.names_of(PLACES))
 def test_defect_is_caught(defect: str) -> None:
-    emulator = driver_with_defects()
-    planted = ctypes.c_int.in_dll(emulator.library, "planted_defect")
-    planted.value = list(DEFECTS).index(defect)
+    emulator = defective_driver()
+    emulator.plant(defect)
     assert is_caught(emulator)

@@ -1,10 +1,10 @@
 // The grid backward kernel for ctypes, on the emulator: plain pointers and integers. With
-// BIRNN_IEEE_ALONE the other precisions are left out.
+// GRID_BACKWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
 #include "driver_arguments.h"
 #include "grid_backward.cu"
 #include "instances/grid_backward_ieee.cu"
-#if defined(BIRNN_IEEE_ALONE)
+#if defined(GRID_BACKWARD_IEEE_ALONE)
 namespace birnn::cuda::gather_reduce {
 int launch_fp16(const Call&) { return kNoInstance; }
 int launch_bf16(const Call&) { return kNoInstance; }

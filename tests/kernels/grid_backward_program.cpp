@@ -2,7 +2,7 @@
 // size. Values are checked in test_grid_backward.py; here only that every output was written and is
 // finite, and that a second run gives the same bits. An LSTM in fp32 alone, to
 // build fast: cell and element decide nothing about barriers, and indices are checked in elements.
-#define BIRNN_IEEE_ALONE
+#define GRID_BACKWARD_IEEE_ALONE
 #define BIRNN_ONE_INSTANCE
 #define BIRNN_ONE_CELL Cell::kLstm
 #include <cmath>
