@@ -242,10 +242,6 @@ PLACES = (
         "static_cast<uint32_t>(inbox_floats) * 4",
         {"too_few_bytes_expected": "static_cast<uint32_t>(inbox_floats) * 4 - 16"},
     ),
-    (
-        "<|c_after[e] = operands[e].before;|>\n    }\n    sync",
-        {"c_after_of_the_step_before": ""},
-    ),
     ("sync_threads();  // staged dgates", {"no_barrier_after_staging": ""}),
     ("if (cluster == 1) sync_threads();", {"no_barrier_of_one_block": ""}),
     ("cluster_sync();", {"no_cluster_barrier_at_the_start": ""}),
@@ -264,13 +260,23 @@ PLACES = (
         "gate < kNumGates<kCell> && unit < H && state < H",
         {"missing_units_not_masked": "gate < kNumGates<kCell>"},
     ),
-    ("k == length[e] - 1", {"dhy_at_every_step": "k == steps - 1"}),
+)
+# In what all backward kernels do for a pair of units.
+PAIR_PLACES = (
+    (
+        "<|c_after[e] = operands[e].before;|>\n  }\n  template",
+        {"c_after_of_the_step_before": ""},
+    ),
+    ("k == length[e] - 1", {"dhy_at_every_step": "k == args.seq_len - 1"}),
     ("if (<|k < length[e]|>) {", {"ends_ignored": "k < length[e] + 1"}),
     (
-        "dir.reverse && k < length[e] ? length[e] - 1 - k : k",
-        {"row_of_the_reverse_direction": "dir.reverse && k < length[e] ? steps - 1 - k : k"},
+        "args.dir.reverse && k < length[e] ? length[e] - 1 - k : k",
+        {
+            "row_of_the_reverse_direction": "args.dir.reverse && k < length[e] "
+            "? args.seq_len - 1 - k : k"
+        },
     ),
-    ("if (<|k == 0|>) return at_start", {"state_before_the_first_step": "k < 0"}),
+    ("if (<|k == 0|>) {\n      offset", {"state_before_the_first_step": "k < 0"}),
     ("kCell == Cell::kGru ? carried[e][0] : 0.0f", {"gru_direct_path_forgotten": "0.0f"}),
     ("k < args.seq_len", {"padding_not_written": "false"}),
     ("length[e] > 0", {"state_of_an_empty_sequence": "true"}),
@@ -279,7 +285,9 @@ PLACES = (
 
 @functools.cache
 def defective_driver() -> planted_defects.DefectiveEmulator:
-    return planted_defects.build_defects("cluster_backward", "ieee", PLACES, ("kGru", "kLstm"))
+    headers = {"backward_pairs.cuh": PAIR_PLACES}
+    cells = ("kGru", "kLstm")
+    return planted_defects.build_defects("cluster_backward", "ieee", PLACES, cells, headers)
 
 
 DEFECT_CASES = tuple(
@@ -295,7 +303,7 @@ def check_defective(
     check(problem, ClusterRun(emulator, problem, (cluster, 1)))
 
 
-@pytest.mark.parametrize("defect", planted_defects.names_of(PLACES))
+@pytest.mark.parametrize("defect", planted_defects.names_of([*PLACES, *PAIR_PLACES]))
 def test_defect_is_caught(defect: str) -> None:
     emulator = defective_driver()
     emulator.plant(defect)

@@ -30,10 +30,17 @@
 //
 // A cluster of one block exchanges through its own shared memory, where st.async is undefined, and
 // the mbarriers' part is taken by a second barrier of the block at the end of a step.
+//
+// Instructions, by the SASS of nvcc 13.0 for sm_90a, LSTM in fp16, 2 row tiles of 8 chunks, one
+// pair a thread: a step is about 830 in the text, counting every branch; no local memory and no
+// MEMBAR in it (the only one is that of the cluster barrier at the start). The 32 HMMA stand within
+// 66 instructions, 28 lie between the last one and the first push. Between the barrier and the
+// first HMMA stand the loads of the next step's operands, 230 in the text and about half of it
+// executed: they delay the push.
 #pragma once
 
-#include "../cells.h"
 #include "../recurrence.h"
+#include "backward_pairs.cuh"
 #include "batch_tile.cuh"
 #include "cluster_backward_sizes.h"
 #include "device.h"
@@ -44,74 +51,15 @@ namespace birnn::cuda::reduce_scatter {
 
 using namespace birnn::device;
 
-// By value to the kernel. Strides count elements.
+// By value to the kernels.
 struct Arguments {
-  BackwardDirection dir;
-  const int64_t* lengths = nullptr;    // [B] or null
-  void* first_dgates = nullptr;        // [B, dgates_blocks * H] or null
-  const Bits128* fragments = nullptr;  // pack_kernel's
-  int seq_len = 0, batch_size = 0, hidden_size = 0;
-  int units = 0;       // U of a block, even
-  int tile_batch = 0;  // NB, a multiple of 8
-  int num_tiles = 0;   // m16 tiles of R * U rows
-  int num_chunks = 0;  // of the columns of A
-  int pitch = 0;       // elements of a row of staged dgates
-  int output_stride = 0, reserve_stride = 0, dy_stride = 0, dgates_stride = 0;  // as in dir
-  bool paired = false;  // all arrays keep a pair of units in one aligned word
-};
-
-// What a step of a pair reads from global memory, asked for a step ahead.
-template <Cell kCell, class T>
-struct Operands {
-  static constexpr int kActivations = kCell == Cell::kLstm || kCell == Cell::kGru ? 4 : 1;
-  Pair<T> activations[kActivations];  // LSTM i f g o; GRU r z n q; RNN y
-  Pair<T> before;                     // LSTM: c, GRU: h, of the step before
-  Pair<T> dy;
-};
-
-// The cell of one unit. dgates: blocks of dgates in their order in memory.
-template <Cell kCell, class Math>
-struct UnitBackward;
-template <class Math>
-struct UnitBackward<Cell::kTanh, Math> {
-  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
-                               float (&dgates)[1]) {
-    dgates[0] = TanhCell<Math>::backward(dh, act[0]);
-  }
-};
-template <class Math>
-struct UnitBackward<Cell::kRelu, Math> {
-  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
-                               float (&dgates)[1]) {
-    dgates[0] = ReluCell<Math>::backward(dh, act[0]);
-  }
-};
-template <class Math>
-struct UnitBackward<Cell::kGru, Math> {
-  // carried: the gradient along z * h
-  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float h_before, float,
-                               float& carried, float (&dgates)[4]) {
-    const auto d = GruCell<Math>::backward(dh, {act[0], act[1], act[2]}, act[3], h_before);
-    dgates[0] = d.n;
-    dgates[1] = d.r;
-    dgates[2] = d.z;
-    dgates[3] = d.n_recurrent;
-    carried = d.h_direct;
-  }
-};
-template <class Math>
-struct UnitBackward<Cell::kLstm, Math> {
-  // carried: dc
-  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float c_before, float c_after,
-                               float& carried, float (&dgates)[4]) {
-    const auto d =
-        LstmCell<Math>::backward(dh, carried, {act[0], act[1], act[2], act[3]}, c_after, c_before);
-    dgates[0] = d.i;
-    dgates[1] = d.f;
-    dgates[2] = d.g;
-    dgates[3] = d.o;
-    carried = d.c;
-  }
+  BackwardArguments of;                // the direction
+  const Bits128* fragments = nullptr;  // pack_weights_kernel's
+  int units = 0;                       // U of a block, even
+  int tile_batch = 0;                  // NB, a multiple of 8
+  int num_tiles = 0;                   // m16 tiles of R * U rows
+  int num_chunks = 0;                  // of the columns of A
+  int pitch = 0;                       // elements of a row of staged dgates
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -122,8 +70,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments
                                                                        Bits128* packed,
                                                                        int cluster) {
   using T = typename Precision::Element;
-  const T* const weight_hh = static_cast<const T*>(args.dir.weight_hh);
-  const int H = args.hidden_size, U = args.units;
+  const T* const weight_hh = static_cast<const T*>(args.of.dir.weight_hh);
+  const int H = args.of.hidden_size, U = args.units;
   const int per_rank = args.num_tiles * args.num_chunks;
   pack_fragments<Precision>(
       packed, int64_t{cluster} * per_rank, [&](int64_t fragment, int row, int chunk_column) {
@@ -143,11 +91,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments
 template <Cell kCell, class Precision, int kRowTiles, int kChunks, int kPairs>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Arguments args) {
   using T = typename Precision::Element;
-  using Math = typename Precision::Math;
   constexpr int kBlocks = kDgatesBlocks<kCell>, kGates = kNumGates<kCell>;
-  constexpr int kActivations = Operands<kCell, T>::kActivations;
-  const BackwardDirection& dir = args.dir;
-  const int H = args.hidden_size, U = args.units, NB = args.tile_batch, B = args.batch_size;
+  const int U = args.units, NB = args.tile_batch;
   const int cluster = static_cast<int>(cluster_size()), rank = static_cast<int>(cluster_rank());
   const int thread = static_cast<int>(thread_idx()), lane = lane_id(), warp = warp_id();
   const int first_sequence = static_cast<int>(block_idx().x) / cluster * NB;
@@ -173,7 +118,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
           args.fragments,
           int64_t{rank * args.num_tiles + m * kWarps + warp} * args.num_chunks + chunk, lane);
 
-  load_tile_lengths(tile_lengths, NB, args.lengths, first_sequence, B, args.seq_len);
+  load_tile_lengths(tile_lengths, NB, args.of.lengths, first_sequence, args.of.batch_size,
+                    args.of.seq_len);
   // Columns of units, gates and sequences that do not exist stay zero.
   for (int i = thread; i < 2 * NB * args.pitch; i += kThreads) staged[i] = from_float<T>(0.0f);
   if (thread == 0) *mask = kTf32Mask;
@@ -191,92 +137,27 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     cluster_sync();  // every block has begun, and its mbarriers are there
   }
 
-  // The pairs of this thread; neighbouring threads own neighbouring units.
-  constexpr int kSequenceShift = 16;
-  int length[kPairs];        // -1: no such pair
-  int place[kPairs];         // the sequence in the tile, and the pair in the block, in one register
-  float carried[kPairs][2];  // LSTM: dc; GRU: the gradient along z * h
-  Pair<T> c_after[kPairs];
-  Operands<kCell, T> operands[kPairs];
-  BIRNN_UNROLL
-  for (int e = 0; e < kPairs; ++e) {
-    const int i = e * kThreads + thread, n = i / half_units, pair = i % half_units;
-    const bool exists = n < NB && first_sequence + n < B && rank * U + pair * 2 < H;
-    length[e] = exists ? tile_lengths[n] : -1;
-    place[e] = n << kSequenceShift | pair;
-    carried[e][0] = carried[e][1] = 0.0f;
-  }
-  const auto tile_row = [&](int e) { return place[e] >> kSequenceShift; };
-  const auto pair_of = [&](int e) { return place[e] & ((1 << kSequenceShift) - 1); };
-  const auto sequence_of = [&](int e) { return first_sequence + tile_row(e); };
-  const auto unit_of = [&](int e) { return rank * U + pair_of(e) * 2; };
-  const auto has_both = [&](int e) { return unit_of(e) + 1 < H; };
-  const auto state_offset = [&](int e) { return int64_t{sequence_of(e)} * H + unit_of(e); };
+  BackwardPairs<kCell, Precision, kThreads, kPairs> pairs(args.of, tile_lengths, first_sequence,
+                                                          rank * U, U, NB);
+  pairs.begin(steps);
   // Where its part of dh lies in a slot, and where its dgates are staged.
   const auto in_slot = [&](int e) {
-    const int n = tile_row(e);
-    return (n / 2 * half_units + pair_of(e)) * 4 + n % 2 * 2;
+    const int n = pairs.tile_row(e);
+    return (n / 2 * half_units + pairs.pair_of(e)) * 4 + n % 2 * 2;
   };
-  const auto in_stage = [&](int e) { return tile_row(e) * args.pitch + pair_of(e) * 2; };
-  if constexpr (kCell == Cell::kLstm) {
-    const float* const dcx = static_cast<const float*>(dir.dcx);
-    BIRNN_UNROLL
-    for (int e = 0; e < kPairs; ++e) {
-      if (length[e] < 0) continue;
-      carried[e][0] = dcx[state_offset(e)];
-      if (has_both(e)) carried[e][1] = dcx[state_offset(e) + 1];
-    }
-  }
+  const auto in_stage = [&](int e) {
+    return pairs.tile_row(e) * args.pitch + pairs.pair_of(e) * 2;
+  };
 
-  // The row of step k of a sequence; past its end the row that is padded.
-  const auto row_of = [&](int e, int k) {
-    const int t = dir.reverse && k < length[e] ? length[e] - 1 - k : k;
-    return t * B + sequence_of(e);
-  };
-  const auto fetch_pair = [&](const void* array, int64_t offset, int e) {
-    return load_pair<T>(array, offset + unit_of(e), args.paired, has_both(e));
-  };
-  // The state before step k; for k up to the sequence's length, where it is its last.
-  const auto fetch_before = [&](int e, int k) -> Pair<T> {
-    if constexpr (kGates == 1) return {};
-    const void* const at_start = kCell == Cell::kLstm ? dir.cx : dir.hx;
-    if (k == 0) return at_start ? fetch_pair(at_start, int64_t{sequence_of(e)} * H, e) : Pair<T>{};
-    const int row = row_of(e, k - 1);
-    if (kCell == Cell::kGru) return fetch_pair(dir.output, int64_t{row} * args.output_stride, e);
-    return fetch_pair(dir.reserve, int64_t{row} * args.reserve_stride + 4 * H, e);
-  };
-  const auto fetch = [&](int k) {
-    BIRNN_UNROLL
-    for (int e = 0; e < kPairs; ++e) {
-      Operands<kCell, T>& to = operands[e];
-      if (k < 0 || k > length[e]) continue;
-      to.before = fetch_before(e, k);
-      if (k == length[e]) continue;
-      const int64_t row = row_of(e, k);
-      if constexpr (kActivations == 1) {
-        to.activations[0] = fetch_pair(dir.output, row * args.output_stride, e);
-      } else {
-        BIRNN_UNROLL
-        for (int j = 0; j < kActivations; ++j)
-          to.activations[j] = fetch_pair(dir.reserve, row * args.reserve_stride + j * H, e);
+  // The parts of dh from all blocks, in the order of ranks.
+  const auto add_slots = [&](int s) {
+    return [&, s](int e, float (&dh)[2]) {
+      const float* slot = inbox + (s & 1) * inbox_floats + in_slot(e);
+      for (int source = 0; source < cluster; ++source, slot += slot_floats) {
+        dh[0] += slot[0];
+        dh[1] += slot[1];
       }
-      if (dir.dy) to.dy = fetch_pair(dir.dy, row * args.dy_stride, e);
-    }
-  };
-  fetch(steps);  // c of the last step of the longest sequences
-  BIRNN_UNROLL
-  for (int e = 0; e < kPairs; ++e) c_after[e] = operands[e].before;
-  fetch(steps - 1);
-
-  // dh of the sequences that have a later step: the parts from all blocks, in the order of ranks.
-  const auto sum_of_slots = [&](int e, int s, float (&dh)[2]) {
-    const float* slot = inbox + (s & 1) * inbox_floats + in_slot(e);
-    dh[0] = kCell == Cell::kGru ? carried[e][0] : 0.0f;
-    dh[1] = kCell == Cell::kGru ? carried[e][1] : 0.0f;
-    for (int source = 0; source < cluster; ++source, slot += slot_floats) {
-      dh[0] += slot[0];
-      dh[1] += slot[1];
-    }
+    };
   };
   const auto wait_for_slots = [&](int s) {
     if (cluster > 1) mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);
@@ -307,41 +188,16 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     T* const stage = staged + (s & 1) * NB * args.pitch;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
-      if (length[e] < 0) continue;
+      if (pairs.length[e] < 0) continue;
       Pair<T> dgates[kBlocks];
-      if (k < length[e]) {
-        const Operands<kCell, T>& from = operands[e];
-        float dh[2] = {};  // zero for a unit past H, and so are its dgates
-        if (k == length[e] - 1) {
-          const float* const dhy = static_cast<const float*>(dir.dhx) + state_offset(e);
-          dh[0] = dhy[0];
-          if (has_both(e)) dh[1] = dhy[1];
-        } else {
-          sum_of_slots(e, s, dh);
-        }
-        BIRNN_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const auto of = [&](const Pair<T>& pair) {
-            return to_float(half == 0 ? pair.first : pair.second);
-          };
-          float activations[kActivations], d[kBlocks];
-          BIRNN_UNROLL
-          for (int j = 0; j < kActivations; ++j) activations[j] = of(from.activations[j]);
-          UnitBackward<kCell, Math>::run(dh[half] + of(from.dy), activations, of(from.before),
-                                         of(c_after[e]), carried[e][half], d);
-          BIRNN_UNROLL
-          for (int block = 0; block < kBlocks; ++block)
-            (half == 0 ? dgates[block].first : dgates[block].second) = from_float<T>(d[block]);
-        }
-      }
+      pairs.undo(e, k, add_slots(s), dgates);
       BIRNN_UNROLL
       for (int block = 0; block < kBlocks; ++block)
         store_pair(stage, in_stage(e) + column_of(block), dgates[block], true, true);
-      c_after[e] = operands[e].before;
     }
     sync_threads();  // staged dgates to all warps; reads of inbox[s & 1] before pushes of step s
 
-    fetch(k - 1);
+    pairs.fetch(k - 1);
     const int next = (s + 1) & 1;
     const int slot = next * inbox_floats + rank * slot_floats;
     for (int column = 0; column < NB; column += 8) {
@@ -366,42 +222,17 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     // Off the way to the peers: what this thread has staged, to its row.
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
-      if (length[e] < 0) continue;
-      const int64_t row = int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e);
-      const int64_t first_row = int64_t{sequence_of(e)} * kBlocks * H + unit_of(e);
+      if (pairs.length[e] < 0) continue;
       BIRNN_UNROLL
-      for (int block = 0; block < kBlocks; ++block) {
-        const Pair<T> pair = load_pair<T>(stage, in_stage(e) + column_of(block), true, true);
-        store_pair(dir.dgates, row + block * H, pair, args.paired, has_both(e));
-        if (k == 0 && args.first_dgates)
-          store_pair(args.first_dgates, first_row + block * H, pair, args.paired, has_both(e));
-      }
+      for (int block = 0; block < kBlocks; ++block)
+        pairs.store_dgates(e, k, block,
+                           load_pair<T>(stage, in_stage(e) + column_of(block), true, true));
     }
     if (cluster == 1) sync_threads();  // the slots of step s + 1
   }
 
   if (steps > 0) wait_for_slots(steps);
-  BIRNN_UNROLL
-  for (int e = 0; e < kPairs; ++e) {
-    if (length[e] < 0) continue;
-    if (length[e] > 0) {  // else the gradients of hx and cx are those of hy and cy
-      float dh[2];
-      sum_of_slots(e, steps, dh);
-      store_pair(dir.dhx, state_offset(e), Pair<float>{dh[0], dh[1]}, false, has_both(e));
-      if constexpr (kCell == Cell::kLstm)
-        store_pair(dir.dcx, state_offset(e), Pair<float>{carried[e][0], carried[e][1]}, false,
-                   has_both(e));
-    }
-    // Steps that no sequence of the tile has.
-    for (int k = steps; k < args.seq_len; ++k) BIRNN_UNROLL
-    for (int block = 0; block < kBlocks; ++block) {
-      store_pair(dir.dgates, int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e) + block * H,
-                 Pair<T>{}, args.paired, has_both(e));
-      if (k == 0 && args.first_dgates)
-        store_pair(args.first_dgates, (int64_t{sequence_of(e)} * kBlocks + block) * H + unit_of(e),
-                   Pair<T>{}, args.paired, has_both(e));
-    }
-  }
+  pairs.finish(steps, add_slots(steps));
 }
 
 }  // namespace birnn::cuda::reduce_scatter

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../recurrence.h"
+#include "backward_arguments.h"
 #include "device_types.h"
 #include "recurrence_cuda.h"
 
@@ -73,13 +74,6 @@ struct Sizes {
     shared_bytes = aligned(2 * R * U * tile_batch * 4) + aligned(2 * tile_batch * pitch * bytes) +
                    aligned(tile_batch * 4) + aligned(2 * sizeof(device::MBarrier)) + 16;
     workspace_bytes = R * num_tiles * num_chunks * 1024;
-  }
-
-  // Rows and row strides are multiplied as 32 x 32 -> 64 bits.
-  static bool fits_32_bits(const RecurrenceShape& shape) {
-    constexpr int64_t kMax = INT32_MAX;
-    return shape.seq_len <= kMax && shape.batch_size <= kMax &&
-           shape.seq_len <= kMax / shape.batch_size;
   }
 };
 
