@@ -35,7 +35,7 @@ $(VENV)/.extension: $(VENV)/.packages $(SOURCES)
 install: $(VENV)/.extension
 
 test: install
-	$(VENV)/bin/python -m pytest -q -n auto tests
+	$(VENV)/bin/python -m pytest -q -n auto -m "not long" tests
 
 MINUTES ?= 10
 fuzz: install
@@ -79,6 +79,7 @@ package: $(VENV)/.dev
 
 # A second environment with a CUDA build of torch. The tests of the layers run on the CPU of the
 # extension that was built for both; from tests/, so that the installed package is what they import.
+# Then what takes nvcc minutes: the registers of every instance of every kernel.
 CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
 .venv-cuda/.packages: requirements/torch-cuda.txt requirements/build.txt requirements/test.txt
 	$(PYTHON) -m venv .venv-cuda
@@ -95,6 +96,7 @@ CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
 cuda: .venv-cuda/.extension
 	cd tests && ../.venv-cuda/bin/python -P -m birnn_cuda
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
+	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long test_nvcc.py
 
 # With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
 # nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts.
