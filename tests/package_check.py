@@ -40,7 +40,7 @@ def main() -> int:
     if problems:
         sys.exit("\n".join(problems))
     with tempfile.TemporaryDirectory() as folder:
-        install_and_test(sdist, wheel, options.torch, Path(folder))
+        install_and_test(sdist, wheel, options.torch.resolve(), Path(folder))
     print(f"{sdist}\n{wheel}")
     return 0
 
