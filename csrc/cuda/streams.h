@@ -1,7 +1,6 @@
-// Two streams for two directions: the first direction stays on the caller's stream, the second goes
-// to a side stream that belongs to that (device, stream) alone. A fork makes the side stream wait
-// for what the caller's holds so far, a join makes the caller's wait for what the side stream
-// holds.
+// A side stream beside the caller's: for the second direction, or for weight gradients beside a
+// recurrence. It belongs to that (device, stream) alone. A fork makes the side stream wait for what
+// the caller's holds so far, a join makes the caller's wait for what the side stream holds.
 //
 // Both are events recorded and waited on within one call, so a CUDA graph can capture them: the
 // side stream joins the capture at the fork and leaves it at the join. Memory that is allocated on
@@ -11,7 +10,7 @@
 namespace birnn::cuda {
 
 // Streams are cudaStream_t; functions return 0 or a cudaError_t. The current device must be
-// `device` from open() to the destructor. Any number of threads may use forks of the same stream:
+// `device` from fork() to the destructor. Any number of threads may use forks of the same stream:
 // they share the side stream, which costs overlap and no more.
 class ForkedStream {
  public:
