@@ -5,6 +5,7 @@ What could hang or end the process runs in one of its own, with a time limit.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -96,10 +97,18 @@ SOAK = """
 
 
 def growth(thousands: int, option: str = "") -> float:
-    """By how many bytes the heap of a process grows in a thousand steps: the median over so many
-    thousands, since a leak is there in each, and what is made once and kept is not."""
+    """By how many bytes the heap of a process grows in a thousand steps: the median slope between
+    any two of the levels (Theil and Sen), since a leak is there all the time, and what comes and
+    goes, or is made once and kept, is not."""
     printed = run_program(SOAK, str(thousands), option, **EXACT_HEAP)
-    return statistics.median(map(int, printed.split()))
+    return slope(list(map(int, printed.split())))
+
+
+def slope(grown: list[int]) -> float:
+    levels = list(itertools.accumulate(grown, initial=0))
+    return statistics.median(
+        (levels[j] - levels[i]) / (j - i) for i, j in itertools.combinations(range(len(levels)), 2)
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the heap by glibc's mallinfo2")
