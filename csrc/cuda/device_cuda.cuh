@@ -343,7 +343,7 @@ BIRNN_DEVICE Bits128 load_cluster<Bits128>(ClusterAddress source) {
 // st.async.shared::cluster.mbarrier::complete_tx::bytes: stores without waiting, then takes its
 // size off the byte count of `barrier`, which lies in the same block as the destination. The
 // completion is a release at cluster scope: who waits on the mbarrier with Scope::kCluster sees
-// the data. Undefined in a cluster of one block.
+// the data. A weak store by the generic proxy: no proxy fence. Undefined in a cluster of one block.
 BIRNN_DEVICE void st_async(ClusterAddress destination, const Bits64& value,
                            ClusterAddress barrier) {
   if constexpr (kHasClusters) {
@@ -428,9 +428,20 @@ BIRNN_DEVICE void mbarrier_arrive_expect_tx(MBarrier* barrier, uint32_t bytes) {
   }
 }
 
-// mbarrier.try_wait.parity.acquire.{cta,cluster}: waits for the end of the phase of that parity (0,
-// 1, 0, ...). Scope::kCluster where a peer, or st.async, completes it: an acquire at block scope
-// does not see what lies outside the block.
+// mbarrier.try_wait.parity: waits for the end of the phase of that parity (0, 1, 0, ...).
+// Scope::kBlock: .acquire.cta, which does not see what lies outside the block.
+// Scope::kCluster: where a peer, or st.async, completes the phase. It shows what they have put into
+// shared memory, and nothing else: .relaxed.cluster and then
+// fence.acquire.sync_restrict::shared::cluster, as the PTX ISA has it for "acquire local shared
+// memory" (section membar/fence). An .acquire.cluster orders global memory too, for which sm_90
+// empties the L1 cache (CCTL.IVALL) after each wait; before CUDA 12.8 there is nothing else.
+#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
+#define BIRNN_CLUSTER_WAIT "acquire.cluster"
+#define BIRNN_CLUSTER_FENCE ""
+#else
+#define BIRNN_CLUSTER_WAIT "relaxed.cluster"
+#define BIRNN_CLUSTER_FENCE "fence.acquire.sync_restrict::shared::cluster.cluster;"
+#endif
 template <Scope S>
 BIRNN_DEVICE void mbarrier_wait(MBarrier* barrier, uint32_t parity) {
   if constexpr (!kHasClusters) {
@@ -442,7 +453,8 @@ BIRNN_DEVICE void mbarrier_wait(MBarrier* barrier, uint32_t parity) {
         asm volatile(
             "{\n"
             ".reg .pred complete;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+            "mbarrier.try_wait.parity." BIRNN_CLUSTER_WAIT
+            ".shared::cta.b64 complete, [%1], %2;\n"
             "selp.u32 %0, 1, 0, complete;\n"
             "}"
             : "=r"(done)
@@ -460,8 +472,11 @@ BIRNN_DEVICE void mbarrier_wait(MBarrier* barrier, uint32_t parity) {
             : "memory");
       }
     } while (!done);
+    if constexpr (S == Scope::kCluster) asm volatile(BIRNN_CLUSTER_FENCE ::: "memory");
   }
 }
+#undef BIRNN_CLUSTER_WAIT
+#undef BIRNN_CLUSTER_FENCE
 
 // ---------------------------------------------------------------------------------------------
 // Global memory shared by running blocks. Scope: the GPU.
