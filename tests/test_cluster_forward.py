@@ -14,6 +14,7 @@ import planted_defects
 import pytest
 import test_stepwise as stepwise
 import torch
+from conftest import relative_error
 from test_cluster_backward import CELLS, PRECISIONS, draw_lengths, rounded_to_tf32, to_tf32
 from test_stepwise import KERNELS, NAN, Problem, Run, build, check, exact, integers, is_equal
 from torch import Tensor
@@ -123,6 +124,20 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
                 driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32, in_place=True
             )
             assert is_equal(run.states(), in_place.states())
+
+
+@pytest.mark.parametrize("tiling", [(4, 1, 1), (4, 4, 2)])
+def test_ieee_sums_do_not_drift(tiling: tuple[int, int, int]) -> None:
+    """The matrix units cut what they add: summed up by them alone, all columns drift towards 0."""
+    problem = Problem("tanh", torch.float32, (1, 20, 256), None)
+    run = ClusterRun(driver(), problem, tiling)
+    wanted = problem.results(exact)["output"]
+    assert problem.hx is not None and problem.bias is not None
+    product = torch.bmm(problem.hx, problem.weight_hh.transpose(1, 2))
+    plain = torch.tanh(problem.gates[:, 0] + product + problem.bias[:, None])  # [2, B, H]
+    in_fp32 = relative_error(plain.transpose(0, 1).reshape(1, 20, 512), wanted)
+    error = relative_error(run.output, wanted)
+    assert error <= 2 * in_fp32, f"relative error {error:.3g}, in plain fp32 {in_fp32:.3g}"
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -39,10 +39,11 @@ int launch_cell(const Call& call, const Sizes& sizes) {
   int result = 0;
   const auto launch_if_chosen = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
+    constexpr int kBytes = sizeof(typename Precision::Element);
     if (sizes.instance != index) return;
     result = static_cast<int>(
         launch(config,
-               cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell),
+               cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
                                       kInstance.batch_tiles, kInstance.shared_weights>,
                call.args));
   };

@@ -37,17 +37,19 @@ struct Instance {
   int fragments, batch_tiles;
   bool shared_weights;
 
-  // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums.
-  constexpr int chunks(Cell cell) const {
-    const int held = fragments / row_tiles(cell);
-    const int gru_limit = batch_tiles == 1 ? 6 : batch_tiles == 2 ? 4 : 3;
+  // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums. So has fp32
+  // with four batch tiles, where those of a chunk stand beside many.
+  constexpr int chunks(Cell cell, int64_t element_bytes) const {
+    const bool is_full = batch_tiles == 4 && element_bytes == 4 && row_tiles(cell) > 1;
+    const int held = fragments / row_tiles(cell) - (is_full ? 1 : 0);
+    const int gru_limit = batch_tiles == 1 ? 6 : batch_tiles == 2 ? 4 : is_full ? 2 : 3;
     return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
   }
 };
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
 constexpr Instance kInstances[] = {{8, 2, true}};
 #elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
-constexpr Instance kInstances[] = {{6, 1, true}, {8, 4, false}};
+constexpr Instance kInstances[] = {{6, 1, true}, {9, 4, false}};
 #else
 constexpr Instance kInstances[] = {{18, 1, false}, {18, 2, false}, {16, 4, false},
                                    {18, 1, true},  {18, 2, true},  {12, 4, true}};
@@ -103,7 +105,7 @@ struct Sizes {
                    groups * bias_blocks * units * 4 + aligned(NB * 4) +
                    aligned(2 * sizeof(device::MBarrier)) + 16;
     for (int i = kNumInstances - 1; i >= 0; --i) {
-      const int held = kInstances[i].chunks(shape.cell);
+      const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;
       if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
       if (left > 0 && !kInstances[i].shared_weights) continue;

@@ -8,7 +8,13 @@
 //
 // ieee: fp32 products as three products of tf32 ("3xTF32"): each operand is split into its upper
 // part, rounded to tf32, and the rest; of the four products the smallest is left out. Weights are
-// split on the fly, for 64 registers of halves would not fit beside 128 of weights.
+// split on the fly, for 64 registers of halves would not fit beside 128 of weights. The matrix
+// units truncate what they add to a sum (Fasi et al. 2021, peerj-cs 330; Ootomo & Yokota 2022,
+// arXiv 2203.03341): a sum that passes through them from the first column to the last drifts
+// towards zero by half a unit in the last place for each of its products, which at H = 1024 is
+// fifty times the error of fp32 by a model of them. So multiply_warp has them sum up one chunk at a
+// time, and an fp32 addition adds it. (In the grid kernels a warp has an eighth of the columns, and
+// fp32 additions add the warps' sums: there less than the error of fp32 is left.)
 #pragma once
 
 #include "device.h"
@@ -147,22 +153,55 @@ BIRNN_DEVICE void pack_fragments(Bits128* packed, int64_t num_fragments, const E
   }
 }
 
+// sum += weights * b, of one tile and chunk, summed up on its own; b as ldmatrix_x4 brings it.
+template <class Precision>
+BIRNN_DEVICE void add_chunk(float (&sum)[4], const WeightFragment& weights, const uint32_t (&b)[4],
+                            uint32_t mask) {
+  float chunk[4] = {};
+  BIRNN_UNROLL
+  for (int step = 0; step < 2; ++step)
+    Precision::multiply(chunk, weights.words[step], b[2 * step], b[2 * step + 1], mask);
+  BIRNN_UNROLL
+  for (int i = 0; i < 4; ++i) sum[i] += chunk[i];
+}
+
 // sums [batch tile][16 rows of each row tile, 8 columns] += weights * B. columns: B, stored column
 // by column at `pitch` elements, 8 of them to a batch tile. Row tiles and chunks past num_tiles and
 // num_chunks, the same in all lanes, are left out; there is at least one chunk. What a chunk reads
 // of B is asked for one product earlier. Few tiles are summed in two chains, whose latencies
-// overlap. mask points at kTf32Mask in shared memory, and is read anew for each chunk: else the
-// compiler would split the weights of all chunks at once, before the loop over the steps, and spill
-// the halves.
+// overlap; so do chunks that are summed up on their own. mask points at kTf32Mask in shared memory,
+// and is read anew for each chunk: else the compiler would split the weights of all chunks at once,
+// before the loop over the steps, and spill the halves.
 template <class Precision, int kRowTiles, int kChunks, int kBatchTiles>
 BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
                                 const WeightFragment (&weights)[kRowTiles][kChunks],
                                 const typename Precision::Element* columns, int pitch,
                                 int num_tiles, int num_chunks, const uint32_t* mask) {
-  constexpr int kChains = kRowTiles * kBatchTiles < 4 ? 2 : 1;
+  constexpr int kChains = kRowTiles * kBatchTiles < 4 && !Precision::kSplits ? 2 : 1;
   constexpr int kLoadElements = 16 / sizeof(typename Precision::Element);
   const int lane = lane_id();
   const auto* const row = columns + (lane & 7) * pitch + (lane >> 3) * kLoadElements;
+  if constexpr (Precision::kSplits && kBatchTiles == 4) {
+    // One row tile at a time: the sums and halves of all at once would spill. The branch, which is
+    // never taken, keeps the compiler from drawing them together again.
+    BIRNN_UNROLL
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk >= num_chunks) break;
+      uint32_t all[kBatchTiles][4];
+      BIRNN_UNROLL
+      for (int n = 0; n < kBatchTiles; ++n)
+        ldmatrix_x4(all[n], row + n * 8 * pitch + chunk * Precision::kChunkColumns);
+      BIRNN_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        const uint32_t tile_mask = *static_cast<const volatile uint32_t*>(mask);
+        if (m >= num_tiles || tile_mask == 0) continue;
+        BIRNN_UNROLL
+        for (int n = 0; n < kBatchTiles; ++n)
+          add_chunk<Precision>(sums[n][m], weights[m][chunk], all[n], tile_mask);
+      }
+    }
+    return;
+  }
   float second[kBatchTiles][kRowTiles][4] = {};
   uint32_t b[2][4];
   ldmatrix_x4(b[0], row);
@@ -177,13 +216,20 @@ BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
         ldmatrix_x4(b[now ^ 1], row + (n + 1) * 8 * pitch + chunk * Precision::kChunkColumns);
       else if (chunk + 1 < kChunks && chunk + 1 < num_chunks)
         ldmatrix_x4(b[now ^ 1], row + (chunk + 1) * Precision::kChunkColumns);
-      BIRNN_UNROLL
-      for (int step = 0; step < 2; ++step) BIRNN_UNROLL
-      for (int m = 0; m < kRowTiles; ++m)
-        if (m < num_tiles)
-          Precision::multiply(step < kChains - 1 ? second[n][m] : sums[n][m],
-                              weights[m][chunk].words[step], b[now][2 * step], b[now][2 * step + 1],
-                              chunk_mask);
+      if constexpr (Precision::kSplits) {
+        BIRNN_UNROLL
+        for (int m = 0; m < kRowTiles; ++m)
+          if (m < num_tiles)
+            add_chunk<Precision>(sums[n][m], weights[m][chunk], b[now], chunk_mask);
+      } else {
+        BIRNN_UNROLL
+        for (int step = 0; step < 2; ++step) BIRNN_UNROLL
+        for (int m = 0; m < kRowTiles; ++m)
+          if (m < num_tiles)
+            Precision::multiply(step < kChains - 1 ? second[n][m] : sums[n][m],
+                                weights[m][chunk].words[step], b[now][2 * step],
+                                b[now][2 * step + 1], chunk_mask);
+      }
     }
   }
   if constexpr (kChains == 2) {

@@ -1,5 +1,8 @@
 // ldmatrix and mma on the deposits of a warp. Fragment layouts: PTX ISA, sections "Matrix
 // fragments for mma.m16n8k16 with floating point type" and "... mma.m16n8k8".
+#include <algorithm>
+#include <cmath>
+
 #include "device_emulator.h"
 #include "machine.h"
 
@@ -28,17 +31,37 @@ void load_matrices(Deposit* lanes) {
   }
 }
 
-// sum[16x8] += a[16xK] b[Kx8]. The hardware adds in an order and precision of its own; here each
-// sum is rounded to float once.
+// c + the products, as the matrix units of sm_80 to sm_90 add (Fasi et al. 2021, peerj-cs 330;
+// Khattak & Mikaitis 2025, arXiv 2512.07004): all terms are cut, not rounded, two bits below the
+// last place that the largest of them has in fp32, added exactly, and the sum is cut to fp32. The
+// chips differ in the number of these bits and in how many products they add at once.
+template <int K>
+float add_products(float c, const double (&products)[K]) {
+  double largest = std::fabs(c), plain = c;
+  for (const double product : products) {
+    largest = std::max(largest, std::fabs(product));
+    plain += product;
+  }
+  if (largest == 0 || !std::isfinite(plain)) return static_cast<float>(plain);
+  constexpr int kFractionBits = 23, kFurtherBits = 2;
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - kFractionBits - kFurtherBits);
+  double sum = std::trunc(c / unit);
+  for (const double product : products) sum += std::trunc(product / unit);
+  sum *= unit;
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
+// sum[16x8] += a[16xK] b[Kx8].
 template <int K>
 void multiply(Deposit* lanes, const float (&a)[16][K], const float (&b)[8][K]) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
       float& sum = as<MmaDeposit>(lanes[lane]).sum[i];
-      double exact = sum;
-      for (int k = 0; k < K; ++k) exact += static_cast<double>(a[row][k]) * b[column][k];
-      sum = static_cast<float>(exact);
+      double products[K];
+      for (int k = 0; k < K; ++k) products[k] = static_cast<double>(a[row][k]) * b[column][k];
+      sum = add_products(sum, products);
     }
   }
 }
