@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gpu_check
+import gpu_progress
 import pytest
 import torch
 from benchmark_support import fake_entry, fake_results, tiny_case
@@ -131,6 +132,103 @@ def test_summary_is_there_after_each_part(tmp_path: Path) -> None:
     parts = [Part("one", 30, python("pass")), Part("two", 30, (*python(check), "OUT"))]
     assert gpu_check.run_parts(parts, out, None) == 0
     assert json.loads((out / "summary.json").read_text())["complete"]
+
+
+SUITE = """
+import os, sys, time
+import pytest, torch
+
+def test_before(): pass
+
+@pytest.mark.parametrize("kernel", ["grid", "block", "cluster"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_kernels(kernel, size):
+    if kernel == "grid": time.sleep(600)
+
+def test_wrong(): assert 1 == 2, "as it was meant to"
+
+def test_breaks_the_device(monkeypatch):
+    torch.cuda.is_initialized = lambda: True
+    def synchronize(): raise RuntimeError("an illegal memory access")
+    torch.cuda.synchronize = synchronize
+    raise RuntimeError("an illegal memory access was encountered")
+
+def test_ends_the_process(): os._exit(134)
+
+def test_lacks_something(): pytest.skip("not here")
+
+def test_after(): pass
+"""
+
+
+def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_one.py").write_text(SUITE)
+    (tmp_path / "test_two.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "test_three.py").write_text("def test_other(): pass\n")
+    files = [str(tmp_path / f"test_{name}.py") for name in ("one", "two", "three")]
+    options = [f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
+    record = tmp_path / "tests.jsonl"
+    start = time.monotonic()
+    found = gpu_progress.run_tests(files, record, 60, options, seconds_of_a_test=3)
+    assert time.monotonic() - start < 50
+    found = {Path(name.split("::")[-1]).name: entry for name, entry in found.items()}
+    outcomes = {name: entry["outcome"] for name, entry in found.items()}
+    assert outcomes == {
+        "test_before": "passed",
+        "test_kernels[1-grid]": "hung",
+        "test_kernels[1-block]": "passed",
+        "test_kernels[1-cluster]": "passed",
+        "test_kernels[2-grid]": "left out",
+        "test_kernels[2-block]": "passed",
+        "test_kernels[2-cluster]": "passed",
+        "test_wrong": "failed",
+        "test_breaks_the_device": "failed",
+        "test_ends_the_process": "failed",
+        "test_lacks_something": "skipped",
+        "test_after": "passed",
+        "test_other": "passed",
+        "test_two.py": "failed",
+    }
+    errors = {name: entry.get("error") for name, entry in found.items()}
+    assert "as it was meant to" in errors["test_wrong"]
+    assert (
+        "the device answers no more: an illegal memory access" in errors["test_breaks_the_device"]
+    )
+    assert errors["test_ends_the_process"] == "ended its process with status 134"
+    assert errors["test_kernels[2-grid]"] == "the kernel grid hung before"
+    assert "a_module_that_is_not_there" in errors["test_two.py"]
+    assert "test_kernels[1-block] PASSED" in capfd.readouterr().out
+
+
+def test_the_time_of_all_tests_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time, pytest\n"
+        "@pytest.mark.parametrize('i', range(100))\n"
+        "def test_slow(i): time.sleep(0.5)\n"
+    )
+    options = [f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
+    start = time.monotonic()
+    found = gpu_progress.run_tests(
+        [str(tmp_path / "test_slow.py")], tmp_path / "tests.jsonl", 5, options
+    )
+    assert time.monotonic() - start < 30
+    assert 1 < len(found) < 100
+    assert [entry["outcome"] for entry in found.values()][-1] == "hung"
+
+
+def test_the_cases_of_a_program_that_fails_are_run_alone(tmp_path: Path) -> None:
+    program = tmp_path / "cases"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\n"
+        "names = sys.argv[1:]\n"
+        "if names == ['list']: print('good bad fine')\n"
+        "else: sys.exit(int(not names or 'bad' in names))\n"
+    )
+    program.chmod(0o700)
+    assert gpu_check.run_cases(program, []) == ["cases: bad"]
 
 
 def test_the_commit_is_found() -> None:

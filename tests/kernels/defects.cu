@@ -3,7 +3,7 @@
 // sanitizer; each defect must be caught (tests/test_emulator.py says by what).
 //
 //   defects NAME    runs the kernel of that defect with it
-//   defects clean   runs all of them without
+//   defects clean   runs all of them without; with names after it, those; with "list", names them
 //   defects list    prints the names
 #include <cstring>
 #include <string>
@@ -608,7 +608,7 @@ const Planted kPlanted[] = {
 #undef PLANTED
 
 int main(int argc, char** argv) {
-  const std::string wanted = argc == 2 ? argv[1] : "";
+  const std::string wanted = argc >= 2 ? argv[1] : "";
   if (wanted == "list") {
     for (const Planted& planted : kPlanted) std::printf("%s\n", planted.name);
     return 0;
@@ -616,7 +616,6 @@ int main(int argc, char** argv) {
   if (wanted == "clean") {
     constexpr bool kNeedsClusters = true;
     const Defect none = Defect::kNone;
-    char* no_arguments[] = {argv[0]};
     return birnn::test::run_cases(
         {
             {"async_exchange", [=] { run_async_exchange(none); }, kNeedsClusters},
@@ -626,7 +625,7 @@ int main(int argc, char** argv) {
             {"grid_exchange", [=] { run_grid_exchange(none); }},
             {"word_exchange", [=] { run_word_exchange(none); }},
         },
-        1, no_arguments);
+        argc - 1, argv + 1);
   }
   for (const Planted& planted : kPlanted) {
     if (wanted != planted.name) continue;

@@ -95,8 +95,13 @@ struct Case {
   bool needs_clusters = false;
 };
 
-// Runs the cases named in the arguments, or all of them. The exit status of main().
+// Runs the cases named in the arguments, or all of them; "list" prints their names. The exit status
+// of main().
 inline int run_cases(const std::vector<Case>& cases, int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "list") == 0) {
+    for (const Case& one : cases) std::printf("%s\n", one.name);
+    return 0;
+  }
   int num_run = 0;
   for (const Case& one : cases) {
     bool wanted = argc < 2;
