@@ -307,6 +307,69 @@ void test_mma(void (*kernel)(const T*, const T*, float*), int depth) {
   }
 }
 
+// The same of operands as they are: the bits past those of tf32 must count for nothing, or for one
+// rounding.
+BIRNN_KERNEL void mma_unrounded_kernel(const float* a, const float* b, float* c) {
+  const int group = lane_id() / 4, within = lane_id() % 4;
+  uint32_t fragment_a[4];
+  for (int i = 0; i < 4; ++i) {
+    fragment_a[i] = float_bits(a[(group + i % 2 * 8) * 8 + within + i / 2 * 4]);
+  }
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  mma_m16n8k8_tf32(sum, fragment_a, float_bits(b[within * 8 + group]),
+                   float_bits(b[(within + 4) * 8 + group]));
+  for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + within * 2 + i % 2] = sum[i];
+}
+
+void test_mma_of_unrounded() {
+  std::mt19937 generator(4);
+  std::uniform_real_distribution<float> uniform(0.5f, 2.0f);
+  Buffer<float> a(16 * 8), b(8 * 8), c(16 * 8);
+  for (size_t i = 0; i < a.size(); ++i) a[i] = uniform(generator);
+  for (size_t i = 0; i < b.size(); ++i) b[i] = uniform(generator);
+  if (!run(LaunchConfig{}, mma_unrounded_kernel, static_cast<const float*>(a.data()),
+           static_cast<const float*>(b.data()), c.data()))
+    return;
+  for (int i = 0; i < 16 * 8; ++i) {
+    double wanted = 0;
+    for (int k = 0; k < 8; ++k) wanted += double{a[i / 8 * 8 + k]} * b[k * 8 + i % 8];
+    expect(std::fabs(c[i] / wanted - 1) < 0x1p-9, "element " + to_string(i));
+  }
+}
+
+// sums [2][32]: 1 and a sum that fp32 would round up, by each kind of mma.
+BIRNN_KERNEL void mma_cuts_kernel(float* sums, float three_quarters) {
+  float of_half[4] = {1.0f, 1.0f, 1.0f, 1.0f}, of_tf32[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  // One product of the row's 16, or 8: 2^-12 times 1.5 * 2^-12.
+  const bool first = lane_id() % 4 == 0;
+  const uint32_t half = first ? static_cast<uint32_t>(from_float<Half>(0x1p-12f)) : 0u;
+  const uint32_t other =
+      first ? static_cast<uint32_t>(from_float<Half>(2 * three_quarters * 0x1p-12f)) : 0u;
+  const uint32_t a_half[4] = {half, half, 0u, 0u};
+  mma_m16n8k16<Half>(of_half, a_half, other, 0u);
+  const uint32_t single = first ? float_bits(0x1p-12f) : 0u;
+  const uint32_t a_tf32[4] = {single, single, 0u, 0u};
+  mma_m16n8k8_tf32(of_tf32, a_tf32, first ? float_bits(2 * three_quarters * 0x1p-12f) : 0u, 0u);
+  sums[lane_id()] = of_half[0];
+  sums[32 + lane_id()] = of_tf32[0];
+}
+
+// What fragments.cuh reckons with, and the documentation leaves open: a chip that rounds passes,
+// and says so.
+void test_mma_cuts() {
+  Buffer<float> sums(64);
+  if (!run(LaunchConfig{}, mma_cuts_kernel, sums.data(), 0.75f)) return;
+  for (const int kind : {0, 32}) {
+    bool cuts = true, rounds = true;
+    for (int lane = 0; lane < 32; ++lane) {
+      cuts &= sums[kind + lane] == 1.0f;
+      rounds &= sums[kind + lane] == 1.0f + 0x1p-23f;
+    }
+    expect(cuts || rounds, "neither cut nor rounded");
+    std::printf("(mma of %s %s its sums)\n", kind ? "tf32" : "fp16", cuts ? "cuts" : "rounds");
+  }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Numbers.
 
@@ -372,7 +435,7 @@ void test_rounding() {
   }
   const uint32_t count = static_cast<uint32_t>(values.size());
   Buffer<float> x(count);
-  std::copy(values.begin(), values.end(), x.data());
+  for (uint32_t i = 0; i < count; ++i) x[i] = values[i];
   Buffer<uint16_t> half(count), bfloat16(count);
   Buffer<uint32_t> tf32(count), packed(count);
   LaunchConfig config;
@@ -616,16 +679,16 @@ void test_cluster(uint32_t size) {
   }
 }
 
-// A ring: rank r sends to r + 1 by st.async, one buffer, which the receiver declares free by a
-// remote arrive. Lanes 0 to 15 send 16 bytes, the others 8.
-BIRNN_KERNEL void ring_kernel(uint32_t* out, int steps) {
+// A ring: rank r sends to r + distance by st.async, to itself if that is 0, one buffer, which the
+// receiver declares free by a remote arrive. Lanes 0 to 15 send 16 bytes, the others 8.
+BIRNN_KERNEL void ring_kernel(uint32_t* out, int steps, uint32_t distance) {
   Smem shared;
   Bits128* wide = shared.alloc<Bits128>(16);
   Bits64* narrow = shared.alloc<Bits64>(16);
   MBarrier* full = shared.alloc<MBarrier>(1);
   MBarrier* empty = shared.alloc<MBarrier>(1);
   const uint32_t lane = lane_id(), rank = cluster_rank(), size = cluster_size();
-  const uint32_t right = (rank + 1) % size, left = (rank + size - 1) % size;
+  const uint32_t right = (rank + distance) % size, left = (rank + size - distance) % size;
   if (lane == 0) {
     mbarrier_init(full, 1);
     mbarrier_init(empty, 32);
@@ -653,17 +716,17 @@ BIRNN_KERNEL void ring_kernel(uint32_t* out, int steps) {
   out[block_idx().x * 32 + lane] = value;
 }
 
-void test_ring(uint32_t size) {
+void test_ring(uint32_t size, uint32_t distance) {
   constexpr int kSteps = 9;
   LaunchConfig config;
   config.grid.x = size;
   config.cluster = size;
   config.shared_bytes = 16 * 16 + 16 * 8 + 32;
   Buffer<uint32_t> out(size * 32);
-  if (!run(config, ring_kernel, out.data(), kSteps)) return;
+  if (!run(config, ring_kernel, out.data(), kSteps, distance)) return;
   for (uint32_t i = 0; i < out.size(); ++i) {
     const uint32_t rank = i / 32;
-    expect(out[i] == (rank + size * kSteps - kSteps) % size + kSteps, "value " + to_string(i));
+    expect(out[i] == (rank + (size - distance) * kSteps) % size + kSteps, "value " + to_string(i));
   }
 }
 
@@ -807,6 +870,10 @@ void test_reduction() {
 
 void test_launch_errors() {
   Buffer<uint32_t> counter(1, 0u);
+  LaunchConfig config;
+  if (!run(config, elementwise_kernel, static_cast<const float*>(nullptr),
+           static_cast<float*>(nullptr), 0u))
+    return;  // the counter is on the device now
   const auto refused = [&](const LaunchConfig& config, const char* what) {
     const Status status = launch(config, count_kernel, counter.data());
     expect(status != kSuccess, what);
@@ -815,7 +882,6 @@ void test_launch_errors() {
     cudaGetLastError();  // the runtime keeps a copy
 #endif
   };
-  LaunchConfig config;
   config.threads = 48;
   refused(config, "a block of 48 threads");
   config.threads = 32;
@@ -830,6 +896,9 @@ void test_launch_errors() {
     config.cluster = 2;
     refused(config, "three blocks in clusters of two");
   }
+#if defined(__CUDACC__)
+  expect(birnn::test::Mirrored::copy_all(cudaMemcpyDeviceToHost) == kSuccess, "copy");
+#endif
   expect(counter[0] == 0, "a refused launch ran");
   config = LaunchConfig{};
   int resident = 0;
@@ -853,6 +922,8 @@ int main(int argc, char** argv) {
           {"mma_half", [] { test_mma(mma_kernel<Half>, 16); }},
           {"mma_bfloat16", [] { test_mma(mma_kernel<BFloat16>, 16); }},
           {"mma_tf32", [] { test_mma(mma_tf32_kernel, 8); }},
+          {"mma_tf32_of_fp32", test_mma_of_unrounded},
+          {"mma_cuts", test_mma_cuts},
           {"patterns_half", [] { test_patterns<Half>(birnn::emulator::half_to_float); }},
           {"patterns_bfloat16",
            [] { test_patterns<BFloat16>(birnn::emulator::bfloat16_to_float); }},
@@ -865,8 +936,12 @@ int main(int argc, char** argv) {
           {"copy_16", test_copy<16>},
           {"pipeline", test_pipeline},
           {"cluster_2", [] { test_cluster(2); }, kNeedsClusters},
+          {"cluster_3", [] { test_cluster(3); }, kNeedsClusters},
+          {"cluster_7", [] { test_cluster(7); }, kNeedsClusters},
+          {"cluster_12", [] { test_cluster(12); }, kNeedsClusters},
           {"cluster_16", [] { test_cluster(16); }, kNeedsClusters},
-          {"ring", [] { test_ring(4); }, kNeedsClusters},
+          {"ring", [] { test_ring(4, 1); }, kNeedsClusters},
+          {"ring_to_itself", [] { test_ring(3, 0); }, kNeedsClusters},
           {"block_mbarrier", test_block_mbarrier, kNeedsClusters},
           {"publish", test_publish},
           {"grid_sync", test_grid_sync},

@@ -2,6 +2,7 @@
 // waits, and a list of expectations.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -19,41 +20,81 @@ namespace birnn::test {
 using device::LaunchConfig;
 using device::Status;
 
-// An array that kernels and the host read and write. On the emulator one heap block of exactly
-// this size, so that AddressSanitizer sees both ends. Every byte starts as 0xff: NaN in the float
-// formats.
+// An array that the host reads and writes here and kernels at data(). On a GPU these are two, in
+// ordinary memory, and `run` copies all of them before and after: so nothing here depends on
+// managed memory, whose pages would move while a kernel runs. On the emulator one heap block of
+// exactly this size, so that AddressSanitizer sees both ends. Every byte starts as 0xff: NaN in the
+// float formats.
+#if defined(__CUDACC__)
+struct Mirrored {
+  Mirrored(void* host_bytes, size_t count) : host(host_bytes), bytes(count) {
+    if (cudaMalloc(&device, bytes) != cudaSuccess) std::abort();
+    all().push_back(this);
+  }
+  ~Mirrored() {
+    all().erase(std::find(all().begin(), all().end(), this));
+    cudaFree(device);
+  }
+  Mirrored(const Mirrored&) = delete;
+  Mirrored& operator=(const Mirrored&) = delete;
+
+  static std::vector<Mirrored*>& all() {
+    static std::vector<Mirrored*> alive;
+    return alive;
+  }
+  static cudaError_t copy_all(cudaMemcpyKind kind) {
+    cudaError_t status = cudaSuccess;
+    for (Mirrored* one : all()) {
+      const bool down = kind == cudaMemcpyDeviceToHost;
+      const cudaError_t error = cudaMemcpy(down ? one->host : one->device,
+                                           down ? one->device : one->host, one->bytes, kind);
+      if (status == cudaSuccess) status = error;
+    }
+    return status;
+  }
+
+  void* host;
+  size_t bytes;
+  void* device = nullptr;
+};
+#endif
+
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(size_t count) : count_(count) {
+  explicit Buffer(size_t count)
+      : host_(static_cast<T*>(std::malloc(count * sizeof(T)))),
+        count_(count)
 #if defined(__CUDACC__)
-    if (cudaMallocManaged(&data_, count * sizeof(T)) != cudaSuccess) std::abort();
-#else
-    data_ = static_cast<T*>(std::malloc(count * sizeof(T)));
+        ,
+        mirrored_(host_, count * sizeof(T))
 #endif
-    std::memset(static_cast<void*>(data_), 0xff, count * sizeof(T));
+  {
+    std::memset(static_cast<void*>(host_), 0xff, count * sizeof(T));
   }
   Buffer(size_t count, T value) : Buffer(count) {
-    for (size_t i = 0; i < count; ++i) data_[i] = value;
+    for (size_t i = 0; i < count; ++i) host_[i] = value;
   }
-  ~Buffer() {
-#if defined(__CUDACC__)
-    cudaFree(data_);
-#else
-    std::free(data_);
-#endif
-  }
+  ~Buffer() { std::free(host_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  T& operator[](size_t i) { return data_[i]; }
-  const T& operator[](size_t i) const { return data_[i]; }
-  T* data() { return data_; }
+  T& operator[](size_t i) { return host_[i]; }
+  const T& operator[](size_t i) const { return host_[i]; }
+  // Where kernels find it.
+#if defined(__CUDACC__)
+  T* data() { return static_cast<T*>(mirrored_.device); }
+#else
+  T* data() { return host_; }
+#endif
   size_t size() const { return count_; }
 
  private:
-  T* data_ = nullptr;
+  T* host_;
   size_t count_;
+#if defined(__CUDACC__)
+  Mirrored mirrored_;
+#endif
 };
 
 inline int num_failures = 0;
@@ -67,9 +108,14 @@ inline void expect(bool condition, const std::string& what) {
 // Launches, waits, and reports an error as a failure. Returns whether all went well.
 template <class... Parameters, class... Arguments>
 bool run(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  Status status = device::launch(config, kernel, std::forward<Arguments>(arguments)...);
 #if defined(__CUDACC__)
+  Status status = Mirrored::copy_all(cudaMemcpyHostToDevice);
+  if (status == device::kSuccess)
+    status = device::launch(config, kernel, std::forward<Arguments>(arguments)...);
   if (status == device::kSuccess) status = cudaDeviceSynchronize();
+  if (status == device::kSuccess) status = Mirrored::copy_all(cudaMemcpyDeviceToHost);
+#else
+  Status status = device::launch(config, kernel, std::forward<Arguments>(arguments)...);
 #endif
   if (status == device::kSuccess) return true;
   ++num_failures;
