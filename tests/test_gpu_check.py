@@ -167,11 +167,11 @@ def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
     (tmp_path / "test_one.py").write_text(SUITE)
     (tmp_path / "test_two.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "test_three.py").write_text("def test_other(): pass\n")
-    files = [str(tmp_path / f"test_{name}.py") for name in ("one", "two", "three")]
+    groups = [[str(tmp_path / f"test_{name}.py")] for name in ("one", "two", "three")]
     options = [f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
     record = tmp_path / "tests.jsonl"
     start = time.monotonic()
-    found = gpu_progress.run_tests(files, record, 60, options, seconds_of_a_test=3)
+    found = gpu_progress.run_tests(groups, record, 60, options, seconds_of_a_test=3)
     assert time.monotonic() - start < 50
     found = {Path(name.split("::")[-1]).name: entry for name, entry in found.items()}
     outcomes = {name: entry["outcome"] for name, entry in found.items()}
@@ -211,11 +211,11 @@ def test_the_time_of_all_tests_is_kept(tmp_path: Path) -> None:
     options = [f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
     start = time.monotonic()
     found = gpu_progress.run_tests(
-        [str(tmp_path / "test_slow.py")], tmp_path / "tests.jsonl", 5, options
+        [[str(tmp_path / "test_slow.py")]], tmp_path / "tests.jsonl", 5, options
     )
     assert time.monotonic() - start < 30
     assert 1 < len(found) < 100
-    assert [entry["outcome"] for entry in found.values()][-1] == "hung"
+    assert [entry["outcome"] for entry in found.values()][-1] == "out of time"
 
 
 def test_the_cases_of_a_program_that_fails_are_run_alone(tmp_path: Path) -> None:
