@@ -52,11 +52,16 @@ SOAK = """
             "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
             "fordblks", "keepcost")]
 
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2, malloc = ctypes.CDLL(None).mallinfo2, ctypes.CDLL(None).malloc
     mallinfo2.restype = Mallinfo2
+
+    # Python's cache of looked up attributes holds up to 4096 names; torch looks up those of an
+    # autograd Function by strings that it makes anew for every call, which fill the cache slowly.
+    forget_lookups = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache
 
     def bytes_in_use():
         gc.collect()
+        forget_lookups()
         info = mallinfo2()
         return info.uordblks + info.hblkhd
 
@@ -66,7 +71,6 @@ SOAK = """
         birnn_cuda.GRU(3, 4, bidirectional=True, num_layers=2),
         birnn_cuda.RNN(3, 4, bidirectional=True, batch_first=True),
     ]
-    leaked = []
 
     def steps(count):
         for step in range(count):
@@ -85,8 +89,8 @@ SOAK = """
             else:
                 layer(input)[0].sum().backward()
             layer.zero_grad()
-            if step % 20 == 0 and sys.argv[2] == "leak":
-                leaked.append(torch.zeros(16))
+            if step % 64 == 0 and sys.argv[2] == "leak":
+                malloc(1)
 
     steps(600)
     for part in range(int(sys.argv[1])):
@@ -111,15 +115,26 @@ def slope(grown: list[int]) -> float:
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the heap by glibc's mallinfo2")
+# In bytes a thousand steps. Where nothing leaks the slope was from -6 to 4 in five runs of ten
+# thousand steps, and the blocks in use, counted one by one, were as many after each thousand as
+# before it: a block may be 16 bytes longer than what is in it, as malloc finds the room.
+LEAST_LEAK = 250
+
+counts_the_heap = pytest.mark.skipif(
+    sys.platform != "linux", reason="counts the heap by glibc's mallinfo2"
+)
+
+
+@counts_the_heap
 def test_no_growth_of_memory_over_ten_thousand_steps():
-    assert growth(10) < 1_000  # a byte a step
+    """The bound is a quarter of a byte a step: one lost block, 32 bytes at least, in 128 steps."""
+    assert growth(10) < LEAST_LEAK
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the heap by glibc's mallinfo2")
+@counts_the_heap
 def test_a_leak_would_be_seen():
-    """One small tensor in twenty steps."""
-    assert growth(3, "leak") > 1_000
+    """One byte, a block of 32, in 64 steps: half a byte a step."""
+    assert growth(3, "leak") > LEAST_LEAK
 
 
 # ---- threads
