@@ -142,16 +142,9 @@ def limits_of_this_gpu() -> dict[str, Any]:
         raise ValueError(
             f"this machine has no GPU; name one, such as --device {', '.join(_known_devices())}"
         )
-    device = torch.cuda.get_device_properties(torch.cuda.current_device())
-    capability = 10 * device.major + device.minor
-    return {
-        "name": device.name,
-        "compute_capability": capability,
-        "num_multiprocessors": device.multi_processor_count,
-        "shared_bytes_per_block": device.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-        "max_cluster_size": ops.extension.max_cluster_size(capability),
-        "memory_bytes": device.total_memory,
-    }
+    if ops.build_info()["cuda_version"] is None:
+        raise ValueError("this build of birnn_cuda has no CUDA kernels")
+    return ops.extension.device_limits(torch.cuda.current_device())
 
 
 def _describe(limits: dict[str, Any]) -> str:

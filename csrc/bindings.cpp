@@ -7,6 +7,9 @@
 #include "cpu/recurrence_cpu.h"
 #include "cuda/plan.h"
 #include "layer.h"
+#if defined(BIRNN_WITH_CUDA)
+#include "runtime_cuda.h"
+#endif
 
 namespace {
 
@@ -168,9 +171,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
   m.def("known_devices", &known_devices, "GPUs that plan knows, as the dicts that it takes.");
+#if defined(BIRNN_WITH_CUDA)
   m.def(
-      "max_cluster_size", &birnn::cuda::max_cluster_size,
-      "The largest cluster that a chip of this compute capability (90 for 9.0) can be asked for.");
+      "device_limits",
+      [](int index) {
+        return device_dict(
+            birnn::gpu::limits_of(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index))));
+      },
+      "A GPU of this machine, by its index, as the dict that plan takes.");
+#endif
   using pybind11::arg;
   m.def("plan", &plan, "Which kernel a shape runs on a GPU, its launches and memory, and why.",
         arg("device"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),

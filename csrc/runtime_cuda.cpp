@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 
+#include "cuda/cluster_limit.h"
 #include "cuda/streams.h"
 #include "gemm_cuda.h"
 #include "runtime_cuda.h"
@@ -55,7 +56,9 @@ const cuda::DeviceLimits& limits_of(const at::Device& device) {
     limits.compute_capability = 10 * properties->major + properties->minor;
     limits.num_multiprocessors = properties->multiProcessorCount;
     limits.shared_bytes_per_block = static_cast<int64_t>(properties->sharedMemPerBlockOptin);
-    limits.max_cluster_size = cuda::max_cluster_size(limits.compute_capability);
+    const c10::cuda::CUDAGuard guard(device);
+    limits.max_cluster_size =
+        cuda::largest_cluster(cuda::max_cluster_size(limits.compute_capability));
     limits.memory_bytes = static_cast<int64_t>(properties->totalGlobalMem);
   }
   return limits;

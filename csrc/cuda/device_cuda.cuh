@@ -624,14 +624,20 @@ BIRNN_DEVICE void check(bool, const char*) {}
 
 inline const char* error_message(Status status) { return cudaGetErrorString(status); }
 
-// What a kernel must be told before its first launch with this configuration.
+// What a kernel must be told before its first launch with this configuration. All of the shared
+// memory that a block may have, whatever this launch takes: the attribute is the function's, and
+// another thread may set it between here and the launch.
 template <class... Parameters>
 Status prepare_kernel(const LaunchConfig& config, void (*kernel)(Parameters...)) {
   constexpr size_t kSharedBytesWithoutAsking = 48 * 1024;
   constexpr uint32_t kPortableClusterSize = 8;
   if (config.shared_bytes > kSharedBytesWithoutAsking) {
-    const Status status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(config.shared_bytes));
+    int device = 0, most = 0;
+    Status status = cudaGetDevice(&device);
+    if (status != cudaSuccess) return status;
+    status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status != cudaSuccess) return status;
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (status != cudaSuccess) return status;
   }
   if (config.cluster > kPortableClusterSize) {
