@@ -57,8 +57,10 @@ const cuda::DeviceLimits& limits_of(const at::Device& device) {
     limits.num_multiprocessors = properties->multiProcessorCount;
     limits.shared_bytes_per_block = static_cast<int64_t>(properties->sharedMemPerBlockOptin);
     const c10::cuda::CUDAGuard guard(device);
-    limits.max_cluster_size =
-        cuda::largest_cluster(cuda::max_cluster_size(limits.compute_capability));
+    // All shared memory: the blocks of a cluster kernel have a multiprocessor each.
+    limits.max_cluster_size = cuda::largest_cluster(
+        cuda::max_cluster_size(limits.compute_capability), limits.shared_bytes_per_block);
+    cudaGetLastError();  // of sizes that were refused
     limits.memory_bytes = static_cast<int64_t>(properties->totalGlobalMem);
   }
   return limits;

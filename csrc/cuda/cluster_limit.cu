@@ -11,22 +11,16 @@ BIRNN_KERNEL void resident_kernel() {}
 
 }  // namespace
 
-int largest_cluster(int most) {
-  int device = 0, shared_bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 1;
-  if (cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
-      cudaSuccess)
-    return 1;
+int largest_cluster(int most, int64_t shared_bytes) {
   LaunchConfig config;
   config.threads = 256;
-  config.shared_bytes = static_cast<size_t>(shared_bytes);  // so that none shares a multiprocessor
+  config.shared_bytes = static_cast<size_t>(shared_bytes);
   for (int size = most; size > 1; --size) {
     config.grid.x = config.cluster = static_cast<uint32_t>(size);
     int blocks = 0;
-    if (max_resident_blocks(config, resident_kernel, &blocks) == cudaSuccess && blocks >= size)
+    if (max_resident_blocks(config, resident_kernel, &blocks) == kSuccess && blocks >= size)
       return size;
   }
-  cudaGetLastError();  // of sizes that it refused
   return 1;
 }
 
