@@ -1,39 +1,23 @@
-"""The compiled extension (csrc/bindings.cpp). Its functions are those of the ops it registers."""
+"""The compiled extension (csrc/bindings.cpp); see birnn_cuda.ops for the ops that it registers."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-def forward(
+def differentiable_layer(
     input: Tensor,
     hx: Tensor | None,
     cx: Tensor | None,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     cell: str,
     num_directions: int,
-    training: bool,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-def backward(
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    output: Tensor,
-    reserve: Tensor,
-    cell: str,
-    num_directions: int,
-    precision: str,
-    needs_grad: list[bool],
-    d_cell_states: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]: ...
+    recompute_activations: bool,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def set_differentiable_backward(function: Callable[..., tuple[Tensor, ...]]) -> None: ...
 def build_info() -> dict[str, Any]: ...
 def known_devices() -> list[dict[str, Any]]: ...
 def device_limits(index: int) -> dict[str, Any]: ...  # in a build with CUDA

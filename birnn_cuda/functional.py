@@ -1,9 +1,11 @@
 """One recurrent layer as a differentiable function of its tensors.
 
-``recurrent_layer`` chooses: the op alone where nothing needs a gradient, the autograd Function
-where something does, the reference under forward-mode differentiation. The Function's backward is
-a Function of its own over ``birnn_cuda::backward``, whose backward in turn differentiates the
-reference: the second derivative, and every one after it, is right for each cell.
+``recurrent_layer`` chooses: the op alone where nothing needs a gradient, an autograd Function
+where something does, the reference under forward-mode differentiation. The Function is the one of
+``csrc/autograd.cpp`` in eager code, and ``_Layer`` where something has to read it. The backward of
+both is ``birnn_cuda::backward``, or a Function over it, ``_LayerBackward``, where the gradients are
+to be differentiated in turn: its backward differentiates the reference, so that the second
+derivative, and every one after it, is right for each cell.
 """
 
 from __future__ import annotations
@@ -72,6 +74,19 @@ def recurrent_layer(
             )
         return results if with_cell_states else results[:3]
     if _may_need_grad((input, hx, cx, *weights)):
+        if not (with_cell_states or _is_transformed()):
+            return ops.extension.differentiable_layer(
+                input,
+                hx,
+                cx,
+                weights,
+                lengths,
+                batch_sizes,
+                cell,
+                num_directions,
+                precision,
+                recompute_activations,
+            )
         options = (cell, num_directions, precision, with_cell_states, recompute_activations)
         output, h_n, c_n, _, *cell_states = _Layer.apply(
             input, hx, cx, lengths, batch_sizes, *options, *weights
@@ -99,6 +114,19 @@ def _in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def _is_transformed() -> bool:
+    """Whether this call is compiled, exported, traced or transformed by torch.func.
+
+    None of these knows the Function in C++ (csrc/autograd.cpp), which is for eager code: there the
+    way through Python makes a training step of a small layer (B=1, H=64) a third longer.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    )
+
+
 def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
     if not torch.is_grad_enabled():
         return False
@@ -110,7 +138,10 @@ def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
 
 
 class _Layer(Function):
-    """The layer, differentiable once by ``birnn_cuda::backward`` and again by `_LayerBackward`."""
+    """The layer where it is compiled, exported, traced or transformed, or gives its cell states.
+
+    Differentiable once by ``birnn_cuda::backward`` and again by `_LayerBackward`.
+    """
 
     generate_vmap_rule = True
 
@@ -316,6 +347,9 @@ _functions: tuple[Any, ...] = (_Layer, _LayerBackward)
 for _function in _functions:
     _signature = inspect.signature(_function.forward)
     _function.forward.__signature__ = _Positional(list(_signature.parameters.values()))
+
+
+ops.extension.set_differentiable_backward(_LayerBackward.apply)
 
 
 def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:

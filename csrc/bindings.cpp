@@ -4,6 +4,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "autograd.h"
 #include "cpu/recurrence_cpu.h"
 #include "cuda/plan.h"
 #include "layer.h"
@@ -125,7 +126,7 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
   return result;
 }
 
-// The dispatcher passes a list of booleans as a List, pybind11 as a vector.
+// The dispatcher passes a list of booleans as a List.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> backward_op(
     const birnn::OptionalTensor& d_output, const birnn::OptionalTensor& d_h_n,
     const birnn::OptionalTensor& d_c_n, const at::Tensor& input, const birnn::OptionalTensor& hx,
@@ -166,8 +167,9 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CUDA, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of birnn_cuda; see birnn_cuda.ops for the operators they register.";
-  m.def("forward", &birnn::layer_forward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("backward", &birnn::layer_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("differentiable_layer", &birnn::differentiable_layer,
+        pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("set_differentiable_backward", &birnn::set_differentiable_backward);
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
   m.def("known_devices", &known_devices, "GPUs that plan knows, as the dicts that it takes.");

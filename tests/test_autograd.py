@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest import CELLS, assert_close, call, make_layer, make_pair, make_states
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import birnn_cuda
 
@@ -168,20 +170,60 @@ def test_requires_grad_on_a_subset(subset):
     assert_close(*results, 1e-12)
 
 
-def test_only_what_is_asked_for_is_computed(monkeypatch):
-    asked = []
-    from birnn_cuda import ops
+class Calls(TorchDispatchMode):
+    """The arguments of every call of one op."""
 
-    def spy(*args):
-        asked.append(list(args[-1]))
-        return torch.ops.birnn_cuda.backward(*args)
+    def __init__(self, op):
+        super().__init__()
+        self.op, self.arguments = op, []
 
-    monkeypatch.setattr(ops, "backward", spy)
-    ours = birnn_cuda.GRU(3, 4, bias=False)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is self.op:
+            self.arguments.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("with_cell_states", [False, True])  # in C++, in Python
+def test_only_what_is_asked_for_is_computed(with_cell_states):
+    ours = birnn_cuda.LSTM(3, 4, bias=False)
     ours.weight_hh_l0.requires_grad_(False)
-    input = torch.randn(5, 2, 3)
-    ours(input, torch.zeros(1, 2, 4))[0].sum().backward()
-    assert asked == [[False, False, False, True, False]]
+    states = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4, requires_grad=True)
+    output, *_ = ours(torch.randn(5, 2, 3), states, return_cell_states=with_cell_states)
+    with Calls(torch.ops.birnn_cuda.backward.default) as calls:
+        output.sum().backward()
+    (arguments,) = calls.arguments
+    assert list(arguments[14]) == [False, False, True, True, False]
+
+
+def test_dispatch_modes_see_both_ops():
+    ours = birnn_cuda.GRU(3, 4)
+    with Calls(torch.ops.birnn_cuda.forward.default) as calls:
+        ours(torch.randn(5, 2, 3))
+    assert len(calls.arguments) == 1
+    with FakeTensorMode():
+        ours = birnn_cuda.GRU(3, 4)
+        input = torch.randn(5, 2, 3, requires_grad=True)
+        ours(input)[0].sum().backward()
+        assert input.grad.shape == input.shape
+
+
+def test_traced_layer_keeps_its_gradients():
+    ours = birnn_cuda.GRU(3, 4, bidirectional=True)
+    traced = torch.jit.trace(ours, (torch.randn(5, 2, 3),), check_trace=False)
+    input = torch.randn(7, 2, 3, requires_grad=True)
+    leaves = [input, *ours.parameters()]
+    results = [
+        torch.autograd.grad(layer(input)[0].square().sum(), leaves) for layer in (traced, ours)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_anomaly_mode_names_the_layer():
+    ours = birnn_cuda.GRU(3, 4)
+    input = torch.randn(5, 2, 3, requires_grad=True)
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="RecurrentLayer"):  # noqa: SIM117
+        with torch.autograd.detect_anomaly():
+            ours(input)[0].backward(torch.full((5, 2, 4), torch.nan))
 
 
 def test_gradient_of_one_output_only():

@@ -7,6 +7,7 @@ import torch
 from conftest import CELLS, assert_close, call, make_layer, make_states
 from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -41,6 +42,32 @@ def test_compile(cell):
     states = [s.requires_grad_() for s in make_states(model, 2, torch.float32)]
     assert_compiles(model, input, states=states)
     assert_compiles(model, input, lengths=torch.tensor([2, 5]))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_compiled_autograd(cell, recompute):
+    """The backward of eager code, compiled when it runs."""
+    torch.compiler.reset()
+    model = make_layer(birnn_cuda, cell, 3, 4, num_layers=1, bidirectional=True)
+    model.recompute_activations = recompute
+    graphs = []
+
+    def compiler(graph):
+        graphs.append(graph)
+        return torch.compile(graph, backend="aot_eager", fullgraph=True, dynamic=True)
+
+    for seq_len in (5, 7):
+        input = torch.randn(seq_len, 2, 3, requires_grad=True)
+        leaves = [input, *model.parameters()]
+        expected = torch.autograd.grad(model(input)[0].square().sum(), leaves)
+        loss = model(input)[0].square().sum()
+        for leaf in leaves:
+            leaf.grad = None
+        with compiled_autograd._enable(compiler):
+            loss.backward()
+        assert all(torch.equal(a.grad, b) for a, b in zip(leaves, expected, strict=True))
+    assert graphs
 
 
 def test_compile_batch_first_unbatched_and_eval():
