@@ -110,7 +110,8 @@ def contest_cost(case: Case, session: Session, entrants: int) -> float:
     """About how many seconds it takes to check and time so many entrants of a case."""
     step, limits = step_cost(case, session.device), session.preset.limits
     setting_up = ASSUMED_SECONDS_A_CUDA_ENTRY if session.device == "cuda" else 0.0
-    timing = max(limits.seconds, limits.min_rounds * entrants * step)
+    calls_a_sample = 1 if session.device == "cuda" else 2  # one of them untimed
+    timing = max(limits.seconds, limits.min_rounds * entrants * calls_a_sample * step)
     return setting_up + timing + (entrants + 6) * step
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-def differentiable_layer(
+def eager_layer(
     input: Tensor,
     hx: Tensor | None,
     cx: Tensor | None,

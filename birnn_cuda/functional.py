@@ -1,9 +1,9 @@
 """One recurrent layer as a differentiable function of its tensors.
 
 ``recurrent_layer`` chooses: the op alone where nothing needs a gradient, an autograd Function
-where something does, the reference under forward-mode differentiation. The Function is the one of
-``csrc/autograd.cpp`` in eager code, and ``_Layer`` where something has to read it. The backward of
-both is ``birnn_cuda::backward``, or a Function over it, ``_LayerBackward``, where the gradients are
+where something does, the reference under forward-mode differentiation. Eager code does the first
+two in ``csrc/autograd.cpp``; what is read by a compiler or a transform does them here, its Function
+being ``_Layer``. The backward of both Functions is ``birnn_cuda::backward``, or a Function over it, ``_LayerBackward``, where the gradients are
 to be differentiated in turn: its backward differentiates the reference, so that the second
 derivative, and every one after it, is right for each cell.
 """
@@ -73,20 +73,20 @@ def recurrent_layer(
                 input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
             )
         return results if with_cell_states else results[:3]
+    if not (with_cell_states or _is_transformed()):
+        return ops.extension.eager_layer(
+            input,
+            hx,
+            cx,
+            weights,
+            lengths,
+            batch_sizes,
+            cell,
+            num_directions,
+            precision,
+            recompute_activations,
+        )
     if _may_need_grad((input, hx, cx, *weights)):
-        if not (with_cell_states or _is_transformed()):
-            return ops.extension.differentiable_layer(
-                input,
-                hx,
-                cx,
-                weights,
-                lengths,
-                batch_sizes,
-                cell,
-                num_directions,
-                precision,
-                recompute_activations,
-            )
         options = (cell, num_directions, precision, with_cell_states, recompute_activations)
         output, h_n, c_n, _, *cell_states = _Layer.apply(
             input, hx, cx, lengths, batch_sizes, *options, *weights

@@ -4,6 +4,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 namespace birnn {
 namespace {
 
@@ -147,11 +149,22 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> differentiable_layer(
+std::tuple<Tensor, Tensor, Tensor> eager_layer(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
     const std::vector<Tensor>& weights, const OptionalTensor& lengths,
     const OptionalTensor& batch_sizes, const std::string& cell, int64_t num_directions,
     const std::string& precision, bool recompute_activations) {
+  const auto requires_grad = [](const Tensor& t) { return t.requires_grad(); };
+  const bool needs_grad =
+      at::GradMode::is_enabled() &&
+      (input.requires_grad() || (hx && hx->requires_grad()) || (cx && cx->requires_grad()) ||
+       std::any_of(weights.begin(), weights.end(), requires_grad));
+  if (!needs_grad) {
+    const at::AutoDispatchBelowADInplaceOrView no_tracking;
+    auto [output, h_n, c_n, reserve] = forward_op().call(
+        input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, false, precision);
+    return {std::move(output), std::move(h_n), std::move(c_n)};
+  }
   const Options options{lengths,   batch_sizes,    cell,
                         precision, num_directions, recompute_activations};
   const variable_list outputs =

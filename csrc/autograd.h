@@ -7,10 +7,10 @@
 
 namespace birnn {
 
-// output, h_n and c_n ([0] for a cell other than the LSTM) of one layer, differentiable. Arguments
-// as those of layer_forward, training being implied; with recompute_activations no reserve is kept,
-// and backward runs forward once more.
-std::tuple<Tensor, Tensor, Tensor> differentiable_layer(
+// output, h_n and c_n ([0] for a cell other than the LSTM) of one layer in eager code,
+// differentiable where an operand requires it. Arguments as those of layer_forward; with
+// recompute_activations no reserve is kept, and backward runs forward once more.
+std::tuple<Tensor, Tensor, Tensor> eager_layer(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
     const std::vector<Tensor>& weights, const OptionalTensor& lengths,
     const OptionalTensor& batch_sizes, const std::string& cell, int64_t num_directions,

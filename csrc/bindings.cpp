@@ -167,8 +167,7 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CUDA, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of birnn_cuda; see birnn_cuda.ops for the operators they register.";
-  m.def("differentiable_layer", &birnn::differentiable_layer,
-        pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("eager_layer", &birnn::eager_layer, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("set_differentiable_backward", &birnn::set_differentiable_backward);
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");

@@ -20,6 +20,12 @@ namespace {
 
 at::ScalarType compute_type(const Tensor& t) { return at::toOpMathType(t.scalar_type()); }
 
+// t.to(type) without its price where there is nothing to do. A layer of one sequence and 64 units
+// is done in 40 us, so that every call of the dispatcher counts.
+Tensor as_type(const Tensor& t, at::ScalarType type) {
+  return t.scalar_type() == type ? t : t.to(type);
+}
+
 // Sequences longest first, their steps in packed rows.
 struct Rows {
   int64_t num_rows = 0;
@@ -110,14 +116,14 @@ Tensor take_rows(const Tensor& t, const Rows& rows) {
   else
     flat = t.reshape({-1, C});
   if (rows.padded_rows.defined()) flat = flat.index_select(0, rows.padded_rows);
-  flat = flat.to(compute_type(t));
+  flat = as_type(flat, compute_type(t));
   const bool usable = (C == 1 || flat.stride(1) == 1) && flat.stride(0) >= C;
   return usable ? flat : flat.contiguous();
 }
 
 // The way back: rows past a sequence's end are zero.
 Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes, at::ScalarType type) {
-  Tensor t = flat.to(type);
+  Tensor t = as_type(flat, type);
   if (rows.padded_rows.defined()) {
     int64_t num_rows = 1;
     for (size_t i = 0; i + 1 < sizes.size(); ++i) num_rows *= sizes[i];
@@ -136,14 +142,14 @@ Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef
 }
 
 Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
-  Tensor t = state.to(type);
+  Tensor t = as_type(state, type);
   if (!rows.order.defined()) return t;
   return at::empty_like(t).index_copy_(1, rows.order, t);
 }
 
 std::vector<Tensor> compute_weights(const Problem& p) {
   std::vector<Tensor> weights;
-  for (const Tensor& w : p.weights) weights.push_back(w.to(compute_type(w)).contiguous());
+  for (const Tensor& w : p.weights) weights.push_back(as_type(w, compute_type(w)).contiguous());
   return weights;
 }
 
@@ -163,6 +169,43 @@ const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
 
 char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
   return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
+}
+
+// Direction d's part of a tensor [D, ...].
+const char* part_pointer(const Tensor& t, int d) { return row_pointer(t, d); }
+char* mutable_part_pointer(const Tensor& t, int d) { return mutable_row_pointer(t, d); }
+
+// Direction d's row of a contiguous tensor [D, rows, columns].
+const char* part_row_pointer(const Tensor& t, int d, int64_t row, int64_t column = 0) {
+  return part_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
+}
+
+template <class Real>
+void add_biases(const Problem& p, int d, Real* sums) {
+  const Real* ih = p.bias_ih(d).const_data_ptr<Real>();
+  const Real* hh = p.bias_hh(d).const_data_ptr<Real>();
+  const int64_t H = p.shape.hidden_size;
+  const int64_t added = p.shape.cell == Cell::kGru ? 2 * H : num_gates(p.shape.cell) * H;
+  for (int64_t i = 0; i < added; ++i) sums[i] = ih[i] + hh[i];
+  if (p.shape.cell != Cell::kGru) return;
+  std::copy_n(ih + 2 * H, H, sums + 2 * H);
+  std::copy_n(hh + 2 * H, H, sums + 3 * H);
+}
+
+// combined_bias of every direction, [D, ...]; p's weights are contiguous and of compute type.
+Tensor combined_biases(const Problem& p) {
+  if (!p.has_bias) return {};
+  const int64_t blocks = p.shape.cell == Cell::kGru ? 4 : num_gates(p.shape.cell);
+  const Tensor sums =
+      at::empty({p.num_directions, blocks * p.shape.hidden_size}, p.bias_ih(0).options());
+  for (int d = 0; d < p.num_directions; ++d) {
+    void* to = mutable_part_pointer(sums, d);
+    if (sums.scalar_type() == at::kDouble)
+      add_biases(p, d, static_cast<double*>(to));
+    else
+      add_biases(p, d, static_cast<float*>(to));
+  }
+  return sums;
 }
 
 cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
@@ -197,25 +240,24 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
 
-  std::vector<Tensor> biases;
+  const Tensor biases = combined_biases(p);
   std::vector<const void*> weight_ih(D);
   std::vector<ForwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
-    biases.push_back(combined_bias(p, d));
     ForwardDirection& dir = directions[d];
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias = biases[d].defined() ? biases[d].const_data_ptr() : nullptr;
-    dir.hx = hx.defined() ? hx[d].const_data_ptr() : nullptr;
-    dir.cx = cx.defined() ? cx[d].const_data_ptr() : nullptr;
-    if (training && reserve_width > 0) dir.gates = reserve[d].data_ptr();
+    dir.bias = biases.defined() ? part_pointer(biases, d) : nullptr;
+    dir.hx = hx.defined() ? part_pointer(hx, d) : nullptr;
+    dir.cx = cx.defined() ? part_pointer(cx, d) : nullptr;
+    if (training && reserve_width > 0) dir.gates = mutable_part_pointer(reserve, d);
     dir.gates_stride = reserve_width;
     weight_ih[d] = p.weight_ih(d).const_data_ptr();
     dir.output = mutable_row_pointer(output, 0, d * S);
     dir.output_stride = D * S;
-    dir.hy = hy[d].data_ptr();
-    dir.cy = lstm ? cy[d].data_ptr() : nullptr;
+    dir.hy = mutable_part_pointer(hy, d);
+    dir.cy = lstm ? mutable_part_pointer(cy, d) : nullptr;
   }
 
   const Tensor workspace =
@@ -248,7 +290,7 @@ Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output,
       if (from >= 0 && from < at_rows.lengths[b])
         std::memcpy(to, row_pointer(output, at_rows.row_offsets[from] + b, d * S), bytes);
       else if (hx.defined())
-        std::memcpy(to, row_pointer(hx[d], b), bytes);
+        std::memcpy(to, part_row_pointer(hx, d, b), bytes);
       else
         std::memset(to, 0, bytes);
     }
@@ -305,21 +347,21 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.hx = hx.defined() ? hx[d].const_data_ptr() : nullptr;
-    dir.cx = cx.defined() ? cx[d].const_data_ptr() : nullptr;
+    dir.hx = hx.defined() ? part_pointer(hx, d) : nullptr;
+    dir.cx = cx.defined() ? part_pointer(cx, d) : nullptr;
     dir.output = row_pointer(output, 0, d * S);
     dir.output_stride = output.stride(0);
-    dir.reserve = in.reserve[d].const_data_ptr();
+    dir.reserve = part_pointer(in.reserve, d);
     dir.reserve_stride = in.reserve.size(2);
     dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
     dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
     dir.dc = dc.defined() ? row_pointer(dc, 0, d * H) : nullptr;
     dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
-    dir.dgates = dgates[d].data_ptr();
+    dir.dgates = mutable_part_pointer(dgates, d);
     dir.dgates_stride = dgates_width;
-    dir.dproj = s.proj_size ? dproj[d].data_ptr() : nullptr;
-    dir.dhx = dhx[d].data_ptr();
-    dir.dcx = lstm ? dcx[d].data_ptr() : nullptr;
+    dir.dproj = s.proj_size ? mutable_part_pointer(dproj, d) : nullptr;
+    dir.dhx = mutable_part_pointer(dhx, d);
+    dir.dcx = lstm ? mutable_part_pointer(dcx, d) : nullptr;
   }
   const int per_direction = p.weights_per_direction;
   const auto needed = [&](int d, int i) { return in.needs_grad[3 + d * per_direction + i]; };
@@ -357,7 +399,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       for (const InputGateBlocks& block : blocks) {  // dW_ih += dgates^T x
         product.m = block.count * H, product.n = I, product.k = count;
         product.ldb = x.stride(0), product.ldc = I;
-        multiply(product, row_pointer(dgates[d], 0, block.column * H), row_pointer(x, first),
+        multiply(product, part_row_pointer(dgates, d, 0, block.column * H), row_pointer(x, first),
                  mutable_row_pointer(dw_ih[d].sum, block.row * H));
       }
     }
@@ -365,7 +407,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       product.m = G * H, product.n = S, product.ldc = S;
       const auto add = [&](int64_t row, int64_t row_count, const void* states, int64_t stride) {
         product.k = row_count, product.ldb = stride, product.beta = dw_hh[d].next_beta();
-        multiply(product, row_pointer(dgates[d], row - first, recurrent_column), states,
+        multiply(product, part_row_pointer(dgates, d, row - first, recurrent_column), states,
                  dw_hh[d].sum.data_ptr());
       };
       if (rows.lengths.defined()) {
@@ -381,7 +423,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
               output.stride(0));
         const int64_t first_step = d == 1 ? T - 1 : 0;
         if (hx.defined() && t_begin <= first_step && first_step < t_end)
-          add(first_step * B, B, hx[d].const_data_ptr(), S);
+          add(first_step * B, B, part_pointer(hx, d), S);
       }
     }
     if (Tensor& sum = dbias[d].sum; sum.defined()) {
@@ -414,7 +456,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
           product.m = offset(t_end(d)) - first, product.n = columns, product.k = block.count * H;
           product.lda = dgates_width, product.ldb = I, product.ldc = I;
           product.beta = std::exchange(beta, 1.0f);
-          multiply(product, row_pointer(dgates[d], 0, block.column * H),
+          multiply(product, part_row_pointer(dgates, d, 0, block.column * H),
                    row_pointer(p.weight_ih(d), block.row * H, column),
                    mutable_row_pointer(dx.sum, first, column));
         }
@@ -442,14 +484,22 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     for (GradientSum* g : {&dw_ih[d], &dw_hh[d], &dbias[d]})
       if (g->sum.defined() && !g->started) g->sum.zero_();
     const auto set = [&](int i, const Tensor& t) {
-      if (needed(d, i)) out.d_weights[d * per_direction + i] = t.to(type);
+      if (needed(d, i)) out.d_weights[d * per_direction + i] = as_type(t, type);
     };
     set(0, dw_ih[d].sum);
     set(1, dw_hh[d].sum);
     if (const Tensor& sum = dbias[d].sum; sum.defined()) {
       if (s.cell == Cell::kGru) {
-        set(2, at::cat({sum.narrow(0, H, 2 * H), sum.narrow(0, 0, H)}));
-        set(3, sum.narrow(0, H, 3 * H).clone());
+        // Of n, r, z and the recurrent n to r, z, n.
+        const Tensor ih = at::empty({3 * H}, options), hh = at::empty({3 * H}, options);
+        const int64_t block = H * sum.element_size();
+        const char* from = row_pointer(sum, 0);
+        char* to = mutable_row_pointer(ih, 0);
+        std::memcpy(to, from + block, 2 * block);
+        std::memcpy(to + 2 * block, from, block);
+        std::memcpy(mutable_row_pointer(hh, 0), from + block, 3 * block);
+        set(2, ih);
+        set(3, hh);
       } else {
         set(2, sum);
         set(3, sum.clone());
@@ -463,7 +513,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       product.transpose_a = true;
       product.m = S, product.n = H, product.k = N;
       product.lda = S, product.ldb = H, product.ldc = H;
-      multiply(product, dproj[d].const_data_ptr(), h.const_data_ptr(), dw.data_ptr());
+      multiply(product, part_pointer(dproj, d), h.const_data_ptr(), dw.data_ptr());
       set(per_direction - 1, dw);
     }
   }
