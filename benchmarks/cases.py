@@ -108,6 +108,11 @@ def grid(
     ]
 
 
+def over_length(lengths: Iterable[int], batch_size: int, hidden_size: int) -> tuple[Shape, ...]:
+    """A sweep over T."""
+    return tuple((seq_len, batch_size, hidden_size) for seq_len in lengths)
+
+
 # What can be filtered on: the option's name, and where a case keeps the value.
 FILTERS: Mapping[str, Callable[[Case], str]] = {
     "cell": lambda case: case.cell,

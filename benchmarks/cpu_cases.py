@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.cases import CELLS, Case, Limits, Preset, Shape, grid
+from benchmarks.cases import CELLS, Case, Limits, Preset, Shape, grid, over_length
 
 SECTIONS = ("layers", "lengths", "memory", "accuracy", "import")
 
@@ -17,7 +17,7 @@ SHAPES: tuple[Shape, ...] = (
     (200, 64, 512),
 )
 QUICK_SHAPES: tuple[Shape, ...] = ((100, 1, 64), (100, 8, 256), (100, 32, 128))
-LENGTH_SHAPES: tuple[Shape, ...] = ((100, 8, 256), (100, 32, 512))
+SWEPT = (50, 100, 200, 400)
 ACCURACY_SHAPES: tuple[Shape, ...] = ((100, 8, 256),)
 
 
@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
         cases=sections(
             grid(CELLS, QUICK_SHAPES, ("fp32",)),
-            grid(("lstm",), LENGTH_SHAPES[:1], ("fp32",)),
+            grid(("lstm",), over_length((50, 100, 200), 8, 256), ("fp32",)),
             grid(("lstm",), ((100, 32, 256),), ("fp32",), ("training",)),
             grid(("lstm",), ACCURACY_SHAPES, ("fp32", "bf16"), ("training",)),
         ),
@@ -45,7 +45,10 @@ PRESETS: Mapping[str, Preset] = {
     "standard": Preset(
         cases=sections(
             grid(CELLS, SHAPES, ("fp32",)),
-            grid(CELLS, LENGTH_SHAPES, ("fp32",)),
+            [
+                *grid(("rnn",), ((100, 8, 256), (100, 32, 512)), ("fp32",)),
+                *grid(("gru", "lstm"), (*over_length(SWEPT, 8, 256), (100, 32, 512)), ("fp32",)),
+            ],
             grid(CELLS, ((200, 64, 512),), ("fp32",), ("training",)),
             grid(CELLS, ACCURACY_SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
         ),
@@ -57,7 +60,11 @@ PRESETS: Mapping[str, Preset] = {
     "full": Preset(
         cases=sections(
             grid(CELLS, SHAPES, ("fp32", "fp64", "bf16")),
-            grid(CELLS, LENGTH_SHAPES, ("fp32",)),
+            grid(
+                CELLS,
+                (*over_length((25, *SWEPT, 800), 8, 256), *over_length(SWEPT, 32, 512)),
+                ("fp32",),
+            ),
             grid(CELLS, ((100, 32, 512), (200, 64, 512)), ("fp32",), ("training",)),
             grid(CELLS, SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
         ),

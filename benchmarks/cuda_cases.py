@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
-from benchmarks.cases import CELLS, PASSES, Case, Limits, Preset, Shape, grid
+from benchmarks.cases import CELLS, PASSES, Case, Limits, Preset, Shape, grid, over_length
 
 SECTIONS = ("layers", "concurrency", "lengths", "memory", "accuracy")
 
 HIDDEN_SIZES = (128, 256, 512, 1024)
 BATCH_SIZES = (1, 8, 32, 128)
 SEQ_LEN = 256
+SWEPT = (64, 256, 1024)  # T, for what unequal lengths cost
 DTYPES = ("fp16", "tf32", "bf16", "fp32")
 
 # H and B as on a chessboard, one colour: every row and column of the grid twice.
@@ -41,7 +42,7 @@ def shapes(sizes: Iterable[tuple[int, int]], seq_len: int = SEQ_LEN) -> tuple[Sh
 
 def longer_and_shorter(cells: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
     """What the time grows like with T; the grid itself holds T=256."""
-    return grid(cells, ((64, 32, 256), (1024, 32, 256)), dtypes)
+    return grid(cells, over_length((64, 1024), 32, 256), dtypes)
 
 
 EVERYTHING = shapes(product(HIDDEN_SIZES, BATCH_SIZES))
@@ -63,7 +64,7 @@ PRESETS: Mapping[str, Preset] = {
                 *grid(("gru", "rnn"), shapes([(1024, 32)]), ("fp16",)),
             ],
             "concurrency": grid(("lstm", "gru"), shapes([(256, 32)]), ("fp16",), ("inference",)),
-            "lengths": grid(("lstm",), shapes([(256, 32)]), ("fp16",), ("inference",)),
+            "lengths": grid(("lstm",), over_length(SWEPT, 32, 256), ("fp16",), ("inference",)),
             "memory": grid(("lstm",), shapes([(256, 32)]), ("fp16",), ("training",)),
             "accuracy": grid(("lstm",), shapes([(256, 32)]), DTYPES, ("training",)),
         },
@@ -81,7 +82,10 @@ PRESETS: Mapping[str, Preset] = {
                 *longer_and_shorter(("lstm",), ("fp16",)),
             ],
             "concurrency": grid(CELLS, shapes([(256, 32)]), ("fp16", "tf32")),
-            "lengths": grid(CELLS, shapes([(256, 32)]), ("fp16",)),
+            "lengths": [
+                *grid(("lstm", "gru"), over_length(SWEPT, 32, 256), ("fp16",)),
+                *grid(("rnn",), shapes([(256, 32)]), ("fp16",)),
+            ],
             "memory": grid(CELLS, shapes([(256, 32), (1024, 128)]), ("fp16",), ("training",)),
             "accuracy": grid(CELLS, shapes([(256, 32)]), DTYPES, ("training",)),
         },
@@ -98,7 +102,11 @@ PRESETS: Mapping[str, Preset] = {
                 *longer_and_shorter(CELLS, DTYPES),
             ],
             "concurrency": grid(CELLS, shapes([(256, 32), (512, 32)]), DTYPES),
-            "lengths": grid(CELLS, shapes([(256, 32), (512, 128)]), ("fp16", "tf32")),
+            "lengths": grid(
+                CELLS,
+                (*over_length(SWEPT, 32, 256), *over_length(SWEPT, 128, 512)),
+                ("fp16", "tf32"),
+            ),
             "memory": grid(CELLS, EVERYTHING, ("fp16", "tf32"), ("training",)),
             "accuracy": grid(CELLS, shapes(DIAGONAL), DTYPES, ("training",)),
         },

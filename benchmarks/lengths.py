@@ -1,23 +1,26 @@
-"""What sequences of unequal length cost: each way to hand them over, against a plain batch."""
+"""What unequal lengths cost over T: each way to hand sequences over, against a plain batch."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.contest import Entrant, contest
 from benchmarks.problem import Problem
+from benchmarks.results import Entry
 from benchmarks.session import Session, contest_cost
 
 PLAIN = "plain"
 FULL = "lengths full"
 RANDOM = "lengths random"
 PACKED = "packed random"
+TORCH_PLAIN = "torch plain"
 TORCH_PACKED = "torch packed random"
-VARIANTS = (PLAIN, FULL, RANDOM, PACKED, TORCH_PACKED)
+VARIANTS = (PLAIN, FULL, RANDOM, PACKED, TORCH_PLAIN, TORCH_PACKED)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class LengthsMeasurement:
             Entrant(FULL, partial(ours, equal, "lengths"), equal),
             Entrant(RANDOM, partial(ours, unequal, "lengths"), unequal),
             Entrant(PACKED, partial(ours, unequal, "packed"), unequal),
+            Entrant(TORCH_PLAIN, partial(torch_layer, equal), equal),
             Entrant(TORCH_PACKED, partial(torch_layer, unequal, "packed"), unequal),
         ]
         return {
@@ -61,3 +65,17 @@ class LengthsMeasurement:
                 stopwatch=session.stopwatch,
             ),
         }
+
+
+def sweeps(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries that differ in T alone, from the shortest to the longest, sweep by sweep."""
+    found: dict[Case, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(replace(Case(**entry["case"]), seq_len=0), []).append(entry)
+    return [sorted(sweep, key=lambda entry: entry["case"]["seq_len"]) for sweep in found.values()]
+
+
+def filled(entry: Entry) -> float:
+    """The share of the padded batch that is no padding, where the lengths are unequal."""
+    case = entry["case"]
+    return float(sum(entry["lengths"]) / (case["seq_len"] * case["batch_size"]))

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cases import PASSES, Case
+from benchmarks.lengths import PACKED, TORCH_PACKED
 from benchmarks.limit_model import Constants, constants_from, microseconds_a_step
-from benchmarks.peers import GRAPH, SUBJECT, counterpart, is_subject
+from benchmarks.peers import GRAPH, SUBJECT, TORCH, counterpart, is_subject
 from benchmarks.results import Entry, Results
 from benchmarks.timing import gemm_dtype, gemm_rate, geometric_mean, median_ratio
 
@@ -49,15 +50,16 @@ def best_own(entry: Entry) -> str | None:
 
 
 def times_as_fast(entry: Entry, peer: str) -> float | None:
-    """How many times as fast as a peer this package is: eager against eager, graph against graph.
+    """How many times as fast as a peer: eager against eager, graph against graph."""
+    return ratio_in_rounds(entry, peer, counterpart(peer))
 
-    The median over the rounds of the ratio taken inside each.
-    """
+
+def ratio_in_rounds(entry: Entry, name: str, other: str) -> float | None:
+    """The time of one entrant over another's: the median over the rounds of the ratio in each."""
     samples = entry["samples"]
-    own = counterpart(peer)
-    if own not in samples or peer not in samples:
+    if name not in samples or other not in samples:
         return None
-    return median_ratio(samples[peer], samples[own])
+    return median_ratio(samples[name], samples[other])
 
 
 def share_of_floor(entry: Entry, gemm: Mapping[str, Sequence[float]]) -> float:
@@ -83,22 +85,32 @@ def floor_microseconds(
 
 
 def geometric_means(results: Results) -> list[str]:
-    """How much faster than each peer, over all cases of a pass that both were timed in."""
+    """How much faster than each peer, over all cases of a pass that both were timed in; and than
+    torch.nn where both are given the same packed sequences of unequal length."""
     lines = []
     entries = results.section("layers")
     for peer in peer_names(entries):
         for pass_name in PASSES:
-            ratios = [
-                times_as_fast(entry, peer)
-                for entry in entries
-                if entry["case"]["pass_name"] == pass_name
-            ]
-            faster = [ratio for ratio in ratios if ratio is not None]
-            mean = geometric_mean(faster)
-            if mean is not None:
-                cases = f"geometric mean of {len(faster)} cases, worst {min(faster):.2f}"
-                lines.append(f"{mean:5.2f} x as fast as {peer} in {pass_name} ({cases})")
+            ratios = [times_as_fast(entry, peer) for entry in _of_pass(entries, pass_name)]
+            lines += _mean_line(f"{peer} in {pass_name}", ratios)
+    for pass_name in PASSES:
+        entries = _of_pass(results.section("lengths"), pass_name)
+        ratios = [ratio_in_rounds(entry, TORCH_PACKED, PACKED) for entry in entries]
+        lines += _mean_line(f"{TORCH} in {pass_name} on packed sequences", ratios)
     return lines
+
+
+def _of_pass(entries: Iterable[Entry], pass_name: str) -> list[Entry]:
+    return [entry for entry in entries if entry["case"]["pass_name"] == pass_name]
+
+
+def _mean_line(than: str, ratios: Iterable[float | None]) -> list[str]:
+    faster = [ratio for ratio in ratios if ratio is not None]
+    mean = geometric_mean(faster)
+    if mean is None:
+        return []
+    cases = f"geometric mean of {len(faster)} cases, worst {min(faster):.2f}"
+    return [f"{mean:5.2f} x as fast as {than} ({cases})"]
 
 
 def worst_errors(entry: Entry) -> dict[str, tuple[str, float]]:

@@ -41,7 +41,7 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
         margin: 8px 0; }
 th, td { padding: 3px 9px; text-align: right; white-space: nowrap;
          border-bottom: 1px solid #e6eaee; }
-th { border-bottom: 1px solid #8a94a0; }
+th { border-bottom: 1px solid #8a94a0; vertical-align: bottom; white-space: normal; }
 .word { text-align: left; }
 tr.rule td { border-bottom-color: #8a94a0; }
 @media (max-width: 480px) { body { padding: 14px; } h1 { font-size: 21px; } }

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks import figures
 from benchmarks.cases import CELLS, PASSES, Case
 from benchmarks.figures import FLOOR, OWN, PEER, Line, Style
+from benchmarks.lengths import PACKED, PLAIN, RANDOM, TORCH_PACKED, TORCH_PLAIN, sweeps
 from benchmarks.limit_model import Constants
 from benchmarks.metrics import (
     MEBIBYTE,
@@ -61,6 +62,7 @@ def groups_of(results: Results, constants: Constants | None = None) -> list[Grou
         *speed_ups(results),
         against_hidden_size(results, constants),
         against_other_sizes(results, constants),
+        unequal_lengths(results),
         memory(results),
         accuracy(results),
     ]
@@ -252,6 +254,60 @@ def _lines(
                 lines.append(Line(text, style, points))
                 names[style] = name
     return lines, names
+
+
+# What is drawn over T, by how the sequences are handed over; the rest stands in the tables.
+DRAWN_WAYS: tuple[tuple[str, Style, str], ...] = (
+    ("padded", OWN, PLAIN),
+    ("padded", PEER, TORCH_PLAIN),
+    ("lengths=", OWN, RANDOM),
+    ("packed", OWN, PACKED),
+    ("packed", PEER, TORCH_PACKED),
+)
+
+
+def unequal_lengths(results: Results) -> Group:
+    """Microseconds a step over T, a colour for each way to hand the sequences over."""
+    pictures = []
+    for sweep in sweeps(results.section("lengths")):
+        lines = [
+            Line(label, style, points)
+            for label, style, way in DRAWN_WAYS
+            if (
+                points := [
+                    (float(entry["case"]["seq_len"]), value)
+                    for entry in sweep
+                    if (value := step_microseconds(entry, way)) is not None
+                ]
+            )
+        ]
+        if len(sweep) < LEAST_CELLS or not lines:
+            continue
+        case = case_of(sweep[0])
+        kind = f"{case.dtype}, {case.pass_name}, B={case.batch_size}, H={case.hidden_size}"
+        sides: dict[Style, str] = {OWN: SUBJECT, PEER: TORCH}
+        drawn = {line.style for line in lines}
+        pictures.append(
+            Picture(
+                f"unequal-{case.pass_name}-{case.dtype}-{case.cell}"
+                f"-B{case.batch_size}-H{case.hidden_size}",
+                f"Microseconds a step against sequence length, padded and packed: "
+                f"{case.cell}, {kind}",
+                figures.line_chart(
+                    lines,
+                    "sequence length",
+                    "us a step",
+                    f"{CELL_NAMES[case.cell]}, {kind}",
+                    {style: name for style, name in sides.items() if style in drawn},
+                ),
+            )
+        )
+    text = (
+        "The whole pass over T, the steps of the longest sequence; both sides called eagerly. "
+        "Padded: all sequences are full. By lengths= and packed: their lengths are spread over "
+        "1 to T, so that about half of the padded batch is padding. Lower is faster."
+    )
+    return Group("Sequences of unequal length", text, pictures)
 
 
 def memory(results: Results) -> Group:

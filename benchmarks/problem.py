@@ -179,7 +179,8 @@ class Problem:
     def random(
         cls, case: Case, seed: int, equal_lengths: bool = True, device: str = "cpu"
     ) -> Problem:
-        """Fresh numbers. Unequal lengths are uniform in 1..T, and one of them is T."""
+        """Fresh numbers. Unequal lengths are uniform in 1..T, each in its B-th part of the range so
+        that batches are filled alike, in random order; the longest is T."""
         dtype = DTYPES[case.dtype]
 
         def draw(features: int) -> torch.Tensor:
@@ -194,8 +195,10 @@ class Problem:
             d_output = draw(case.num_directions * case.hidden_size)
             lengths = torch.full((case.batch_size,), case.seq_len, dtype=torch.int64)
             if not equal_lengths:
-                lengths = torch.randint(1, case.seq_len + 1, (case.batch_size,))
-                lengths[int(torch.randint(case.batch_size, ()))] = case.seq_len
+                parts = torch.randperm(case.batch_size)
+                places = (parts + torch.rand(case.batch_size)) / case.batch_size  # in [0, 1)
+                lengths = (places * case.seq_len).long() + 1
+                lengths[parts == case.batch_size - 1] = case.seq_len
         return cls(case, weights, inputs, d_output, lengths)
 
     @cached_property

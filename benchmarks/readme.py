@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import PASSES
-from benchmarks.lengths import PLAIN, VARIANTS
 from benchmarks.metrics import (
     MEBIBYTE,
     describe,
@@ -25,7 +24,7 @@ from benchmarks.metrics import (
 )
 from benchmarks.peers import GRAPH, SUBJECT, TORCH
 from benchmarks.results import Entry, Results, ResultsError
-from benchmarks.table import NONE, failures, tables
+from benchmarks.table import NONE, failures, lengths, tables
 from benchmarks.terminal import Table, Terminal
 from benchmarks.timing import gemm_rate, median_ratio
 
@@ -114,7 +113,7 @@ def speed(results: Results) -> str:
         for pass_name in PASSES:
             cells += _cells(entries.get(pass_name), pass_name, gemm)
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_lengths(results.section("lengths")), *_memory(results.section("memory"))]
+    lines += ["", *_lengths(results), *_memory(results.section("memory"))]
     lines += _import_time(results.section("import"))
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -143,6 +142,7 @@ def speed_on_cuda(results: Results) -> str:
             "",
             *table.markdown(),
             "",
+            *_lengths(results),
         ]
     )
 
@@ -160,26 +160,20 @@ def _cells(entry: Entry | None, pass_name: str, gemm: Mapping[str, Sequence[floa
     ]
 
 
-def _lengths(entries: Sequence[Entry]) -> list[str]:
-    lines = [
-        "What unequal lengths cost, as a multiple of the same batch with all sequences full:",
+def _lengths(results: Results) -> list[str]:
+    entries = results.section("lengths")
+    if not entries:
+        return []
+    table = lengths(entries, results)
+    return [
+        "Sequences of unequal length, over T: what a step of the padded batch takes whose "
+        "sequences are all full; then, as multiples of that, with `lengths=` (full, and random: "
+        "filled says to what share), with the same random lengths packed, and torch.nn's; last, "
+        "how many times as fast as torch.nn, both packed.",
         "",
-        f"| cell | T | B | H | pass | filled | {' | '.join(VARIANTS[1:])} |",
-        f"|---|--:|--:|--:|---|--:|{'--:|' * len(VARIANTS[1:])}",
+        *table.markdown(),
+        "",
     ]
-    for entry in entries:
-        case, samples = entry["case"], entry["samples"]
-        if PLAIN not in samples:
-            continue
-        names = ("cell", "seq_len", "batch_size", "hidden_size", "pass_name")
-        filled = sum(entry["lengths"]) / (case["seq_len"] * case["batch_size"])
-        cells = [str(case[name]) for name in names] + [f"{filled:.0%}"]
-        cells += [
-            f"{median_ratio(samples[name], samples[PLAIN]):.2f}" if name in samples else NONE
-            for name in VARIANTS[1:]
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""] if entries else []
 
 
 def _memory(entries: Sequence[Entry]) -> list[str]:

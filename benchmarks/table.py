@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cases import PASSES
 from benchmarks.concurrency import ONE, TWO
-from benchmarks.lengths import PLAIN, VARIANTS
+from benchmarks.lengths import PACKED, PLAIN, TORCH_PACKED, VARIANTS, filled, sweeps
 from benchmarks.metrics import (
     MEBIBYTE,
     best_own,
@@ -17,6 +17,7 @@ from benchmarks.metrics import (
     geometric_means,
     own_names,
     peer_names,
+    ratio_in_rounds,
     share_of_floor,
     step_microseconds,
     times_as_fast,
@@ -49,7 +50,7 @@ def tables(results: Results) -> list[Table]:
     sections = (
         ("layers", _cuda_layers if results.device == "cuda" else _cpu_layers),
         ("concurrency", _concurrency),
-        ("lengths", _lengths),
+        ("lengths", lengths),
         ("memory", _memory),
         ("accuracy", _accuracy),
         ("import", _import_time),
@@ -166,24 +167,35 @@ def _concurrency(entries: Sequence[Entry], results: Results) -> Table:
     return table
 
 
-def _lengths(entries: Sequence[Entry], results: Results) -> Table:
-    columns = ["us a step", "filled", *VARIANTS[1:]]
-    table = _case_table("Lengths: time as a multiple of the plain batch's", columns)
-    for entry in entries:
-        case, samples = entry["case"], entry["samples"]
-        if PLAIN not in samples:
-            table.add(*_case_cells(case), "failed", *[NONE] * (len(columns) - 1))
-            continue
-        filled = sum(entry["lengths"]) / (case["seq_len"] * case["batch_size"])
-        table.add(
-            *_case_cells(case),
-            _number(step_microseconds(entry, PLAIN), ".2f"),
-            f"{filled:.0%}",
-            *(
-                f"{median_ratio(samples[name], samples[PLAIN]):.2f}" if name in samples else NONE
-                for name in VARIANTS[1:]
-            ),
-        )
+def lengths(entries: Sequence[Entry], results: Results) -> Table:
+    """Every sweep over T, in each way to hand over the sequences that was timed."""
+    ways = [
+        way
+        for way in VARIANTS
+        if way != PLAIN and any(way in entry["samples"] for entry in entries)
+    ]
+    columns = ["us a step", "filled", *ways, f"x {TORCH_PACKED}"]
+    table = _case_table(
+        "Lengths: time as a multiple of the plain batch's, and packed against packed", columns
+    )
+    for sweep in sweeps(entries):
+        if len(sweep) > 1 and table.rows:
+            table.rules.add(len(table.rows) - 1)
+        for entry in sweep:
+            case, samples = entry["case"], entry["samples"]
+            last = len(sweep) > 1 and entry is sweep[-1]
+            if PLAIN not in samples:
+                nothing = [NONE] * (len(columns) - 1)
+                table.add(*_case_cells(case), "failed", *nothing, end_section=last)
+                continue
+            table.add(
+                *_case_cells(case),
+                _number(step_microseconds(entry, PLAIN), ".2f"),
+                f"{filled(entry):.0%}",
+                *(_number(ratio_in_rounds(entry, way, PLAIN), ".2f") for way in ways),
+                _number(ratio_in_rounds(entry, TORCH_PACKED, PACKED), ".2f"),
+                end_section=last,
+            )
     return table
 
 

@@ -91,6 +91,22 @@ def fake_entry(key: str, own: list[float], control: list[float]) -> dict[str, An
     }
 
 
+def lengths_entry(case: Case, **seconds: float) -> dict[str, Any]:
+    """Made up, as of two rounds: seconds by name, with _ for each blank in it."""
+    samples = {name.replace("_", " "): [taken, 2 * taken] for name, taken in seconds.items()}
+    return {
+        "key": f"lengths/{case.key}",
+        "section": "lengths",
+        "unit": "seconds",
+        "case": case.as_dict(),
+        "lengths": [case.seq_len, case.seq_len // 2],
+        "subjects": ["plain", "lengths full", "lengths random", "packed random"],
+        "control": "torch packed random",
+        "failed": {},
+        "samples": samples,
+    }
+
+
 def fake_results(
     path: Path, entries: list[dict[str, Any]], command: str = "cpu", **header: Any
 ) -> Path:

@@ -33,6 +33,7 @@ from benchmarks import (
     compare,
     cpu,
     cpu_cases,
+    lengths,
     memory,
     memory_child,
     metrics,
@@ -52,7 +53,7 @@ TINY_LIMITS = Limits(seconds=0.0, min_rounds=2, max_rounds=2, min_sample=0.0)
 TINY = Preset(
     cases={
         "layers": grid(cases.CELLS, ((4, 2, 3), (5, 1, 2)), ("fp32",)),
-        "lengths": grid(("gru",), ((4, 2, 3),), ("fp32",)),
+        "lengths": grid(("gru",), cases.over_length((4, 6), 2, 3), ("fp32",)),
         "memory": [],
         "accuracy": grid(("lstm",), ((4, 2, 3),), ("fp32", "fp64"), ("training",)),
     },
@@ -324,7 +325,9 @@ def test_a_run_writes_everything_and_prints_a_table(
     assert results.data["settings"]["seed"] == 7
     assert results.data["machine"]["threads"] == torch.get_num_threads()
     assert len(results.section("layers")) == 12
-    assert len(results.section("lengths")) == 2
+    assert len(results.section("lengths")) == 4
+    for entry in results.section("lengths"):
+        assert list(entry["samples"]) == list(lengths.VARIANTS)
     for entry in results.entries:
         assert entry["failed"] == {}
         assert all(len(taken) == TINY_LIMITS.min_rounds for taken in entry["samples"].values())

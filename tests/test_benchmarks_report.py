@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_support import command, fake_results
+from benchmark_support import command, fake_results, lengths_entry
 
 pytest.importorskip("matplotlib", reason="the report draws by matplotlib")
 
@@ -66,6 +66,19 @@ def made_up_cuda(path: Path, shapes: Any = SHAPES, dtypes: Any = ("fp16", "tf32"
         factors = (2.2, 2, 2.2 * theirs, 2 * theirs)
         seconds = {name: factor * scale for name, factor in zip(WAYS, factors, strict=True)}
         entries.append(layer_entry(case, seconds, rng))
+    for case in grid(("lstm",), ((64, 2, 8), (256, 2, 8), (256, 2, 16)), ("fp16",)):
+        step = case.seq_len * 1e-6
+        entries.append(
+            lengths_entry(
+                case,
+                plain=2 * step,
+                lengths_full=2 * step,
+                lengths_random=1.2 * step,
+                packed_random=step,
+                torch_plain=5 * step,
+                torch_packed_random=7 * step,
+            )
+        )
     (memory,) = grid(("lstm",), SHAPES[:1], ("fp16",), ("training",))
     entries.append(
         {
@@ -144,6 +157,7 @@ def test_a_page_of_cuda_results_is_whole_and_alone(tmp_path: Path) -> None:
         "hidden-inference-fp16-lstm",
         "batch-training-tf32-gru",
         "length-inference-fp16-lstm",
+        "unequal-inference-fp16-lstm-B2-H8",
         "memory-peak",
         "memory-kept",
         "accuracy-gru",
@@ -282,6 +296,36 @@ def test_the_limit_is_drawn_where_the_model_reaches(tmp_path: Path) -> None:
         assert value == pytest.approx(microseconds_a_step(case, None))
 
 
+def test_unequal_lengths_are_drawn_over_t(tmp_path: Path) -> None:
+    """Where there are several T; the ways that a results file lacks are left out."""
+    results = Results.load(made_up_cuda(tmp_path / "a.json", SHAPES[:1], ("fp16",)))
+    group = pictures.unequal_lengths(results)
+    assert [picture.name for picture in group.pictures] == [
+        "unequal-inference-fp16-lstm-B2-H8",
+        "unequal-training-fp16-lstm-B2-H8",
+    ]
+    (axes,) = group.pictures[0].figure.axes
+    drawn = {
+        (line.get_color(), line.get_linestyle()): [list(values) for values in line.get_data()]
+        for line in axes.lines
+    }
+    padded, by_lengths, packed = figures.COLOURS[:3]
+    assert drawn == {
+        (colour, style): [[64, 256], pytest.approx([1.5 * level] * 2)]  # rounds of 1 and 2 times
+        for colour, style, level in (
+            (padded, "-", 2),
+            (padded, "--", 5),
+            (by_lengths, "-", 1.2),
+            (packed, "-", 1),
+            (packed, "--", 7),
+        )
+    }
+    for entry in results.section("lengths"):
+        del entry["samples"]["torch plain"], entry["samples"]["torch packed random"]
+    (axes,) = pictures.unequal_lengths(results).pictures[0].figure.axes
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 3
+
+
 def test_errors_are_those_of_the_worst_tensor(tmp_path: Path) -> None:
     results = Results.load(made_up_cuda(tmp_path / "a.json", SHAPES[:1], ("fp16",)))
     entry = results.section("accuracy")[0]
@@ -303,15 +347,16 @@ def test_the_readmes_show_a_gpu_once_it_has_results(
         assert "a made-up GPU, 132 SMs" in text
         assert readme.NO_CUDA_RESULTS not in text
     rows = [row for row in texts[readme.README].splitlines() if row.startswith("| lstm | 256 |")]
-    assert len(rows) == 4
+    assert len(rows) == 4 + 4  # layers, and unequal lengths
     assert rows[0].startswith("| lstm | 256 | 1 | 128 | fp16 | inference | ")
+    assert rows[4].startswith("| lstm | 256 | 2 | 8 | fp16 | inference | 3.00 | 75% | 1.00 | 0.60 ")
 
 
 def test_every_label_fits_into_its_picture(tmp_path: Path) -> None:
     """At the size at which the page shows it, which is that of a telephone."""
     results = Results.load(made_up_cuda(tmp_path / "a.json", SHAPES, ("fp16",)))
     groups = pictures.groups_of(results)
-    assert len(groups) == 8
+    assert len(groups) == 9
     for group in groups:
         for picture in group.pictures:
             figure = picture.figure
