@@ -3,9 +3,9 @@
 ``recurrent_layer`` chooses: the op alone where nothing needs a gradient, an autograd Function
 where something does, the reference under forward-mode differentiation. Eager code does the first
 two in ``csrc/autograd.cpp``; what is read by a compiler or a transform does them here, its Function
-being ``_Layer``. The backward of both Functions is ``birnn_cuda::backward``, or a Function over it, ``_LayerBackward``, where the gradients are
-to be differentiated in turn: its backward differentiates the reference, so that the second
-derivative, and every one after it, is right for each cell.
+being ``_Layer``. The backward of both Functions is ``birnn_cuda::backward``; where the gradients
+are to be differentiated in turn it is a Function over that, ``_LayerBackward``, whose own backward
+differentiates the reference: the second derivative, and every one after it, is right for each cell.
 """
 
 from __future__ import annotations
