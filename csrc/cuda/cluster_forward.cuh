@@ -468,9 +468,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       };
       if (cluster > 1 && k + 1 < steps) {
         MBarrier* const next = &full[(k + 1) & 1];
+        if (lane == 0) mbarrier_arrive(next);  // the warp's h in the own h_next
         Bits128 pieces[kBatchTiles];
         for_each_tile([&](int i, int tile) { pieces[i] = *piece_of(tile); });
-        for (int i = 1 + first_block; i < cluster; i += kLaneBlocks) {
+        const auto push = [&](int i) {
           const int peer = rank + i < cluster ? rank + i : rank + i - cluster;
           const ClusterAddress target = map_rank(h_next, static_cast<uint32_t>(peer));
           const ClusterAddress signal = map_rank(next, static_cast<uint32_t>(peer));
@@ -478,8 +479,17 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
             const int at = (tile * 8 + piece_row) * args.pitch + unit;
             st_async(target + static_cast<uint32_t>(at * sizeof(T)), pieces[own], signal);
           });
+        };
+        if constexpr (kLaneBlocks == 1) {
+          for (int i = 1; i < cluster; ++i) push(i);
+        } else {
+          // Where lanes have different numbers of peers, a loop would part them.
+          BIRNN_UNROLL
+          for (int first = 1; first < kMaxCluster; first += kLaneBlocks) {
+            if (first >= cluster) break;
+            if (first + first_block < cluster) push(first + first_block);
+          }
         }
-        if (lane == 0) mbarrier_arrive(next);  // the warp's h in the own h_next
       }
 
       for_each_tile([&](int, int tile) {
