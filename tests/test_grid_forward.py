@@ -225,8 +225,7 @@ PLACES = (
         "(fragment - kHeld) * 64 + step * 32 + lane",
         {"one_place_for_spare_weights": "step * 32 + lane"},
     ),
-    ("fetch(k + 2, ahead[1]);", {"gates_of_another_step": "fetch(k + 1, ahead[1]);"}),
-    ("ahead[0][e][gate] = ahead[1][e][gate];", {"gates_not_passed_on": ""}),
+    ("fetch(k + 1);", {"gates_of_another_step": "fetch(k + 2);", "gates_not_fetched": ""}),
     (
         "kCell == Cell::kGru && gate == 2 ? 3 : gate",
         {"gru_products_on_the_input_side": "gate"},

@@ -19,7 +19,7 @@ using namespace birnn::device;
 
 // What a step of a pair reads, as arrays in memory keep it: a pair of 16-bit elements takes one
 // register. Where pairs are not aligned words they are put together as they are fetched, which
-// waits for them: an odd hidden size in 16 bits costs the latency of one load a step.
+// waits for them: an odd hidden size costs the latency of loads in each step.
 template <Cell kCell, class T>
 struct BackwardOperands {
   using Bits = typename PairBits<T>::Type;
@@ -74,21 +74,13 @@ struct UnitBackward<Cell::kLstm, Math> {
   }
 };
 
-// A pair at `offset` in array, as one aligned word or as two elements.
-template <class Bits>
-BIRNN_DEVICE void load_pair(const void* array, int64_t offset, bool, Bits& bits) {
-  constexpr int64_t kElementBytes = sizeof(Bits) / 2;
-  bits = *reinterpret_cast<const Bits*>(static_cast<const char*>(array) + offset * kElementBytes);
-}
-template <class T>
-BIRNN_DEVICE void load_pair(const void* array, int64_t offset, bool both, Pair<T>& pair) {
-  pair = load_pair<T>(array, offset, false, both);
-}
-BIRNN_DEVICE uint32_t as_bits(uint32_t bits) { return bits; }
-BIRNN_DEVICE Bits64 as_bits(const Bits64& bits) { return bits; }
-template <class T>
-BIRNN_DEVICE typename PairBits<T>::Type as_bits(const Pair<T>& pair) {
-  return pack(pair);
+// A pair at `offset` in array, as one aligned word or put together from two elements.
+template <class T, bool kPaired, class Bits>
+BIRNN_DEVICE void load_bits(const void* array, int64_t offset, bool both, Bits& bits) {
+  if constexpr (kPaired)
+    bits = *reinterpret_cast<const Bits*>(static_cast<const T*>(array) + offset);
+  else
+    bits = pack(load_pair<T>(array, offset, false, both));
 }
 
 template <Cell kCell, class Precision, int kThreads, int kPairs>
@@ -153,50 +145,47 @@ struct BackwardPairs {
                                   : row * args.output_stride;
     return kCell == Cell::kLstm ? args.dir.reserve : args.dir.output;
   }
-  // Asks for what step k reads. Read: Bits, or Pair<T> to put together after all has been asked
-  // for.
-  template <class Read>
+  // Asks for what step k reads. Each load goes into a register that nobody reads before the next
+  // step: a choice between a loaded value and another one, as of a variable that is set in some
+  // cases only, would wait for the load.
+  template <bool kPaired>
   BIRNN_DEVICE void fetch_as(int k) {
     const BackwardDirection& dir = args.dir;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
       if (k < 0 || k > length[e]) continue;
-      const auto read = [&](const void* array, int64_t offset) {
-        Read pair;
-        load_pair(array, offset + unit_of(e), has_both(e), pair);
-        return pair;
+      const auto read = [&](const void* array, int64_t offset, Bits& bits) {
+        load_bits<T, kPaired>(array, offset + unit_of(e), has_both(e), bits);
       };
-      Read activations[kActivations], before{}, dy{};
+      Operands& to = operands[e];
       if constexpr (kGates > 1) {
         int64_t offset;
         const void* const array = state_before(e, k, offset);
-        if (array) before = read(array, offset);
+        if (array)
+          read(array, offset, to.before);
+        else
+          to.before = Bits{};
       }
-      const bool has_step = k < length[e];
-      if (has_step) {
-        const int64_t row = row_of(e, k);
-        if constexpr (kActivations == 1) {
-          activations[0] = read(dir.output, row * args.output_stride);
-        } else {
-          BIRNN_UNROLL
-          for (int j = 0; j < kActivations; ++j)
-            activations[j] = read(dir.reserve, row * args.reserve_stride + j * args.hidden_size);
-        }
-        if (dir.dy) dy = read(dir.dy, row * args.dy_stride);
+      if (k >= length[e]) continue;
+      const int64_t row = row_of(e, k);
+      if constexpr (kActivations == 1) {
+        read(dir.output, row * args.output_stride, to.activations[0]);
+      } else {
+        BIRNN_UNROLL
+        for (int j = 0; j < kActivations; ++j)
+          read(dir.reserve, row * args.reserve_stride + j * args.hidden_size, to.activations[j]);
       }
-      Operands& to = operands[e];
-      to.before = as_bits(before);
-      if (!has_step) continue;
-      to.dy = as_bits(dy);
-      BIRNN_UNROLL
-      for (int j = 0; j < kActivations; ++j) to.activations[j] = as_bits(activations[j]);
+      if (dir.dy)
+        read(dir.dy, row * args.dy_stride, to.dy);
+      else
+        to.dy = Bits{};
     }
   }
   BIRNN_DEVICE void fetch(int k) {
     if (args.paired)
-      fetch_as<Bits>(k);
+      fetch_as<true>(k);
     else
-      fetch_as<Pair<T>>(k);
+      fetch_as<false>(k);
   }
   // Before the first step undone, of `steps`.
   BIRNN_DEVICE void begin(int steps) {

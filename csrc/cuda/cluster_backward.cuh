@@ -32,11 +32,13 @@
 // the mbarriers' part is taken by a second barrier of the block at the end of a step.
 //
 // Instructions, by the SASS of nvcc 13.0 for sm_90a, LSTM in fp16, 2 row tiles of 8 chunks, one
-// pair a thread: a step is about 830 in the text, counting every branch; no local memory and no
+// pair a thread: a step is about 800 in the text, counting every branch; no local memory and no
 // MEMBAR in it (the only one is that of the cluster barrier at the start). The 32 HMMA stand within
 // 66 instructions, 28 lie between the last one and the first push. Between the barrier and the
-// first HMMA stand the loads of the next step's operands, 230 in the text and about half of it
-// executed: they delay the push.
+// first HMMA stand the loads of the next step's operands, 200 in the text and about half of it
+// executed, none of which waits for a load: they delay the push by their own issue alone. Behind
+// the pushes they would delay nothing, but have only an exchange's time to arrive: for a chip to
+// decide.
 #pragma once
 
 #include "../recurrence.h"

@@ -49,9 +49,9 @@
 //
 // By the machine code for sm_90a (nvcc 13.0; LSTM, fp16, 9 chunks, 8 sequences, aligned, without a
 // split): no local memory, no fence and no invalidation of a cache in the loop, the weights in
-// registers. 265 instructions from the top of a step to the first push, 67 of
-// them before the wait, 36 of them HMMA and 102 after the last HMMA. About 240 follow the first
-// push: the other peers, y, the reserve and the next copies.
+// registers. 269 instructions from the top of a step to the first push, 81 of them before the wait,
+// 36 of them HMMA and 99 after the last HMMA; the last push is 34 further on. About 300 follow: y,
+// the reserve and the next copies.
 #pragma once
 
 #include "../cells.h"

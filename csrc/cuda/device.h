@@ -17,6 +17,7 @@
 //   global       load_relaxed_gpu load_acquire_gpu store_relaxed_gpu store_release_gpu
 //                red_add_release_gpu fence_acq_rel_gpu spin_pause grid_sync
 //   numbers      to_float from_float<T> pack2<T> unpack2<T> to_tf32 float_bits bits_float
+//                element_bits bits_element<T>
 //                tanh_fast exp_fast sigmoid_fast tanh_precise exp_precise
 //   host         launch max_resident_blocks error_message kSuccess Status
 //   emulator     check
@@ -57,6 +58,24 @@ template <class T>
 BIRNN_DEVICE void unpack2(uint32_t pair, T& low, T& high) {
   low = static_cast<T>(pair & 0xffffu);
   high = static_cast<T>(pair >> 16);
+}
+
+// An element in a 32-bit register, and back.
+template <class T>
+BIRNN_DEVICE uint32_t element_bits(T element) {
+  return static_cast<uint32_t>(static_cast<uint16_t>(element));
+}
+template <>
+BIRNN_DEVICE uint32_t element_bits(float element) {
+  return float_bits(element);
+}
+template <class T>
+BIRNN_DEVICE T bits_element(uint32_t bits) {
+  return static_cast<T>(static_cast<uint16_t>(bits));
+}
+template <>
+BIRNN_DEVICE float bits_element(uint32_t bits) {
+  return bits_float(bits);
 }
 
 // A barrier across all blocks of a cooperative launch. `arrivals` is 0 before the launch and

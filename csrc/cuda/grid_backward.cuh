@@ -62,11 +62,11 @@
 // group follows another: epochs go on, and a group ends by awaiting its last sums.
 //
 // Instructions, by the SASS of nvcc 13.0 for sm_90a, LSTM in fp16, 8 row tiles of 2 chunks, one
-// pair a thread: a step is about 1480 in the text, counting every branch, among them both ways to
-// fetch and to store; no local memory, no MEMBAR (the words need none), weights in 128 of 248
-// registers. The 32 HMMA stand within 62 instructions, 32 lie between the last one and the barrier,
-// and 280 in the text between the barrier and the published sums, not all of them executed: the
-// loop over warps, whose number is not a constant, is unrolled in several ways.
+// pair a thread: a step is about 1300 in the text, counting every branch, among them both ways to
+// fetch and to store; no local memory, no MEMBAR (the words need none), weights in 128 of 240
+// registers. The 32 HMMA stand within 40 instructions, 31 lie between the last one and the barrier,
+// and 120 in the text between the barrier and the published sums, more of them executed: the loop
+// over warps is one of them.
 //
 // Groups of sequences follow each other inside the kernel: any batch runs wherever one group does,
 // the weights are loaded once, and a shape that needs this kernel fills the device with one group.
@@ -202,7 +202,6 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   const int left = num_chunks - first_chunk;
   const int own_chunks = left < 0 ? 0 : left < args.warp_chunks ? left : args.warp_chunks;
   const int rest_chunks = kRest && args.warp_chunks > kChunks ? args.warp_chunks - kChunks : 0;
-  const int summed_warps = (num_chunks + args.warp_chunks - 1) / args.warp_chunks;
 
   Smem shared;
   // [2][warp][row tile][lane] of 4 sums
@@ -248,8 +247,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   WordPair* const gates_ring =
       args.gates_ring + (int64_t{direction} * Q + column_team) * 2 * slot_pairs;
   const int source_pairs = NB * half_units;
+  const int team_block = direction * blocks + row_team * Q;
   const auto sums_of = [&](int owner, uint32_t slot) {
-    const int64_t of_block = (int64_t{direction} * blocks + row_team * Q + owner) * 2 + slot;
+    const int64_t of_block = int64_t{team_block + owner} * 2 + slot;
     return args.sums_ring + of_block * Q * source_pairs;
   };
 
@@ -370,7 +370,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
           const int pair = warp * 8 + lane / 4, owner = pair / half_units;
           if (warp < num_tiles && owner < Q) {
             float four[4] = {};
-            for (int w = 0; w < summed_warps; ++w) {
+            for (int w = 0; w * args.warp_chunks < num_chunks; ++w) {
               const Bits128 part = buffer[(w * num_tiles + warp) * 32 + lane];
               four[0] += bits_float(part.x);
               four[1] += bits_float(part.y);
@@ -391,7 +391,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
             sums[e][0] = sums[e][1] = 0.0f;
             const float* const first =
                 reinterpret_cast<const float*>(buffer + pair / 8 * 32 + pair % 8 * 4 + n % 8 / 2);
-            for (int w = 0; w < summed_warps; ++w) {
+            for (int w = 0; w * args.warp_chunks < num_chunks; ++w) {
               const float* const part = first + w * num_tiles * 128;
               sums[e][0] += part[n % 2];
               sums[e][1] += part[2 + n % 2];

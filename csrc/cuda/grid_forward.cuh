@@ -28,7 +28,8 @@
 //      reading of buffer e & 1 at step k and its next writing at step k + 2
 //   3. the threads that own cells add and apply the cell; finished sequences are frozen by select,
 //      and published like the others; then, off the way to the other blocks, y and the reserve are
-//      written and the gates of step k + 2 asked for. The other warps are at step k + 1 by then
+//      written and the gates of step k + 1 asked for, which are needed at its barrier. The other
+//      warps are at step k + 1 by then
 // A block without units leaves at once: nobody waits for it and it reads nothing. Words past the
 // hidden size are always there (kAlways), and so is one more chunk of zeros, which a warp reads for
 // a chunk that another warp has and it has not: no branch stands among the products.
@@ -44,11 +45,11 @@
 // way through L2 (a store, then the load that sees it) is about 1100 clocks, the barrier and the
 // cell 150. So some 1.1 to 1.2 us; estimates until it runs on a chip.
 //
-// What nvcc 13.0 makes of that instance for sm_90a: 227 registers, no local memory, no fence; the
-// step's loop has 475 instructions: 45 up to the first load of words, 8 loads of 16 bytes, 30 to
-// test them, 100 for 32 HMMA and the 16 stores of sums, then from the barrier to the store of the
-// word 136 with 32 loads of sums, and 100 behind it for y, the reserve and the next gates. A poll
-// that has to repeat costs 38.
+// What nvcc 13.0 makes of that instance for sm_90a: 226 registers, no local memory, no fence; the
+// step's loop has 451 instructions: 43 up to the first load of words, 8 loads of 16 bytes, 30 to
+// test them, 93 for 32 HMMA and the 16 stores of sums, then from the barrier to the store of the
+// word 131 with 32 loads of sums, and 94 behind it for y, the reserve and the next gates, which
+// nothing waits for before the next barrier. A poll that has to repeat costs 38.
 #pragma once
 
 #include "../recurrence.h"
@@ -267,13 +268,16 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
       return static_cast<T*>(dir.output) +
              int64_t{row_of(e, k)} * static_cast<int>(dir.output_stride) + unit[e];
     };
-    const auto fetch = [&](int k, T(&to)[kCells][kGates]) {
+    // W_ih x of the next step, each value in a register of its own: the compiler packs values of 16
+    // bits in pairs as soon as it can, and waits for them there.
+    uint32_t ahead[kCells][kGates] = {};
+    const auto fetch = [&](int k) {
       BIRNN_UNROLL
       for (int e = 0; e < kCells; ++e) {
         if (k >= length[e]) continue;
         const T* const from = gates_of(e, k);
         BIRNN_UNROLL
-        for (int gate = 0; gate < kGates; ++gate) to[e][gate] = from[gate * H];
+        for (int gate = 0; gate < kGates; ++gate) ahead[e][gate] = element_bits(from[gate * H]);
       }
     };
     BIRNN_UNROLL
@@ -286,9 +290,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
         c[e] = to_float(static_cast<const T*>(dir.cx)[state_offset(e)]);
     }
     if (steps > 0) publish_state(epoch + 1);
-    T ahead[2][kCells][kGates] = {};  // W_ih x of the next two steps
-    fetch(0, ahead[0]);
-    fetch(1, ahead[1]);
+    fetch(0);
 
     for (int k = 0; k < steps; ++k) {
       ++epoch;
@@ -352,7 +354,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
       BIRNN_UNROLL
       for (int e = 0; e < kCells; ++e) BIRNN_UNROLL
       for (int j = 0; j < kBiasBlocks<kCell>; ++j)
-        gates[e][j] = bias[e][j] + (j < kGates ? to_float(ahead[0][e][j < kGates ? j : 0]) : 0.0f);
+        gates[e][j] = bias[e][j] +
+                      (j < kGates ? to_float(bits_element<T>(ahead[e][j < kGates ? j : 0])) : 0.0f);
       sync_threads();  // the sums; and the block has read this epoch, before it publishes the next
 
       float kept[kCells][kKeptBlocks<kCell>];
@@ -389,10 +392,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
           }
         }
       }
-      BIRNN_UNROLL
-      for (int e = 0; e < kCells; ++e) BIRNN_UNROLL
-      for (int gate = 0; gate < kGates; ++gate) ahead[0][e][gate] = ahead[1][e][gate];
-      fetch(k + 2, ahead[1]);
+      fetch(k + 1);
     }
 
     BIRNN_UNROLL
