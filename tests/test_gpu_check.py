@@ -235,7 +235,7 @@ def test_the_cases_of_a_program_that_fails_are_run_alone(tmp_path: Path) -> None
         "else: sys.exit(int(not names or 'bad' in names))\n"
     )
     program.chmod(0o700)
-    assert gpu_check.run_cases(program, []) == ["cases: bad"]
+    assert gpu_check.failing_cases(program, []) == ["bad"]
 
 
 def test_the_commit_is_found() -> None:
