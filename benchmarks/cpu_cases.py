@@ -46,8 +46,8 @@ PRESETS: Mapping[str, Preset] = {
         cases=sections(
             grid(CELLS, SHAPES, ("fp32",)),
             [
-                *grid(("gru", "lstm"), over_length(SWEPT, 8, 256), ("fp32",)),
                 *grid(("rnn",), ((100, 8, 256),), ("fp32",)),
+                *grid(("gru", "lstm"), over_length(SWEPT, 8, 256), ("fp32",)),
                 *grid(("lstm",), ((100, 32, 512),), ("fp32",)),
             ],
             grid(CELLS, ((200, 64, 512),), ("fp32",), ("training",)),
