@@ -81,6 +81,7 @@ class Progress:
     def append(self, **entry: Any) -> None:
         append(self.record, group=self.group, **entry)
 
+    @pytest.hookimpl(trylast=True)  # of what -m and -k leave
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         entries = read(self.record)
         ended = results(entries)
