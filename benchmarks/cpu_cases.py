@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
         cases=sections(
             grid(CELLS, QUICK_SHAPES, ("fp32",)),
-            grid(("lstm",), over_length((25, 50, 100), 8, 256), ("fp32",)),
+            grid(("lstm",), over_length((50, 100, 200), 8, 256), ("fp32",)),
             grid(("lstm",), ((100, 32, 256),), ("fp32",), ("training",)),
             grid(("lstm",), ACCURACY_SHAPES, ("fp32", "bf16"), ("training",)),
         ),
@@ -46,14 +46,13 @@ PRESETS: Mapping[str, Preset] = {
         cases=sections(
             grid(CELLS, SHAPES, ("fp32",)),
             [
-                *grid(("rnn",), ((100, 8, 256),), ("fp32",)),
-                *grid(("gru", "lstm"), over_length(SWEPT, 8, 256), ("fp32",)),
-                *grid(("lstm",), ((100, 32, 512),), ("fp32",)),
+                *grid(("rnn",), ((100, 8, 256), (100, 32, 512)), ("fp32",)),
+                *grid(("gru", "lstm"), (*over_length(SWEPT, 8, 256), (100, 32, 512)), ("fp32",)),
             ],
             grid(CELLS, ((200, 64, 512),), ("fp32",), ("training",)),
             grid(CELLS, ACCURACY_SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
         ),
-        limits=Limits(seconds=2.0, min_rounds=5, max_rounds=300, min_sample=0.002),
+        limits=Limits(seconds=3.0, min_rounds=5, max_rounds=300, min_sample=0.002),
         memory_pairs=2,
         import_pairs=7,
         accuracy_draws=3,

@@ -56,7 +56,7 @@ class LengthsMeasurement:
             "seed": seed,
             "lengths": unequal.lengths.tolist(),
             "subjects": [PLAIN, FULL, RANDOM, PACKED],
-            "control": TORCH_PLAIN,  # whose work is the same whatever lengths were drawn
+            "control": TORCH_PACKED,
             **contest(
                 entrants,
                 session.preset.limits,

@@ -101,7 +101,7 @@ def lengths_entry(case: Case, **seconds: float) -> dict[str, Any]:
         "case": case.as_dict(),
         "lengths": [case.seq_len, case.seq_len // 2],
         "subjects": ["plain", "lengths full", "lengths random", "packed random"],
-        "control": "torch plain",
+        "control": "torch packed random",
         "failed": {},
         "samples": samples,
     }

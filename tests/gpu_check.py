@@ -266,11 +266,16 @@ def kernel_tests() -> list[Path]:
     return [folder / f"{name}.cu" for name in ("conformance", "litmus", "defects")]
 
 
-def failing_cases(program: Path, mode: Sequence[str]) -> list[str]:
-    """Runs each case of a program alone: one that hangs, or after which the device answers no more,
-    hides those behind it where they share a process. Returns the names of those that fail."""
+def run_cases(program: Path, mode: Sequence[str]) -> list[str]:
+    """Runs a program; where it fails each of its cases alone. Returns the names of those that fail.
+
+    A case that hangs, or after which the device answers no more, hides those behind it.
+    """
+    if run([str(program), *mode], 15) == 0:
+        return []
     names = (output_of([str(program), *mode, "list"]) or "").split()
-    return [name for name in names if run([str(program), *mode, name], 4) != 0]
+    failed = [name for name in names if run([str(program), *mode, name], 4) != 0]
+    return [f"{program.name}: {name}" for name in failed] or [program.name]
 
 
 def part_conformance(out: Path) -> int:
@@ -278,13 +283,12 @@ def part_conformance(out: Path) -> int:
     if programs is None:
         say(f"{NOTE}does not compile")
         return 1
-    modes = {program: ["clean"] if program.name == "defects" else [] for program in programs}
-    failed = [program for program in programs if run([str(program), *modes[program]], 10) != 0]
-    notes = [program.name for program in failed]
-    say(NOTE + (f"failed: {', '.join(notes)}" if failed else "all cases ok"))
-    for i, program in enumerate(failed):
-        notes[i] += f" ({', '.join(failing_cases(program, modes[program])) or 'no case alone'})"
-        say(f"{NOTE}failed: {', '.join(notes)}")
+    failed: list[str] = []
+    for program in programs:
+        failed += run_cases(program, ["clean"] if program.name == "defects" else [])
+        say(NOTE + (f"failed: {', '.join(failed)}" if failed else f"{program.name} is well"))
+    if not failed:
+        say(f"{NOTE}all cases ok")
     return 1 if failed else 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -24,9 +23,8 @@ import pytest
 # In the environment of a pytest: the file of these lines, and the group of tests that is its own.
 RECORD, GROUP = "BIRNN_GPU_PROGRESS", "BIRNN_GPU_GROUP"
 DEVICE_LOST = 88  # exit status of a process whose device answers no more
-SECONDS_OF_A_TEST = 25.0
+SECONDS_OF_A_TEST = 30.0
 HUNG_TESTS_OF_A_FILE = 2  # the rest of a file is left out then
-SECONDS_OF_THE_DEBUGGER = 12.0
 KEPT_LINES = 40  # of what a test says when it fails
 
 
@@ -81,7 +79,6 @@ class Progress:
     def append(self, **entry: Any) -> None:
         append(self.record, group=self.group, **entry)
 
-    @pytest.hookimpl(trylast=True)  # of what -m and -k leave
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         entries = read(self.record)
         ended = results(entries)
@@ -205,27 +202,6 @@ def run_group(
         append(record, **names, outcome=outcome, error=error)
 
 
-def show_where(pid: int) -> None:
-    """Prints which kernels a process runs and at which lines, if there is a debugger to ask."""
-    debugger = shutil.which("cuda-gdb")
-    if debugger is None:
-        return
-    questions = (
-        "info cuda kernels",
-        "info cuda blocks",
-        "info cuda warps",
-        "backtrace",
-        "x/4i $pc",
-    )
-    command = [debugger, "-batch", "-p", str(pid)]
-    for question in questions:
-        command += ["-ex", f"echo \\n{question}\\n", "-ex", question]
-    try:
-        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=SECONDS_OF_THE_DEBUGGER)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        print(f"the debugger: {error}", flush=True)
-
-
 def wait(
     process: subprocess.Popen[bytes],
     group: int,
@@ -238,8 +214,6 @@ def wait(
         now = running(read(record), group)
         late = now is not None and time.time() - now["since"] > seconds_of_a_test
         if late or time.monotonic() > deadline:
-            if late:
-                show_where(process.pid)
             process.kill()
             try:
                 process.wait(10)

@@ -10,11 +10,12 @@ import functools
 import itertools
 from typing import Any
 
-import planted_defects
 import pytest
 import test_stepwise as stepwise
 import torch
 from conftest import relative_error
+from defects import cluster_forward as defects
+from defects import planting, shared
 from test_cluster_backward import CELLS, PRECISIONS, draw_lengths, rounded_to_tf32, to_tf32
 from test_stepwise import KERNELS, NAN, Problem, Run, build, check, exact, integers, is_equal
 from torch import Tensor
@@ -56,11 +57,6 @@ class ClusterRun(Run):
         save_reserve: bool = True,
         in_place: bool = False,
     ) -> None:
-        # NaN past the end of the weights: what is read there spoils what it is multiplied with.
-        weight = problem.weight_hh
-        guarded = torch.full((2 * weight.numel() + 4096,), NAN, dtype=weight.dtype)
-        guarded[: weight.numel()] = weight.flatten()
-        problem.weight_hh = guarded[: weight.numel()].view_as(weight)
 
         class Library:
             stepwise_backward_driver = stepwise.driver().library.stepwise_backward_driver
@@ -201,135 +197,62 @@ def test_clean_under_sanitizers(variant: str) -> None:
 # Defects planted in the text of the kernel: each must be caught by the checks above, under the
 # schedules that look for it.
 
-PLACES = (
-    (
-        "mbarrier_wait<Scope::kCluster>(&full[k & 1], (k - 1) >> 1 & 1);",
-        {
-            "no_wait_for_h": "",
-            "wrong_parity": "mbarrier_wait<Scope::kCluster>(&full[k & 1], k >> 1 & 1);",
-        },
-    ),
-    (
-        "if (thread == 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);",
-        {"never_armed_again": ""},
-    ),
-    (
-        "(args.num_groups - own_groups) * kBlockElements * sizeof(T)",
-        {
-            "too_few_bytes_expected": "(args.num_groups - own_groups) * kBlockElements * 4 - 16",
-            "own_bytes_expected": "args.num_groups * kBlockElements * sizeof(T)",
-        },
-    ),
-    ("if (lane == 0) mbarrier_arrive(next);", {"own_groups_do_not_arrive": ""}),
-    (
-        "mbarrier_init(&full[1], 1 + own_groups * owners);",
-        {"own_groups_not_awaited": "mbarrier_init(&full[1], 1);"},
-    ),
-    ("cluster_sync();", {"no_cluster_barrier_at_the_start": "sync_threads();"}),
-    ("sync_threads();  // the lengths", {"no_barrier_at_the_start": ""}),
-    ("if (cluster == 1) sync_threads();", {"no_barrier_of_one_block": ""}),
-    ("((k + 1) & 1) * h_elements", {"one_buffer_of_h": "(k & 1) * h_elements"}),
-    ("cp_async_wait<kSlots - 1>();", {"gates_not_awaited": "cp_async_wait<kSlots>();"}),
-    ("sync_warp();  // the slot of step k", {"gates_of_other_lanes_not_awaited": ""}),
-    ("fetch(k + kSlots);", {"gates_of_another_step": "fetch(k + kSlots - 1);"}),
-    ("bar_arrive(1 + own_group, args.k_split * 32);", {"no_barrier_of_a_group": ""}),
-    ("bar_sync(1 + own_group, args.k_split * 32);", {"no_barrier_of_a_group": ""}),
-    ("of_part < args.k_split", {"sums_of_two_warps": "of_part < 2"}),
-    (
-        "of_part * kBatchTiles + tile",
-        {"one_place_for_all_sums": "tile", "sums_of_one_tile": "of_part * kBatchTiles"},
-    ),
-    ("sync_warp();  // h of the group", {"h_of_other_lanes_not_awaited": ""}),
-    ("sync_warp();  // what backward needs", {"reserve_of_other_lanes_not_awaited": ""}),
-    ("cluster > 1 && k + 1 < steps", {"push_at_the_last_step": "cluster > 1"}),
-    ("rank + i < cluster ? rank + i : rank + i - cluster", {"push_to_other_ranks": "i"}),
-    (
-        "unit < H && column < H",
-        {"missing_units_not_masked": "column < H", "missing_columns_not_masked": "unit < H"},
-    ),
-    (
-        "exists && i < H ? source[i] : from_float<T>(0.0f)",
-        {"h_of_missing_units_not_zeroed": "exists && i < H ? source[i] : h[row * args.pitch + i]"},
-    ),
-    (
-        "(chunk - register_chunks) * kTiles + m",
-        {"one_chunk_of_shared_weights": "0 * kTiles + m"},
-    ),
-    ("active >> (i * 2 + j) & 1", {"states_of_ended_sequences_go_on": "true"}),
-    (
-        "dir.reverse && k < length ? length - 1 - k : k",
-        {"row_of_the_reverse_direction": "dir.reverse && k < length ? steps - 1 - k : k"},
-    ),
-    (
-        "k < piece_length(tile) ? *piece_of(tile) : Bits128{}",
-        {"padding_is_not_zero": "*piece_of(tile)"},
-    ),
-    ("k < args.seq_len", {"padding_is_not_written": "false"}),
-    (
-        "if (k >= piece_length(tile)) return;",
-        {"reserve_past_the_end": "if (piece_length(tile) < 0) return;"},
-    ),
-    ("row_of(tile, length - 1)", {"hy_of_another_step": "row_of(tile, steps - 1)"}),
-    ("kGates > 1 && first_state && owner", {"initial_state_forgotten": "false"}),
-    (
-        "static_cast<const T*>(dir.hx)[at + i]",
-        {"hy_of_an_empty_sequence": "from_float<T>(0.0f)"},
-    ),
-)
+FILES = {
+    "cluster_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "batch_tile.cuh": (shared.BATCH_TILE, {}),
+    "fragments.cuh": (shared.FRAGMENTS, shared.FRAGMENTS_EXPLAINED),
+    "unit_forward.cuh": (shared.UNIT_FORWARD, {}),
+}
 
 
 @functools.cache
-def defective_driver() -> planted_defects.DefectiveEmulator:
-    return planted_defects.build_defects("cluster_forward", "ieee", PLACES, ("kGru", "kLstm"))
+def defective_kernel() -> planting.DefectiveKernel:
+    return planting.build_defects("cluster_forward", FILES, ("kTanh", "kGru", "kLstm"))
 
 
 def check_defective(
-    emulator: build.Emulator, cell: str, sizes: tuple[int, int], tiling: Any, pattern: str
+    emulator: build.Emulator,
+    cell: str,
+    dtype: torch.dtype,
+    case: tuple[tuple[int, int], Any],
+    pattern: str,
 ) -> None:
-    problem = Problem(
-        cell, torch.float32, (6, sizes[1], sizes[0]), draw_lengths(pattern, 6, sizes[1])
-    )
+    (H, B), tiling = case
+    problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
     run = ClusterRun(emulator, problem, tiling)
     check_run(problem, run)
-    assert run.gates[:, ~problem.inside[..., 0]].isnan().all(), "the reserve past the end"
+    if cell != "tanh":
+        assert run.gates[:, ~problem.inside[..., 0]].isnan().all(), "the reserve past the end"
+    if pattern == "mixed":
+        inference = ClusterRun(emulator, problem, tiling, save_reserve=False)
+        assert is_equal(run.states(), inference.states())
+        given = inference.gates[..., : problem.gates.size(3)]
+        assert is_equal([given], [torch.where(problem.inside, problem.gates, NAN)])
 
 
-DEFECT_CASES = tuple(
-    itertools.product(
-        ("lstm", "gru"),
-        (
-            ((21, 6), (2, 2, 1)),
-            ((5, 10), (1, 2, 1)),
-            ((40, 3), (1, 2, 1)),
-            ((48, 12), (3, 2, 3)),
-            ((96, 2), (6, 2, 1)),
-        ),
-        ("short", "mixed"),
-    )
+SHAPES_OF_DEFECTS = (
+    ((5, 10), (1, 2, 1)),
+    ((21, 6), (2, 2, 1)),
+    ((48, 18), (3, 2, 3)),
+    ((40, 3), (3, 2, 2)),
+    ((40, 3), (1, 2, 1)),
+    ((96, 2), (6, 2, 1)),
+)
+DEFECT_CASES = (
+    *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
+    ("tanh", torch.float16, ((32, 10), (1, 2, 1)), "mixed"),
+    *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
 )
 
 
-@pytest.mark.parametrize("defect", planted_defects.names_of(PLACES))
+@pytest.mark.parametrize("defect", planting.names_in(FILES))
 def test_defect_is_caught(defect: str) -> None:
-    emulator = defective_driver()
-    emulator.plant(defect)
-    for seed, ((order, landing), (cell, (sizes, tiling), pattern)) in enumerate(
-        itertools.product(
-            (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late")),
-            DEFECT_CASES,
-        )
-    ):
-        emulator.configure(order=order, landing=landing, seed=seed)
-        try:
-            check_defective(emulator, cell, sizes, tiling, pattern)
-        except AssertionError:
-            return
-    pytest.fail(f"{defect} was not caught")
+    planting.assert_caught(defective_kernel(), defect, DEFECT_CASES, check_defective)
 
 
 def test_without_a_defect_all_is_well() -> None:
-    emulator = defective_driver()
-    emulator.plant(None)
-    emulator.configure(order="skew", landing="random")
-    for cell, (sizes, tiling), pattern in DEFECT_CASES:
-        check_defective(emulator, cell, sizes, tiling, pattern)
+    planting.assert_well(defective_kernel(), DEFECT_CASES, check_defective)
+
+
+def test_every_mask_barrier_and_buffer_has_a_defect() -> None:
+    assert planting.unplanted_in(FILES) == []

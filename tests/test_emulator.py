@@ -65,7 +65,10 @@ DEFECTS = {
         "plain": r"a store outside every shared array",
         "address": r"AddressSanitizer: use-after-poison",
     },
-    "global_out_of_bounds": {"address": r"AddressSanitizer: heap-buffer-overflow"},
+    "global_out_of_bounds": {
+        "plain": WRONG,
+        "address": r"AddressSanitizer: use-after-poison",
+    },
     "divergent_collective": {"plain": diagnosis("warp diverged: this lane is at sync_warp")},
     "different_lines": {"plain": diagnosis("warp diverged: this lane is at sync_warp")},
     "too_much_shared": {"plain": diagnosis(r"Smem::alloc: \d+ bytes needed, \d+ in the launch")},

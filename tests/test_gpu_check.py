@@ -162,13 +162,8 @@ def test_after(): pass
 
 
 def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    debugger = tmp_path / "bin" / "cuda-gdb"
-    debugger.parent.mkdir()
-    debugger.write_text('#!/bin/sh\necho asked "$@"\n')
-    debugger.chmod(0o700)
-    monkeypatch.setenv("PATH", f"{debugger.parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "test_one.py").write_text(SUITE)
     (tmp_path / "test_two.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "test_three.py").write_text("def test_other(): pass\n")
@@ -204,9 +199,7 @@ def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
     assert errors["test_ends_the_process"] == "ended its process with status 134"
     assert errors["test_kernels[2-grid]"] == "the kernel grid hung before"
     assert "a_module_that_is_not_there" in errors["test_two.py"]
-    printed = capfd.readouterr().out
-    assert "test_kernels[1-block] PASSED" in printed
-    assert printed.count("asked -batch -p") == 1 and "info cuda kernels" in printed
+    assert "test_kernels[1-block] PASSED" in capfd.readouterr().out
 
 
 def test_the_time_of_all_tests_is_kept(tmp_path: Path) -> None:
@@ -235,7 +228,7 @@ def test_the_cases_of_a_program_that_fails_are_run_alone(tmp_path: Path) -> None
         "else: sys.exit(int(not names or 'bad' in names))\n"
     )
     program.chmod(0o700)
-    assert gpu_check.failing_cases(program, []) == ["bad"]
+    assert gpu_check.run_cases(program, []) == ["cases: bad"]
 
 
 def test_the_commit_is_found() -> None:

@@ -12,10 +12,11 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
-import planted_defects
 import pytest
 import test_stepwise as stepwise
 import torch
+from defects import grid_forward as defects
+from defects import planting, shared
 from test_cluster_backward import CELLS, PRECISIONS, draw_lengths, rounded_to_tf32
 from test_cluster_forward import Tf32ForwardProduct
 from test_stepwise import KERNELS, NAN, Problem, Run, build, exact, integers, is_equal
@@ -57,11 +58,6 @@ class GridRun(Run):
         save_reserve: bool = True,
         in_place: bool = False,
     ) -> None:
-        # NaN past the end of the weights: what is read there spoils what it is multiplied with.
-        weight = problem.weight_hh
-        guarded = torch.full((2 * weight.numel() + 4096,), NAN, dtype=weight.dtype)
-        guarded[: weight.numel()] = weight.flatten()
-        problem.weight_hh = guarded[: weight.numel()].view_as(weight)
         waiting: list[Any] = []
 
         def forward(
@@ -178,138 +174,64 @@ def test_clean_under_sanitizers(variant: str) -> None:
 # Defects planted in the text of the kernel: each must be caught by the checks above, under the
 # schedules that look for it.
 
-PLACES = (
-    (
-        "grid_exchange::await(there, source_of(piece), epoch);",
-        {
-            "no_wait_for_the_words": "",
-            "words_of_another_epoch": "grid_exchange::await(there, source_of(piece), epoch - 1);",
-        },
-    ),
-    (
-        "reinterpret_cast<uint64_t*>(ring + int64_t{epoch & 1} * args.slot_pairs)",
-        {"one_slot": "reinterpret_cast<uint64_t*>(ring)"},
-    ),
-    (
-        "slot + words[chunk]",
-        {"one_slot": "slot - int64_t{epoch & 1} * args.slot_pairs + words[chunk]"},
-    ),
-    (
-        "column < H ? grid_exchange::kNever : grid_exchange::kAlways",
-        {
-            "ring_not_cleared": "grid_exchange::kAlways",
-            "missing_units_awaited": "grid_exchange::kNever",
-        },
-    ),
-    (
-        "team * args.num_directions + direction",
-        {"directions_share_a_ring": "team", "teams_share_a_ring": "direction"},
-    ),
-    ("sync_threads();  // the lengths of the group before", {"no_barrier_between_groups": ""}),
-    ("sync_threads();  // the lengths, at first", {"no_barrier_after_the_lengths": ""}),
-    ("sync_threads();  // the sums", {"no_barrier_after_the_sums": ""}),
-    ("(epoch & 1) * (kWarps * kSourceFloats)", {"one_buffer_of_sums": "0"}),
-    ("own_chunks == 0 && i < kSourceFloats", {"sums_of_idle_warps_not_zeroed": "false"}),
-    ("if (thread == 0) *mask = kTf32Mask;", {"no_mask": ""}),
-    (
-        "if (k + 1 < steps) publish_state(epoch + 1);",
-        {"published_after_the_last_step": "publish_state(epoch + 1);"},
-    ),
-    (
-        "if (steps > 0) publish_state(epoch + 1);",
-        {"epochs_start_again": "epoch = 0; if (steps > 0) publish_state(epoch + 1);"},
-    ),
-    ("group += args.teams", {"one_group_of_a_team": "group += args.num_groups"}),
-    ("unit < H && column < H", {"missing_columns_not_masked": "unit < H"}),
-    (
-        "(fragment - kHeld) * 64 + step * 32 + lane",
-        {"one_place_for_spare_weights": "step * 32 + lane"},
-    ),
-    ("fetch(k + 1);", {"gates_of_another_step": "fetch(k + 2);", "gates_not_fetched": ""}),
-    (
-        "kCell == Cell::kGru && gate == 2 ? 3 : gate",
-        {"gru_products_on_the_input_side": "gate"},
-    ),
-    ("!ended", {"ended_sequences_go_on": "true"}),
-    (
-        "dir.reverse && k < length[e] ? length[e] - 1 - k : k",
-        {"row_of_the_reverse_direction": "dir.reverse && k < length[e] ? steps - 1 - k : k"},
-    ),
-    ("active ? h[e] : from_float<T>(0.0f)", {"padding_is_not_zero": "h[e]"}),
-    ("k < args.seq_len", {"padding_is_not_written": "false"}),
-    ("active && args.save_reserve", {"reserve_past_the_end": "args.save_reserve"}),
-    (
-        "if (dir.hx) h[e] = static_cast<const T*>(dir.hx)[state_offset(e)];",
-        {"initial_state_forgotten": ""},
-    ),
-)
-
-IN_EXCHANGE = (
-    (
-        "first >= epoch && second >= epoch",
-        {"first_word_unchecked": "second >= epoch", "second_word_unchecked": "first >= epoch"},
-    ),
-    (
-        "if (i < count) all_there = is_there(pairs[i]) && all_there;",
-        {"last_pair_decides": "all_there = is_there(pairs[i]);"},
-    ),
-)
+FILES = {
+    "grid_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "grid_exchange.cuh": (shared.GRID_EXCHANGE, shared.GRID_EXCHANGE_EXPLAINED),
+    "batch_tile.cuh": (shared.BATCH_TILE, {}),
+    "unit_forward.cuh": (shared.UNIT_FORWARD, {}),
+}
 
 
 @functools.cache
-def defective_driver() -> planted_defects.DefectiveEmulator:
-    return planted_defects.build_defects(
-        "grid_forward", "ieee", PLACES, ("kGru", "kLstm"), {"grid_exchange.cuh": IN_EXCHANGE}
-    )
+def defective_kernel() -> planting.DefectiveKernel:
+    return planting.build_defects("grid_forward", FILES)
 
 
 def check_defective(
-    emulator: build.Emulator, cell: str, sizes: tuple[int, int], tiling: Any, pattern: str
+    emulator: build.Emulator,
+    cell: str,
+    dtype: torch.dtype,
+    case: tuple[tuple[int, int], Any, str],
 ) -> None:
-    H, B = sizes
+    (H, B), tiling, pattern = case
     lengths = draw_lengths(pattern, 6, B)
     if pattern == "empty":  # the first group
         lengths = [0 if b < 16 else 6 - b % 3 for b in range(B)]
-    problem = Problem(cell, torch.float32, (6, B, H), lengths)
+    problem = Problem(cell, dtype, (6, B, H), lengths)
     run = GridRun(emulator, problem, tiling)
     check(problem, run)
     assert run.gates[:, ~problem.inside[..., 0]].isnan().all(), "the reserve past the end"
+    if pattern == "mixed":
+        inference = GridRun(emulator, problem, tiling, save_reserve=False)
+        assert is_equal(run.written()[:3], inference.written()[:3])
+        given = inference.gates[..., : problem.gates.size(3)]
+        assert is_equal([given], [torch.where(problem.inside, problem.gates, NAN)])
 
 
-# Warps without columns; weights in shared memory; groups in turn; side by side.
-DEFECT_CASES = tuple(
-    itertools.product(
-        ("lstm", "gru"),
-        (
-            ((9, 3), (4, 2, 1), "short"),
-            ((40, 2), (4, 2, 1), "mixed"),
-            ((20, 18), (2, 2, 1), "mixed"),
-            ((6, 34), (2, 2, 2), "short"),
-            ((6, 34), (2, 2, 1), "empty"),
-        ),
-    )
+# Warps without columns, blocks without units; weights in shared memory; groups in turn; side by
+# side.
+SHAPES_OF_DEFECTS = (
+    ((9, 18), (4, 2, 1), "short"),
+    ((5, 3), (4, 2, 1), "mixed"),
+    ((40, 2), (4, 2, 1), "mixed"),
+    ((20, 18), (2, 2, 1), "mixed"),
+    ((6, 34), (2, 2, 2), "short"),
+    ((6, 34), (2, 2, 1), "empty"),
+)
+DEFECT_CASES = (
+    *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS),
+    *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:3]),
 )
 
 
-@pytest.mark.parametrize("defect", planted_defects.names_of([*PLACES, *IN_EXCHANGE]))
+@pytest.mark.parametrize("defect", planting.names_in(FILES))
 def test_defect_is_caught(defect: str) -> None:
-    emulator = defective_driver()
-    emulator.plant(defect)
-    schedules = (("shuffle", "random"), ("skew", "random"), ("reverse", "eager"), ("skew", "eager"))
-    for seed, ((order, landing), (cell, (sizes, tiling, pattern))) in enumerate(
-        itertools.product(schedules, DEFECT_CASES)
-    ):
-        emulator.configure(order=order, landing=landing, seed=seed)
-        try:
-            check_defective(emulator, cell, sizes, tiling, pattern)
-        except AssertionError:
-            return
-    pytest.fail(f"{defect} was not caught")
+    planting.assert_caught(defective_kernel(), defect, DEFECT_CASES, check_defective)
 
 
 def test_without_a_defect_all_is_well() -> None:
-    emulator = defective_driver()
-    emulator.plant(None)
-    emulator.configure(order="skew", landing="random")
-    for cell, (sizes, tiling, pattern) in DEFECT_CASES:
-        check_defective(emulator, cell, sizes, tiling, pattern)
+    planting.assert_well(defective_kernel(), DEFECT_CASES, check_defective)
+
+
+def test_every_mask_barrier_and_buffer_has_a_defect() -> None:
+    assert planting.unplanted_in(FILES) == []

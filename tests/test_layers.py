@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import birnn_cuda
-from birnn_cuda import recurrent
+from birnn_cuda import layers
 
 # T, B, I, H and the options of a layer: the shapes that break kernels.
 CONFIGURATIONS = [
@@ -583,13 +583,13 @@ def test_precision_follows_torchs_switch(monkeypatch, dtype, setting, expected):
     with FakeTensorMode():
         on_cuda = torch.empty(1, dtype=dtype, device="cuda")
         on_cpu = torch.empty(1, dtype=dtype)
-    assert recurrent._fp32_precision(on_cuda) == expected
-    assert recurrent._fp32_precision(on_cpu) == "ieee"
+    assert layers._fp32_precision(on_cuda) == expected
+    assert layers._fp32_precision(on_cpu) == "ieee"
 
 
 def test_precision_default_is_tf32():
     with FakeTensorMode():
-        assert recurrent._fp32_precision(torch.empty(1, device="cuda")) == "tf32"
+        assert layers._fp32_precision(torch.empty(1, device="cuda")) == "tf32"
 
 
 @pytest.mark.parametrize("with_lengths", [False, True])

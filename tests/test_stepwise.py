@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOLERANCE, relative_error
+from guard_zones import GuardZones
 from torch import Tensor
 
 from birnn_cuda import reference
@@ -113,6 +114,12 @@ class Problem:
         self.dhy = draw(2, B, S).to(self.carried)
         self.dcy = draw(2, B, H).to(self.carried)
         self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
+        # What kernels read as it stands here.
+        self.zones = GuardZones()
+        for name in ("lengths", "weight_hh", "weight_hr", "bias", "hx", "cx"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, self.zones.copy(tensor))
 
     def results(self, recurrence: Any) -> dict[str, Tensor]:
         """Values and gradients, in fp64, of a recurrence in differentiable torch:
@@ -375,17 +382,18 @@ class Run:
         save_reserve: bool = True,
         in_place: bool = False,
     ) -> None:
-        self.library, self.problem = emulator.library, problem
+        self.library, self.last_error, self.problem = emulator.library, emulator.last_error, problem
         T, B, H, S = problem.seq_len, problem.batch_size, problem.hidden_size, problem.state_size
-        G, like = NUM_GATES[problem.cell], problem.gates
-        self.output = like.new_full((T, B, 2 * S), NAN)
-        self.hy = like.new_full((2, B, S), NAN)
-        self.cy = like.new_full((2, B, H), NAN, dtype=problem.carried)
+        G, dtype = NUM_GATES[problem.cell], problem.dtype
+        self.zones = zones = GuardZones()
+        self.output = zones.full((T, B, 2 * S), NAN, dtype)
+        self.hy = zones.full((2, B, S), NAN, dtype)
+        self.cy = zones.full((2, B, H), NAN, problem.carried)
         self.width = max(G, RESERVE_BLOCKS[problem.cell]) * H
-        self.gates = like.new_full((2, T, B, self.width), NAN)
+        self.gates = zones.full((2, T, B, self.width), NAN, dtype)
         self.gates[..., : G * H] = torch.where(problem.inside, problem.gates, NAN)
         if in_place:
-            self.output = torch.cat(list(self.gates), 2)
+            self.output.copy_(torch.cat(list(self.gates), 2))
         for d in range(2):
             gates = self.output[..., d * S :] if in_place else self.gates[d]
             status = self.library.stepwise_forward_driver(
@@ -407,7 +415,12 @@ class Run:
                 integers(2 * S if in_place else self.width, 2 * S),
                 None,
             )
-            assert status == 0, emulator.last_error()
+            assert status == 0, f"status {status}: {emulator.last_error()}"
+        self.check_zones()
+
+    def check_zones(self) -> None:
+        self.zones.check()
+        self.problem.zones.check()
 
     @staticmethod
     def of(tensor: Tensor | None, d: int) -> Tensor | None:
@@ -421,13 +434,15 @@ class Run:
         """What backward writes, by name; dweight_hh and dweight_hr follow from it."""
         problem = self.problem
         T, B, H, S = problem.seq_len, problem.batch_size, problem.hidden_size, problem.state_size
-        blocks, like = DGATES_BLOCKS[problem.cell], problem.gates
-        self.dgates = like.new_full((2, T, B, blocks * H), NAN)
-        self.first_dgates = like.new_full((2, B, blocks * H), NAN)
-        self.dproj = like.new_full((2, T, B, S), NAN) if problem.proj_size else None
-        self.dhx, self.dcx = problem.dhy.clone(), problem.dcy.clone()
-        dy = torch.where(problem.inside, problem.dy, NAN)
-        dc = None if problem.dc is None else torch.where(problem.inside, problem.dc, NAN)
+        blocks, zones, dtype = DGATES_BLOCKS[problem.cell], self.zones, problem.dtype
+        self.dgates = zones.full((2, T, B, blocks * H), NAN, dtype)
+        self.first_dgates = zones.full((2, B, blocks * H), NAN, dtype)
+        self.dproj = zones.full((2, T, B, S), NAN, dtype) if problem.proj_size else None
+        self.dhx, self.dcx = zones.copy(problem.dhy), zones.copy(problem.dcy)
+        dy = zones.copy(torch.where(problem.inside, problem.dy, NAN))
+        dc = problem.dc
+        if dc is not None:
+            dc = zones.copy(torch.where(problem.inside, dc, NAN))
         reserve = self.gates if RESERVE_BLOCKS[problem.cell] else None
         kept = [self.gates.clone(), self.output.clone(), dy.clone()]
         for d in range(2):
@@ -453,8 +468,9 @@ class Run:
                 integers(2 * S, self.width, 2 * S, 2 * H, blocks * H),
                 None,
             )
-            assert status == 0
+            assert status == 0, f"status {status}: {self.last_error()}"
         assert is_equal(kept, [self.gates, self.output, dy]), "backward wrote to what it reads"
+        self.check_zones()
         written = {"dgates": self.dgates, "dhx": self.dhx, "first_dgates": self.first_dgates}
         if problem.cell == "lstm":
             written["dcx"] = self.dcx

@@ -26,7 +26,7 @@ struct Instance {
 // split over warps and over pieces.
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
 constexpr int kThreads = 64;
-constexpr Instance kInstances[] = {{4, 2, 5, 5, 1, 2, 4}};
+constexpr Instance kInstances[] = {{4, 4, 9, 9, 2, 2, 4}};
 #elif defined(BIRNN_FULL_WIDTH)  // for the sanitizers
 constexpr int kThreads = 256;
 constexpr Instance kInstances[] = {{4, 2, 3, 3, 1, 1, 2}, {4, 1, 2, 2, 1, 2, 1}};

@@ -198,7 +198,15 @@ class Emulator:
         return self.library.birnn_emulator_last_error().decode()
 
 
-def run(executable, *arguments, order="shuffle", landing="random", seed=1, approximate=False):
+def run(
+    executable,
+    *arguments,
+    order="shuffle",
+    landing="random",
+    seed=1,
+    approximate=False,
+    planted_defect=0,
+):
     """Runs a program under one schedule; the completed process, its two outputs in stdout."""
     environment = dict(os.environ, **SANITIZER_OPTIONS)
     environment.update(
@@ -206,6 +214,7 @@ def run(executable, *arguments, order="shuffle", landing="random", seed=1, appro
         EMULATOR_LANDING=landing,
         EMULATOR_SEED=str(seed),
         EMULATOR_APPROXIMATE="1" if approximate else "0",
+        PLANTED_DEFECT=str(planted_defect),
     )
     return subprocess.run(
         [str(executable), *map(str, arguments)],

@@ -27,7 +27,8 @@ extern "C" int cluster_backward_driver(const int64_t* sizes, int reverse, const 
   const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
   const cuda::ClusterBackwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1])};
   const GemmCompute compute = tiling[2] ? GemmCompute::kTf32 : GemmCompute::kIeee;
-  const test::WorkspaceMemory workspace(cuda::cluster_backward_workspace(shape, given));
-  return cuda::cluster_backward(shape, lengths, direction, pointers[test::kFirstDgates], compute,
-                                given, workspace.data, nullptr);
+  return test::with_workspace(cuda::cluster_backward_workspace(shape, given), [&](void* workspace) {
+    return cuda::cluster_backward(shape, lengths, direction, pointers[test::kFirstDgates], compute,
+                                  given, workspace, nullptr);
+  });
 }

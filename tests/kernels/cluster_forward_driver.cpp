@@ -28,7 +28,8 @@ extern "C" int cluster_forward_driver(const int64_t* sizes, int reverse, int sav
   const cuda::ClusterForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                          static_cast<int>(tiling[2])};
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
-  const test::WorkspaceMemory workspace(cuda::cluster_forward_workspace(shape, given));
-  return cuda::cluster_forward(shape, lengths, direction, save_reserve != 0, compute, given,
-                               workspace.data, nullptr);
+  return test::with_workspace(cuda::cluster_forward_workspace(shape, given), [&](void* workspace) {
+    return cuda::cluster_forward(shape, lengths, direction, save_reserve != 0, compute, given,
+                                 workspace, nullptr);
+  });
 }

@@ -3,23 +3,22 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <new>
 
+#include "guard_zones.h"
 #include "recurrence.h"
 
 namespace birnn::test {
 
-// A workspace of exactly the bytes asked for, every byte 0xff: NaN in the float formats.
-struct WorkspaceMemory {
-  explicit WorkspaceMemory(int64_t bytes) : data(operator new(bytes, std::align_val_t(256))) {
-    std::memset(data, 0xff, bytes);
-  }
-  ~WorkspaceMemory() { operator delete(data, std::align_val_t(256)); }
-  WorkspaceMemory(const WorkspaceMemory&) = delete;
-  WorkspaceMemory& operator=(const WorkspaceMemory&) = delete;
-  void* data;
-};
+// Of a driver, instead of what the call returned: kernels wrote past an end of the workspace.
+constexpr int kWorkspaceOverrun = 78;
+
+// Calls run(workspace) with the bytes asked for, all 0xff: NaN in the float formats.
+template <class Run>
+int with_workspace(int64_t bytes, const Run& run) {
+  const GuardedMemory workspace(static_cast<size_t>(bytes));
+  const int status = run(workspace.data());
+  return workspace.is_intact() ? status : kWorkspaceOverrun;
+}
 
 // sizes: cell, element, T, B, H, P.
 inline RecurrenceShape shape_of(const int64_t* sizes) {

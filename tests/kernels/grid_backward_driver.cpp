@@ -44,10 +44,11 @@ extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, in
   }
   const cuda::GridBackwardTiling given = tiling_of(tiling);
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
-  const test::WorkspaceMemory workspace(
-      cuda::grid_backward_workspace(shape, given, num_directions));
-  return cuda::grid_backward(shape, lengths, directions, first_dgates, num_directions, compute,
-                             given, workspace.data, nullptr);
+  return test::with_workspace(
+      cuda::grid_backward_workspace(shape, given, num_directions), [&](void* workspace) {
+        return cuda::grid_backward(shape, lengths, directions, first_dgates, num_directions,
+                                   compute, given, workspace, nullptr);
+      });
 }
 
 // How a shape is divided: instance, row teams, column teams, units, row tiles, chunks of a warp.

@@ -33,7 +33,9 @@ extern "C" int grid_forward_driver(const int64_t* sizes, int num_directions, int
   const cuda::GridForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                       static_cast<int>(tiling[2])};
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
-  const test::WorkspaceMemory workspace(cuda::grid_forward_workspace(shape, given, num_directions));
-  return cuda::grid_forward(shape, lengths, directions, num_directions, save_reserve != 0, compute,
-                            given, workspace.data, nullptr);
+  return test::with_workspace(
+      cuda::grid_forward_workspace(shape, given, num_directions), [&](void* workspace) {
+        return cuda::grid_forward(shape, lengths, directions, num_directions, save_reserve != 0,
+                                  compute, given, workspace, nullptr);
+      });
 }

@@ -13,7 +13,6 @@ namespace {
 
 using namespace birnn;
 using test::shape_of;
-using test::WorkspaceMemory;
 
 // The handle is a count of calls left before one that fails, or null.
 constexpr int kGemmError = 77;
@@ -34,9 +33,10 @@ extern "C" int stepwise_forward_driver(const int64_t* sizes, int reverse, int sa
   const RecurrenceShape shape = shape_of(sizes);
   const ForwardDirection direction = test::forward_direction(reverse != 0, pointers, strides);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
-  const WorkspaceMemory workspace(cuda::stepwise_forward_workspace(shape));
-  return cuda::stepwise_forward(shape, lengths, direction, save_reserve != 0, gemm, workspace.data,
-                                nullptr);
+  return test::with_workspace(cuda::stepwise_forward_workspace(shape), [&](void* workspace) {
+    return cuda::stepwise_forward(shape, lengths, direction, save_reserve != 0, gemm, workspace,
+                                  nullptr);
+  });
 }
 
 extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const int64_t* lengths,
@@ -45,7 +45,8 @@ extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const
   const RecurrenceShape shape = shape_of(sizes);
   const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
-  const WorkspaceMemory workspace(cuda::stepwise_backward_workspace(shape));
-  return cuda::stepwise_backward(shape, lengths, direction, pointers[test::kFirstDgates], gemm,
-                                 workspace.data, nullptr);
+  return test::with_workspace(cuda::stepwise_backward_workspace(shape), [&](void* workspace) {
+    return cuda::stepwise_backward(shape, lengths, direction, pointers[test::kFirstDgates], gemm,
+                                   workspace, nullptr);
+  });
 }

@@ -14,17 +14,21 @@
 #include <vector>
 
 #include "device.h"
+#if !defined(__CUDACC__)
+#include "guard_zones.h"
+#endif
 
 namespace birnn::test {
 
 using device::LaunchConfig;
 using device::Status;
 
+inline int num_failures = 0;
+
 // An array that the host reads and writes here and kernels at data(). On a GPU these are two, in
 // ordinary memory, and `run` copies all of them before and after: so nothing here depends on
-// managed memory, whose pages would move while a kernel runs. On the emulator one heap block of
-// exactly this size, so that AddressSanitizer sees both ends. Every byte starts as 0xff: NaN in the
-// float formats.
+// managed memory, whose pages would move while a kernel runs. On the emulator they are one, and
+// writes past its ends are failures. Every byte starts as 0xff: NaN in the float formats.
 #if defined(__CUDACC__)
 struct Mirrored {
   Mirrored(void* host_bytes, size_t count) : host(host_bytes), bytes(count) {
@@ -57,47 +61,57 @@ struct Mirrored {
   size_t bytes;
   void* device = nullptr;
 };
+
+class HostMemory {
+ public:
+  explicit HostMemory(size_t bytes) : data_(std::malloc(bytes)), mirrored_(data_, bytes) {
+    std::memset(data_, 0xff, bytes);
+  }
+  ~HostMemory() { std::free(data_); }
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+  void* data() const { return data_; }
+  void* kernels_data() const { return mirrored_.device; }
+  bool is_intact() const { return true; }
+
+ private:
+  void* data_;
+  Mirrored mirrored_;
+};
+using BufferMemory = HostMemory;
+#else
+using BufferMemory = GuardedMemory;
 #endif
 
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(size_t count)
-      : host_(static_cast<T*>(std::malloc(count * sizeof(T)))),
-        count_(count)
-#if defined(__CUDACC__)
-        ,
-        mirrored_(host_, count * sizeof(T))
-#endif
-  {
-    std::memset(static_cast<void*>(host_), 0xff, count * sizeof(T));
-  }
+  explicit Buffer(size_t count) : count_(count), memory_(count * sizeof(T)) {}
   Buffer(size_t count, T value) : Buffer(count) {
-    for (size_t i = 0; i < count; ++i) host_[i] = value;
+    for (size_t i = 0; i < count; ++i) (*this)[i] = value;
   }
-  ~Buffer() { std::free(host_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (memory_.is_intact()) return;
+    ++num_failures;
+    std::printf("FAILED: a write past the end of a buffer of %zu bytes\n", count_ * sizeof(T));
+  }
 
-  T& operator[](size_t i) { return host_[i]; }
-  const T& operator[](size_t i) const { return host_[i]; }
+  T& operator[](size_t i) { return static_cast<T*>(memory_.data())[i]; }
+  const T& operator[](size_t i) const { return static_cast<const T*>(memory_.data())[i]; }
   // Where kernels find it.
+  T* data() {
 #if defined(__CUDACC__)
-  T* data() { return static_cast<T*>(mirrored_.device); }
+    return static_cast<T*>(memory_.kernels_data());
 #else
-  T* data() { return host_; }
+    return static_cast<T*>(memory_.data());
 #endif
+  }
   size_t size() const { return count_; }
 
  private:
-  T* host_;
   size_t count_;
-#if defined(__CUDACC__)
-  Mirrored mirrored_;
-#endif
+  BufferMemory memory_;
 };
-
-inline int num_failures = 0;
 
 inline void expect(bool condition, const std::string& what) {
   if (condition) return;

@@ -1,0 +1,244 @@
+"""Defects planted in the text of a kernel, all in one build, of which one at a time is at work."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_stepwise import KERNELS, ROOT, build
+
+CUDA = ROOT / "csrc" / "cuda"
+
+# What the text says, and by the names of defects what it says instead. A statement (its code ends
+# with a semicolon; a comment may follow) or an expression; a defect may change several places.
+# Where that is not unique, text around <| and |> makes it so. Defects whose names begin with
+# "access_" read what is not there, and use nothing of it: only AddressSanitizer sees them.
+Places = Sequence[tuple[str, dict[str, str]]]
+
+
+# By the name of a file: its places, and explanations of why there are no others (see `unplanted`).
+Files = Mapping[str, tuple[Places, Mapping[str, str]]]
+
+
+def names_in(files: Files) -> list[str]:
+    return list(
+        dict.fromkeys(name for places, _ in files.values() for _, by in places for name in by)
+    )
+
+
+def parts_of(where: str) -> tuple[str, str, str]:
+    """What is replaced, between what stands before and after it."""
+    if "<|" not in where:
+        return "", where, ""
+    before, _, rest = where.partition("<|")
+    old, _, after = rest.partition("|>")
+    return before, old, after
+
+
+def plant(text: str, places: Places, numbers: Mapping[str, int]) -> str:
+    edits = []
+    for where, changes in places:
+        before, old, after = parts_of(where)
+        found = before + old + after
+        assert text.count(found) == 1, f"{found!r} stands {text.count(found)} times in the kernel"
+        code, mark, comment = old.partition("  //")
+        if code.endswith(";"):
+            branches = [
+                f"if (planted_defect == {numbers[name]}) {{ {new} }} else "
+                for name, new in changes.items()
+            ]
+            new_text = f"{''.join(branches)}{{ {code} }}{mark}{comment}"
+        else:
+            choices = [
+                f"planted_defect == {numbers[name]} ? ({new}) : " for name, new in changes.items()
+            ]
+            new_text = f"({''.join(choices)}({old}))"
+        start = text.index(found) + len(before)
+        edits.append((start, start + len(old), new_text))
+    for start, end, new_text in sorted(edits, reverse=True):
+        text = text[:start] + new_text + text[end:]
+    return text
+
+
+# ---------------------------------------------------------------------------------------------
+# What defects must be planted in: barriers, waits, shared memory, and conditions.
+
+SITE = re.compile(
+    r"\b\w*sync\w*(?:<[^>]*>)?\(|\bbar_arrive\(|\bmbarrier_\w+(?:<[^>]*>)?\(|\balloc<"
+    r"|\bif \((?!constexpr)| (?:[<>]|[<>!=]=) | && | & 1\b"
+)
+# Not executed with the kernel, or what the compiler decides.
+NO_SITE = re.compile(r"^\s*(#|//|template\b|static_assert\b|for \(|if constexpr\b|constexpr\b)")
+
+
+def unplanted(text: str, places: Places, explained: Mapping[str, str]) -> list[str]:
+    """The lines of a kernel that hold such a site, but neither a defect nor an explanation: text of
+    which such lines are a part, and why there is no defect."""
+    covered = set()
+    for where in (*(where for where, _ in places), *explained):
+        before, old, after = parts_of(where)
+        found = before + old + after
+        assert found in text, f"{found!r} does not stand in the kernel"
+        for match in re.finditer(re.escape(found), text):
+            first = text.count("\n", 0, match.start() + len(before))
+            last = text.count("\n", 0, match.end() - len(after))
+            covered.update(range(first, last + 1))
+    return [
+        f"{number + 1}: {line.strip()}"
+        for number, line in enumerate(text.split("\n"))
+        if number not in covered
+        and not NO_SITE.match(line)
+        and SITE.search(line.partition("//")[0])
+    ]
+
+
+def unplanted_in(files: Files) -> list[str]:
+    return [
+        f"{name}:{line}"
+        for name, (places, explained) in files.items()
+        for line in unplanted((CUDA / name).read_text(), places, explained)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------
+# Builds.
+
+
+class DefectiveKernel(build.Emulator):
+    """A driver over a kernel with defects, and the program of the same kernel under
+    AddressSanitizer."""
+
+    def __init__(self, folder: Path, kernel: str, numbers: Mapping[str, int]) -> None:
+        driver = folder / f"{kernel}_driver.cpp"
+        super().__init__(build.shared_library(driver, defines=["BIRNN_ONE_INSTANCE"]))
+        self.program_source = folder / f"{kernel}_program.cpp"
+        self.numbers = numbers
+
+    def plant(self, name: str | None) -> None:
+        """Puts the defect of this name to work, or none."""
+        number = self.numbers[name] if name else 0
+        ctypes.c_int.in_dll(self.library, "birnn_planted_defect").value = number
+
+    def run_program(self, name: str | None) -> str:
+        """What the sanitizer reports of the program with this defect, or none; empty: nothing."""
+        program = build.program(self.program_source, "address", ["BIRNN_ONE_CELL=Cell::kLstm"])
+        number = self.numbers[name] if name else 0
+        result = build.run(program, order="skew", planted_defect=number)
+        return "" if result.returncode == 0 else result.stdout
+
+
+def build_defects(
+    kernel: str,
+    files: Files,
+    cells: Sequence[str] = ("kGru", "kLstm"),
+    precisions: Sequence[str] = ("ieee", "fp16"),
+) -> DefectiveKernel:
+    """The driver of `kernel` over copies of its text and of headers that it includes, with defects
+    by the names of the files; in one instance and a few cells, as Cell names them, and precisions
+    alone, to build fast."""
+    folder = build.CACHE / "defects" / kernel
+    (folder / "instances").mkdir(parents=True, exist_ok=True)
+    numbers = {name: number for number, name in enumerate(names_in(files), 1)}
+
+    def copy(source: Path, text: str | None = None) -> None:
+        target = folder / source.relative_to(CUDA if source.is_relative_to(CUDA) else KERNELS)
+        text = source.read_text() if text is None else text
+        if not target.exists() or target.read_text() != text:
+            target.write_text(text)
+
+    (folder / "planted_defect.h").write_text(
+        "#pragma once\n#include <cstdlib>\n"
+        "inline int given_defect() {\n"
+        '  const char* const number = std::getenv("PLANTED_DEFECT");\n'
+        "  return number ? std::atoi(number) : 0;\n}\n"
+        'extern "C" { inline int birnn_planted_defect = given_defect(); }\n'
+        "static int& planted_defect = birnn_planted_defect;\n"
+    )
+    include = '#pragma once\n#include "planted_defect.h"'
+    for name, (places, _) in files.items():
+        text = (CUDA / name).read_text().replace("#pragma once", include)
+        copy(CUDA / name, plant(text, places, numbers))
+    instances = (CUDA / "instances.h").read_text()
+    for cell in {"kTanh", "kRelu", "kGru"} - set(cells):
+        instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")
+    copy(CUDA / "instances.h", instances)
+    for suffix in (".cu", "_launch.cuh"):
+        copy(CUDA / f"{kernel}{suffix}")
+    for precision in ("ieee", "tf32", "fp16", "bf16"):
+        source = CUDA / "instances" / f"{kernel}_{precision}.cu"
+        text = source.read_text()
+        if precision not in precisions:
+            text = re.sub(
+                r"Call& call(.*)launch_precision<\w+>\(call\)", r"Call&\1kNoInstance", text
+            )
+        copy(source, text)
+    for suffix in ("_driver.cpp", "_program.cpp"):
+        copy(KERNELS / f"{kernel}{suffix}")
+    return DefectiveKernel(folder, kernel, numbers)
+
+
+SCHEDULES = (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late"))
+
+
+def assert_caught(
+    kernel: DefectiveKernel,
+    defect: str,
+    cases: Sequence[tuple[Any, ...]],
+    check: Callable[..., None],
+) -> None:
+    """By check(kernel, *case) in one of the cases under one of the schedules, or, of what is only
+    accessed, by the sanitizers of a program."""
+    if defect.startswith("access_"):
+        report = kernel.run_program(defect)
+        assert re.search("AddressSanitizer|runtime error|out of bounds", report), (
+            f"{defect} was not caught"
+        )
+        return
+
+    def is_caught() -> bool:
+        kernel.plant(defect)
+        schedules = itertools.product(SCHEDULES, cases)
+        for seed, ((order, landing), case) in enumerate(schedules):
+            kernel.configure(order=order, landing=landing, seed=seed)
+            try:
+                check(kernel, *case)
+            except AssertionError:
+                return True
+        return False
+
+    assert is_true_in_child(is_caught), f"{defect} was not caught"
+
+
+def is_true_in_child(run: Callable[[], bool]) -> bool:
+    """What run() returns in a process of its own, whose memory it may spoil; one that this kills
+    counts as true."""
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            torch.set_num_threads(1)  # a fork leaves the other threads behind
+            status = 0 if run() else 1
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.WEXITSTATUS(status) < 2, "an error of the test itself"
+    return os.WEXITSTATUS(status) == 0
+
+
+def assert_well(
+    kernel: DefectiveKernel, cases: Sequence[tuple[Any, ...]], check: Callable[..., None]
+) -> None:
+    """Without a defect, by the same checks."""
+    kernel.plant(None)
+    kernel.configure(order="skew", landing="random")
+    for case in cases:
+        check(kernel, *case)
+    assert kernel.run_program(None) == ""

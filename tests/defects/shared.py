@@ -1,0 +1,151 @@
+"""Defects of what kernels share."""
+
+from __future__ import annotations
+
+GRID_EXCHANGE = (
+    (
+        "first >= epoch && second >= epoch",
+        {"first_word_unchecked": "second >= epoch", "second_word_unchecked": "first >= epoch"},
+    ),
+    (
+        "if (i < count) all_there = is_there(pairs[i]) && all_there;",
+        {"last_pair_decides": "all_there = is_there(pairs[i]);"},
+    ),
+    ("vote_ballot(!all_there) == 0", {"one_lane_decides": "vote_ballot(all_there) != 0"}),
+    ("if (i < count && <|!is_there(pairs[i])|>) pairs", {"asked_only_once": "false"}),
+)
+# Where a thread may have fewer pairs than it has room for.
+COUNTED_EXCHANGE = (
+    (
+        "if (<|i < count|>) pairs[i] = load_relaxed_gpu(source(i));",
+        {"access_to_pairs_past_the_count": "true"},
+    ),
+)
+GRID_EXCHANGE_EXPLAINED = {
+    "if (i < count) pairs[i] = load_relaxed_gpu(source(i));": "see COUNTED_EXCHANGE",
+    "check((first <= epoch": "what the emulator watches for",
+    "BIRNN_DEVICE void publish(uint64_t*": "what kernels call",
+    "BIRNN_DEVICE void publish(WordPair*": "what kernels call",
+}
+
+BATCH_TILE = (
+    ("tile_lengths[n] = <|b < batch_size|> ?", {"missing_sequences_have_a_length": "true"}),
+)
+
+UNIT_FORWARD = (
+    ("if (!lengths) return seq_len;", {"access_to_absent_lengths": ""}),
+    (
+        "return <|given < 0 ? 0 : given < seq_len ? static_cast<int>(given) : seq_len|>;",
+        {"lengths_not_clamped": "static_cast<int>(given)"},
+    ),
+)
+
+FRAGMENTS = (
+    (
+        "<|if (chunk >= num_chunks) break;|>\n    const uint32_t chunk_mask",
+        {"chunks_past_the_last": ""},
+    ),
+)
+# What is asked for too much lies outside of shared memory only where there is one batch tile.
+FRAGMENTS_OF_ONE_TILE = (
+    *FRAGMENTS,
+    (
+        "chunk + 1 < kChunks && <|chunk + 1 < num_chunks|>",
+        {"chunk_past_the_last_asked_for": "true"},
+    ),
+)
+FRAGMENTS_EXPLAINED = {
+    "else if (chunk + 1 < kChunks": "see FRAGMENTS_OF_ONE_TILE",
+    "const int now = (chunk": "known when compiled",
+    "return condition <= 0.0f": "relu's derivative; the cells are tested by their values",
+    "if (n + 1 < kBatchTiles)": "known when compiled",
+    "if (chunk >= num_chunks) break;\n      uint32_t all": "as of fewer batch tiles, below",
+    "if (m >= num_tiles || tile_mask == 0) continue;": "as of fewer batch tiles, below",
+    "if (m < num_tiles)": "spares products with the zeros of row tiles that are not there",
+    "step < kChains - 1 ? second": "known when compiled",
+}
+
+PAIRS = (
+    (
+        "<|if (both) pair.second = source[1];|>",
+        {"second_unit_always_read": "pair.second = source[1];"},
+    ),
+    (
+        "<|if (both) target[1] = pair.second;|>",
+        {"second_unit_always_written": "target[1] = pair.second;"},
+    ),
+    ("if (<|paired|>) {\n    *reinterpret_cast", {"odd_pairs_written_as_words": "true"}),
+    ("if (<|paired|>) {\n    unpack(", {"odd_pairs_read_as_words": "true"}),
+)
+
+BACKWARD_PAIRS = (
+    (
+        "<|c_after[e] = operands[e].before;|>\n  }\n  template",
+        {"c_after_of_the_step_before": ""},
+    ),
+    # Which pairs there are.
+    ("const bool exists = <|n < tile_batch|> &&", {"access_to_pairs_past_the_tile": "true"}),
+    ("<|first_sequence + n < args.batch_size|> &&", {"missing_sequences_have_a_length": "true"}),
+    ("<|first_unit + pair * 2 < args.hidden_size|>;", {"pairs_past_the_hidden_size": "true"}),
+    ("<|unit_of(e) + 1 < args.hidden_size|>;", {"second_unit_always_there": "true"}),
+    # What is read.
+    ("if (<|k < 0|> || k > length[e]) continue;", {"access_before_the_first_step": "false"}),
+    ("if (k < 0 || <|k > length[e]|>) continue;", {"access_past_the_end": "false"}),
+    (
+        "read(array, offset, to.before);\n        else\n          <|to.before = Bits{};|>",
+        {"access_to_an_absent_state": "read(array, offset, to.before);"},
+    ),
+    ("if (<|k >= length[e]|>) continue;", {"access_to_a_step_past_the_end": "false"}),
+    ("<|read(dir.dy, row * args.dy_stride, to.dy);|>", {"gradients_of_output_forgotten": ""}),
+    (
+        "<|to.dy = Bits{};|>",
+        {"access_to_absent_dy": "read(dir.dy, row * args.dy_stride, to.dy);"},
+    ),
+    ("if (<|args.paired|>)\n      fetch_as<true>(k);", {"odd_pairs_fetched_as_words": "true"}),
+    (
+        "<|if (length[e] < 0) continue;|>\n        carried[e][0] = dcx",
+        {"access_to_dcx_of_missing_sequences": ""},
+    ),
+    ("if (<|has_both(e)|>) carried[e][1] = dcx", {"access_to_dcx_of_a_missing_unit": "true"}),
+    ("if (<|has_both(e)|>) dh[1] = dhy[1];", {"access_to_dhy_of_a_missing_unit": "true"}),
+    ("if (<|k == 0|>) {\n      offset", {"state_before_the_first_step": "k < 0"}),
+    # Time.
+    ("k == length[e] - 1", {"dhy_at_every_step": "k == args.seq_len - 1"}),
+    ("if (<|k < length[e]|>) {", {"ends_ignored": "k < length[e] + 1"}),
+    (
+        "args.dir.reverse && k < length[e] ? length[e] - 1 - k : k",
+        {
+            "row_of_the_reverse_direction": "args.dir.reverse && k < length[e] "
+            "? args.seq_len - 1 - k : k"
+        },
+    ),
+    (
+        "dh[0] = <|kCell == Cell::kGru ? carried[e][0] : 0.0f|>;",
+        {"gru_direct_path_forgotten": "0.0f"},
+    ),
+    # What is stored.
+    (
+        "k == 0 && args.first_dgates",
+        {
+            "first_dgates_of_the_last_step": "k == args.seq_len - 1 && args.first_dgates",
+            "access_to_absent_first_dgates": "k == 0",
+        },
+    ),
+    (
+        "<|if (length[e] < 0) continue;|>\n      if (length[e] > 0)",
+        {"gradients_of_missing_sequences": ""},
+    ),
+    ("length[e] > 0", {"state_of_an_empty_sequence": "true"}),
+    ("k < args.seq_len", {"padding_not_written": "false"}),
+)
+BACKWARD_PAIRS_EXPLAINED = {
+    "static constexpr int kActivations =": "known when compiled",
+    "return kCell == Cell::kLstm ? args.dir.cx": "known when compiled",
+    "offset = kCell == Cell::kLstm ?": "known when compiled",
+    "return kCell == Cell::kLstm ? args.dir.reserve": "known when compiled",
+    "if (array)\n          read": "see access_to_an_absent_state",
+    "if (dir.dy)\n        read": "see access_to_absent_dy",
+    "return to_float(half == 0": "known when compiled",
+    "(half == 0 ? dgates": "known when compiled",
+    "dh[1] = kCell == Cell::kGru": "as of the first unit",
+}
