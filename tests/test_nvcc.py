@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -111,6 +113,52 @@ def test_weights_stay_in_registers(kernel: str, precision: str, tmp_path: Path) 
             table[name] = int(count)
     assert used.keys() == table.keys()
     assert {name: count for name, count in used.items() if count > table[name]} == {}
+
+
+def disassembler() -> str:
+    """cuobjdump: the toolkit's, or the one that comes with a CUDA build of torch."""
+    triton = importlib.util.find_spec("triton")
+    places = [os.environ.get("PATH", "")]
+    if triton and triton.origin:
+        places.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    found = shutil.which("cuobjdump", path=os.pathsep.join(places))
+    assert found, "cuobjdump is neither on the PATH nor in triton's package"
+    return found
+
+
+SASS_LINE = re.compile(
+    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<instruction>[^;]*);", re.MULTILINE
+)
+
+
+def step_loop(sass: str) -> list[str]:
+    """The instructions of the outermost loop around all products of a kernel."""
+    code = [(int(line["address"], 16), line["instruction"]) for line in SASS_LINE.finditer(sass)]
+    products = [address for address, instruction in code if "HMMA" in instruction]
+    loops = []
+    for address, instruction in code:
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+        if target and int(target[1], 16) <= products[0] and address >= products[-1]:
+            loops.append((int(target[1], 16), address))
+    first, last = min(loops)[0], max(last for _, last in loops)
+    return [instruction for address, instruction in code if first <= address <= last]
+
+
+@needs_nvcc
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", PERSISTENT_KERNELS)
+def test_steps_have_no_fence_and_no_local_memory(kernel: str, tmp_path: Path) -> None:
+    compile_instances(f"{kernel}_fp16", "sm_90a", tmp_path / "out.cubin")
+    command = [disassembler(), "-sass", str(tmp_path / "out.cubin")]
+    sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    kernels = [part for part in sass.split("Function : ")[1:] if f"{kernel}_kernel" in part]
+    assert len(kernels) >= len(CELLS)
+    for part in kernels:
+        loop = step_loop(part)
+        name = part.split(maxsplit=1)[0]
+        assert sum("HMMA" in instruction for instruction in loop) >= 4, name
+        forbidden = re.compile(r"\b(LDL|STL|MEMBAR|ERRBAR|CCTL)\b")
+        assert [one for one in loop if forbidden.search(one)] == [], name
 
 
 @needs_nvcc

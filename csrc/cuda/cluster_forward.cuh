@@ -52,6 +52,16 @@
 // registers. 269 instructions from the top of a step to the first push, 81 of them before the wait,
 // 36 of them HMMA and 99 after the last HMMA; the last push is 34 further on. About 300 follow: y,
 // the reserve and the next copies.
+//
+// fp32-grade products of few sequences, by count: 16 x 16 weights take a warp 6 HMMA (tf32), 37
+// cycles of its quarter of the multiprocessor at the published rate of mma.sync, and 41
+// instructions, most of them to split the weights, as many for one sequence as for eight. FFMA
+// would take 8 for each sequence, with one 16-byte load of h for the row tiles of a chunk, and once
+// a step 16 instructions a sequence to add what four lanes have. LSTM, H = 256, R = 16, k_split =
+// 4: two warps of 4 chunks and 2 row tiles share a quarter, 656 cycles a step against 168 for one
+// sequence, 336 for two and 672 for four. So FFMA would be better for one or two sequences, and is
+// not worth its instances beyond; sums that a quad has added lie where CellForward takes them. Not
+// written yet.
 #pragma once
 
 #include "../cells.h"
