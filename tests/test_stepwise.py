@@ -52,10 +52,8 @@ def is_equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 @functools.cache
-def driver(*defines: str) -> build.Emulator:
-    emulator = build.Emulator(
-        build.shared_library(KERNELS / "stepwise_driver.cpp", defines=list(defines))
-    )
+def driver() -> build.Emulator:
+    emulator = build.Emulator(build.shared_library(KERNELS / "stepwise_driver.cpp"))
     emulator.configure()
     return emulator
 
@@ -672,67 +670,3 @@ def test_clean_under_sanitizers(variant: str) -> None:
     result = build.run(program, order="skew", landing="late")
     assert result.returncode == 0, result.stdout[-4000:]
     assert result.stdout == "ok\n"
-
-
-# ---------------------------------------------------------------------------------------------
-# Defects planted in the text of the kernels: each must be caught by the checks above.
-
-DEFECTS = {
-    "lengths_ignored": ("if (step.lengths)", "if (step.lengths && step.reverse)"),
-    "lengths_ignored_in_reverse": ("if (step.lengths)", "if (step.lengths && !step.reverse)"),
-    "reverse_from_the_end_of_the_batch": (
-        "? at.length - 1 - step.index",
-        "? step.seq_len - 1 - step.index",
-    ),
-    "neighbour_rows_swapped": (
-        "? at.row + step.batch_size : at.row - step.batch_size",
-        "? at.row - step.batch_size : at.row + step.batch_size",
-    ),
-    "padding_not_written": ("store(output, Real(0));", ""),
-    "dhy_forgotten": ("if (is_last) return dhx[state];", ""),
-    "gradients_of_the_cell_states_forgotten": (
-        "*dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u)",
-        "*dc",
-    ),
-    "direct_path_forgotten": ("? product[state] + dhx[state] :", "? product[state] :"),
-    "blocks_of_the_input": ("dgates + first_column,", "dgates,"),
-    "gradients_not_gathered": ("lengths && dir.reverse;", "false;"),
-    "state_of_an_empty_sequence": (
-        "if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));",
-        "",
-    ),
-    "bias_of_the_wrong_side": ("recurrent_part(2) + bias(3)", "recurrent_part(2) + bias(2)"),
-    "first_dgates_of_the_last_step": (
-        "first_dgates && is_first",
-        "first_dgates && step.index + 1 == at.length",
-    ),
-}
-
-
-def with_defect(name: str, old: str, new: str) -> build.Emulator:
-    """A driver over a copy of the kernels in which `old` reads `new`; fp32 alone, to build fast."""
-    folder = build.CACHE / "defects" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    found = 0
-    for source in ("stepwise.cuh", "stepwise.cu"):
-        text = (ROOT / "csrc" / "cuda" / source).read_text()
-        found += text.count(old)
-        text = text.replace(old, new)
-        for type_name in ("double", "Half", "BFloat16"):
-            text = text.replace(f"_of_cell<{type_name}>", "_of_cell<float>")
-        (folder / source).write_text(text)
-    assert found == 1, f"{old!r} stands {found} times in the kernels"
-    return driver(f'STEPWISE_SOURCE="{folder / "stepwise.cu"}"')
-
-
-@pytest.mark.parametrize("defect", DEFECTS)
-def test_defect_is_caught(defect: str) -> None:
-    emulator = with_defect(defect, *DEFECTS[defect])
-    for cell, pattern in itertools.product(CELLS, ("mixed", "none")):
-        lengths = draw_lengths(pattern, 5, 6)
-        problem = Problem(cell, torch.float32, (5, 6, 3), lengths, cell_states=True)
-        try:
-            check(problem, Run(emulator, problem).results(), problem.results(exact))
-        except AssertionError:
-            return
-    pytest.fail(f"{defect} was not caught")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import itertools
 import os
 import re
@@ -74,7 +75,9 @@ SITE = re.compile(
     r"|\bif \((?!constexpr)| (?:[<>]|[<>!=]=) | && | & 1\b"
 )
 # Not executed with the kernel, or what the compiler decides.
-NO_SITE = re.compile(r"^\s*(#|//|template\b|static_assert\b|for \(|if constexpr\b|constexpr\b)")
+NO_SITE = re.compile(
+    r"^\s*(#|//|template\b|static_assert\b|for \(|(\} else )?if constexpr\b|constexpr\b)"
+)
 
 
 def unplanted(text: str, places: Places, explained: Mapping[str, str]) -> list[str]:
@@ -133,54 +136,71 @@ class DefectiveKernel(build.Emulator):
         return "" if result.returncode == 0 else result.stdout
 
 
+class Copies:
+    """The sources of a kernel in a folder of their own, with defects in these files."""
+
+    def __init__(self, kernel: str, files: Files) -> None:
+        self.kernel = kernel
+        self.folder = build.CACHE / "defects" / kernel
+        self.numbers = {name: number for number, name in enumerate(names_in(files), 1)}
+        (self.folder / "instances").mkdir(parents=True, exist_ok=True)
+        self.write(
+            "planted_defect.h",
+            "#pragma once\n#include <cstdlib>\n"
+            "inline int given_defect() {\n"
+            '  const char* const number = std::getenv("PLANTED_DEFECT");\n'
+            "  return number ? std::atoi(number) : 0;\n}\n"
+            'extern "C" { inline int birnn_planted_defect = given_defect(); }\n'
+            "static int& planted_defect = birnn_planted_defect;\n",
+        )
+        include = '#pragma once\n#include "planted_defect.h"'
+        for name, (places, _) in files.items():
+            text = (CUDA / name).read_text().replace("#pragma once", include)
+            self.write(name, plant(text, places, self.numbers))
+        for suffix in ("_driver.cpp", "_program.cpp"):
+            self.write(f"{kernel}{suffix}", (KERNELS / f"{kernel}{suffix}").read_text())
+
+    def write(self, name: str, text: str) -> None:
+        target = self.folder / name
+        if not target.exists() or target.read_text() != text:
+            target.write_text(text)
+
+    def kernel_with_defects(self) -> DefectiveKernel:
+        return DefectiveKernel(self.folder, self.kernel, self.numbers)
+
+
 def build_defects(
     kernel: str,
     files: Files,
     cells: Sequence[str] = ("kGru", "kLstm"),
     precisions: Sequence[str] = ("ieee", "fp16"),
 ) -> DefectiveKernel:
-    """The driver of `kernel` over copies of its text and of headers that it includes, with defects
-    by the names of the files; in one instance and a few cells, as Cell names them, and precisions
-    alone, to build fast."""
-    folder = build.CACHE / "defects" / kernel
-    (folder / "instances").mkdir(parents=True, exist_ok=True)
-    numbers = {name: number for number, name in enumerate(names_in(files), 1)}
-
-    def copy(source: Path, text: str | None = None) -> None:
-        target = folder / source.relative_to(CUDA if source.is_relative_to(CUDA) else KERNELS)
-        text = source.read_text() if text is None else text
-        if not target.exists() or target.read_text() != text:
-            target.write_text(text)
-
-    (folder / "planted_defect.h").write_text(
-        "#pragma once\n#include <cstdlib>\n"
-        "inline int given_defect() {\n"
-        '  const char* const number = std::getenv("PLANTED_DEFECT");\n'
-        "  return number ? std::atoi(number) : 0;\n}\n"
-        'extern "C" { inline int birnn_planted_defect = given_defect(); }\n'
-        "static int& planted_defect = birnn_planted_defect;\n"
-    )
-    include = '#pragma once\n#include "planted_defect.h"'
-    for name, (places, _) in files.items():
-        text = (CUDA / name).read_text().replace("#pragma once", include)
-        copy(CUDA / name, plant(text, places, numbers))
+    """The driver of a persistent kernel, with defects in these files; in one instance and a few
+    cells, as Cell names them, and precisions alone, to build fast."""
+    copies = Copies(kernel, files)
     instances = (CUDA / "instances.h").read_text()
     for cell in {"kTanh", "kRelu", "kGru"} - set(cells):
         instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")
-    copy(CUDA / "instances.h", instances)
-    for suffix in (".cu", "_launch.cuh"):
-        copy(CUDA / f"{kernel}{suffix}")
-    for precision in ("ieee", "tf32", "fp16", "bf16"):
-        source = CUDA / "instances" / f"{kernel}_{precision}.cu"
-        text = source.read_text()
-        if precision not in precisions:
-            text = re.sub(
-                r"Call& call(.*)launch_precision<\w+>\(call\)", r"Call&\1kNoInstance", text
-            )
-        copy(source, text)
-    for suffix in ("_driver.cpp", "_program.cpp"):
-        copy(KERNELS / f"{kernel}{suffix}")
-    return DefectiveKernel(folder, kernel, numbers)
+    copies.write("instances.h", instances)
+    names = [f"{kernel}.cu", f"{kernel}_launch.cuh"]
+    names += [f"instances/{kernel}_{name}.cu" for name in ("ieee", "tf32", "fp16", "bf16")]
+    for name in names:
+        text = (CUDA / name).read_text()
+        if not name.endswith(("_launch.cuh", f"{kernel}.cu", *(f"_{p}.cu" for p in precisions))):
+            call = r"Call& call(.*)launch_precision<\w+>\(call\)"
+            text = re.sub(call, r"Call&\1kNoInstance", text)
+        copies.write(name, text)
+    return copies.kernel_with_defects()
+
+
+def build_stepwise_defects(files: Files) -> DefectiveKernel:
+    """The driver of stepwise, in fp32 alone, to build fast."""
+    copies = Copies("stepwise", files)
+    text = (copies.folder / "stepwise.cu").read_text()
+    for type_name in ("double", "Half", "BFloat16"):
+        text = text.replace(f"_of_cell<{type_name}>", "_of_cell<float>")
+    copies.write("stepwise.cu", text)
+    return copies.kernel_with_defects()
 
 
 SCHEDULES = (("skew", "random"), ("shuffle", "late"), ("reverse", "eager"), ("skew", "late"))
@@ -222,6 +242,7 @@ def is_true_in_child(run: Callable[[], bool]) -> bool:
     if child == 0:
         status = 2
         try:
+            faulthandler.disable()
             torch.set_num_threads(1)  # a fork leaves the other threads behind
             status = 0 if run() else 1
         finally:
@@ -234,11 +255,15 @@ def is_true_in_child(run: Callable[[], bool]) -> bool:
 
 
 def assert_well(
-    kernel: DefectiveKernel, cases: Sequence[tuple[Any, ...]], check: Callable[..., None]
+    kernel: DefectiveKernel,
+    cases: Sequence[tuple[Any, ...]],
+    check: Callable[..., None],
+    with_program: bool = True,
 ) -> None:
     """Without a defect, by the same checks."""
     kernel.plant(None)
     kernel.configure(order="skew", landing="random")
     for case in cases:
         check(kernel, *case)
-    assert kernel.run_program(None) == ""
+    if with_program:
+        assert kernel.run_program(None) == ""

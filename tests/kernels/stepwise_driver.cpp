@@ -1,10 +1,6 @@
 // stepwise for ctypes, on the emulator: plain pointers and integers, and a plain loop for the
-// library product. STEPWISE_SOURCE names another text of the same functions, such as one with a
-// planted defect.
-#if !defined(STEPWISE_SOURCE)
-#define STEPWISE_SOURCE "stepwise.cu"
-#endif
-#include STEPWISE_SOURCE
+// library product.
+#include "stepwise.cu"
 
 #include "driver_arguments.h"
 #include "loop_gemm.h"

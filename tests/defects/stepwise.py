@@ -1,0 +1,111 @@
+"""Defects of the stepwise kernels: for every mask. They have no barrier and no shared memory."""
+
+from __future__ import annotations
+
+KERNEL = (
+    # Lengths and rows.
+    (
+        "if (<|step.lengths|>) {",
+        {
+            "lengths_ignored": "step.lengths && step.reverse ? step.lengths : nullptr",
+            "lengths_ignored_in_reverse": "!step.reverse ? step.lengths : nullptr",
+            "absent_lengths_read": "&step.seq_len",
+        },
+    ),
+    (
+        "at.length = <|given < 0 ? 0 : given < step.seq_len ? given : step.seq_len|>;",
+        {"lengths_not_clamped": "given"},
+    ),
+    ("at.active = <|step.index < at.length|>;", {"ended_sequences_are_active": "true"}),
+    (
+        "const bool backwards = <|at.active && step.reverse|>;",
+        {"padding_backwards": "step.reverse", "all_forwards": "false"},
+    ),
+    (
+        "? <|at.length - 1 - step.index|> :",
+        {"reverse_from_the_end_of_the_batch": "step.seq_len - 1 - step.index"},
+    ),
+    (
+        "at.previous_row = <|backwards|> ?",
+        {"neighbour_rows_swapped": "!backwards"},
+    ),
+    ("return <|array|> ? load", {"absent_array_read": "&index"}),
+    ("; <|b < step.batch_size|>; b +=", {"sequence_past_the_batch": "b <= step.batch_size"}),
+    ("; <|u < width|>; u +=", {"unit_past_the_width": "u <= width"}),
+    # Forward.
+    (
+        "<|if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));|>",
+        {
+            "state_of_an_empty_sequence": "",
+            "last_state_overwritten": "store(hy + unit, load_or_zero<T>(dir.hx, unit));",
+        },
+    ),
+    (
+        "if (is_first) cy[unit] = load_or_zero<T>(dir.cx, unit);",
+        {
+            "cell_of_an_empty_sequence": "",
+            "last_cell_overwritten": "cy[unit] = load_or_zero<T>(dir.cx, unit);",
+        },
+    ),
+    ("store(output, Real(0));", {"padding_not_written": ""}),
+    ("return <|gates_h|> ?", {"absent_product_added": "static_cast<const Real*>(dir.cy)"}),
+    (
+        "= <|is_first|> ? load_or_zero<T>(dir.hx, unit) : load(hy",
+        {"gru_begins_with_hy": "false"},
+    ),
+    ("Real c = <|is_first|> ?", {"lstm_begins_with_cy": "false"}),
+    (
+        "if (save_reserve) store(gates + block * H, value);",
+        {"reserve_in_inference": "store(gates + block * H, value);"},
+    ),
+    ("recurrent_part(2) + <|bias(3)|>", {"bias_of_the_wrong_side": "bias(2)"}),
+    (
+        "store(output, Carried<T>(0));\n      if (<|step.index == 0|>)",
+        {"projected_state_of_an_empty_sequence": "false", "last_projected_overwritten": "true"},
+    ),
+    ("if (<|at.active|>) {\n      const Carried<T> h", {"projected_padding": "true"}),
+    # Backward.
+    ("if (<|is_last|>) return dhx[state];", {"dhy_forgotten": "false"}),
+    ("return <|has_direct|> ?", {"direct_path_forgotten": "false"}),
+    ("if (step_dgates) store(step_dgates + offset, value);", {"gates_not_beside": ""}),
+    (
+        "if (<|first_dgates && is_first|>)",
+        {"first_dgates_of_the_last_step": "first_dgates && step.index + 1 == at.length"},
+    ),
+    (
+        "const bool is_last = <|step.index + 1 == at.length|>;\n      dh = carried",
+        {"dhy_at_every_step": "step.index + 1 == step.seq_len"},
+    ),
+    (
+        "const bool is_last = <|step.index + 1 == at.length|>;\n      d = carried",
+        {"projected_dhy_at_every_step": "step.index + 1 == step.seq_len"},
+    ),
+    (
+        "= <|is_first|> ? load_or_zero<T>(dir.hx, unit)\n",
+        {"gru_ends_without_hx": "false"},
+    ),
+    ("const Real c_prev = <|is_first|> ?", {"lstm_ends_without_cx": "false"}),
+    (
+        "<|*dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u)|>;",
+        {"gradients_of_the_cell_states_forgotten": "*dc"},
+    ),
+    ("if (<|at.active|>) {\n      const bool is_last", {"projected_gradients_of_padding": "true"}),
+    ("if (step_dproj) store(step_dproj + unit, d);", {"projection_not_beside": ""}),
+    ("carried_dh<T>(dir, <|!at.active|>, has_direct", {"dhx_of_an_empty_sequence": "false"}),
+)
+KERNEL_EXPLAINED = {
+    "return condition <= Real(0)": "relu's derivative; the cells are tested by their values",
+    "if (!at.active) {\n      if (wide) {\n        if (is_first) store(wide + unit, Real(0));": ""
+    "the product with what stays there is not looked at; zeros keep NaN out of it",
+    "const bool is_first = step.index == 0;": "of each use, in its place",
+    "if (!at.active) {\n      for (int block": "of ended_sequences_are_active",
+    "if (wide) {\n      store": "with a projection or without",
+    "if (wide_dh) {": "with a projection or without",
+    "emit(0, kCell == Cell::kTanh ?": "known when compiled",
+    "dh = carried_dh<T>(dir, is_last, kCell == Cell::kGru": "known when compiled",
+}
+LAUNCHES = (
+    ("const bool gathers = <|lengths && dir.reverse|>;", {"gradients_not_gathered": "false"}),
+    ("dgates + <|first_column|>,", {"blocks_of_the_input": "0"}),
+    ("step.index == 0 ? <|dir.hx|> : dir.hy;", {"initial_state_forgotten": "nullptr"}),
+)

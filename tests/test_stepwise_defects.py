@@ -1,0 +1,51 @@
+"""Defects planted in the text of the stepwise kernels: each must be caught by the checks of
+test_stepwise.py."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+from defects import planting
+from defects import stepwise as defects
+from test_stepwise import CELLS, NAN, Problem, Run, build, check, draw_lengths, exact, is_equal
+
+FILES = {
+    "stepwise.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "stepwise.cu": (defects.LAUNCHES, {}),
+}
+
+
+@functools.cache
+def defective_kernel() -> planting.DefectiveKernel:
+    return planting.build_stepwise_defects(FILES)
+
+
+def check_defective(emulator: build.Emulator, cell: str, pattern: str, states: bool) -> None:
+    lengths = draw_lengths(pattern, 5, 6)
+    problem = Problem(cell, torch.float32, (5, 6, 3), lengths, states=states, cell_states=states)
+    run = Run(emulator, problem)
+    check(problem, run.results(), problem.results(exact))
+    first = run.first_dgates[:, ~problem.inside.any(0)[:, 0]]
+    assert (first == 0).all(), "first_dgates of an empty sequence"
+    inference = Run(emulator, problem, save_reserve=False)
+    given = inference.gates[..., : problem.gates.size(3)]
+    assert is_equal([given], [torch.where(problem.inside, problem.gates, NAN)])
+
+
+DEFECT_CASES = tuple(itertools.product(CELLS, ("mixed", "none"), (True, False)))
+
+
+@pytest.mark.parametrize("defect", planting.names_in(FILES))
+def test_defect_is_caught(defect: str) -> None:
+    planting.assert_caught(defective_kernel(), defect, DEFECT_CASES, check_defective)
+
+
+def test_without_a_defect_all_is_well() -> None:
+    planting.assert_well(defective_kernel(), DEFECT_CASES, check_defective, with_program=False)
+
+
+def test_every_mask_has_a_defect() -> None:
+    assert planting.unplanted_in({"stepwise.cuh": FILES["stepwise.cuh"]}) == []
