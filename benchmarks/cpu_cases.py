@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Preset] = {
             grid(CELLS, ((200, 64, 512),), ("fp32",), ("training",)),
             grid(CELLS, ACCURACY_SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
         ),
-        limits=Limits(seconds=3.0, min_rounds=5, max_rounds=300, min_sample=0.002),
+        limits=Limits(seconds=2.0, min_rounds=5, max_rounds=300, min_sample=0.002),
         memory_pairs=2,
         import_pairs=7,
         accuracy_draws=3,
