@@ -5,6 +5,36 @@ from typing import Any
 
 from torch import Tensor
 
+def forward(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cell: str,
+    num_directions: int,
+    training: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def backward(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    cell: str,
+    num_directions: int,
+    precision: str,
+    needs_grad: Sequence[bool],
+    d_cell_states: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]: ...
 def eager_layer(
     input: Tensor,
     hx: Tensor | None,

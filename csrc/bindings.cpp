@@ -167,6 +167,8 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CUDA, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of birnn_cuda; see birnn_cuda.ops for the operators they register.";
+  m.def("forward", &birnn::layer_forward, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("backward", &birnn::layer_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("eager_layer", &birnn::eager_layer, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("set_differentiable_backward", &birnn::set_differentiable_backward);
   m.def("build_info", &build_info,
