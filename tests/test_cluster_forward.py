@@ -122,6 +122,23 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
             assert is_equal(run.states(), in_place.states())
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_few_sequences(cell: str, batch_size: int) -> None:
+    """In fp32 they are multiplied without the matrix units."""
+    for T, H, tiling, pattern in (
+        (1, 5, (1, 1, 1), "none"),
+        (2, 34, (2, 1, 2), "full"),
+        (3, 70, (3, 1, 1), "mixed"),  # weights in shared memory
+        (5, 130, (9, 1, 3), "short"),
+        (5, 24, (1, 1, 1), "mixed"),
+    ):
+        problem = Problem(
+            cell, torch.float32, (T, batch_size, H), draw_lengths(pattern, T, batch_size)
+        )
+        check_run(problem, ClusterRun(driver(), problem, tiling))
+
+
 @pytest.mark.parametrize("tiling", [(4, 1, 1), (4, 4, 2)])
 def test_ieee_sums_do_not_drift(tiling: tuple[int, int, int]) -> None:
     """The matrix units cut what they add: summed up by them alone, all columns drift towards 0."""
@@ -200,7 +217,10 @@ def test_clean_under_sanitizers(variant: str) -> None:
 FILES = {
     "cluster_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "batch_tile.cuh": (shared.BATCH_TILE, {}),
-    "fragments.cuh": (shared.FRAGMENTS, shared.FRAGMENTS_EXPLAINED),
+    "fragments.cuh": (
+        (*shared.FRAGMENTS, *shared.FRAGMENTS_OF_FEW_COLUMNS),
+        shared.FRAGMENTS_EXPLAINED,
+    ),
     "unit_forward.cuh": (shared.UNIT_FORWARD, {}),
 }
 
@@ -237,10 +257,12 @@ SHAPES_OF_DEFECTS = (
     ((40, 3), (3, 2, 2)),
     ((40, 3), (1, 2, 1)),
     ((96, 2), (6, 2, 1)),
+    ((96, 3), (6, 2, 1)),
 )
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("tanh", torch.float16, ((32, 10), (1, 2, 1)), "mixed"),
+    ("lstm", torch.float32, ((96, 2), (6, 2, 1)), "full"),  # few sequences, each with all steps
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
 )
 

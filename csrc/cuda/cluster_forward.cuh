@@ -53,15 +53,15 @@
 // 36 of them HMMA and 99 after the last HMMA; the last push is 34 further on. About 300 follow: y,
 // the reserve and the next copies.
 //
-// fp32-grade products of few sequences, by count: 16 x 16 weights take a warp 6 HMMA (tf32), 37
-// cycles of its quarter of the multiprocessor at the published rate of mma.sync, and 41
-// instructions, most of them to split the weights, as many for one sequence as for eight. FFMA
-// would take 8 for each sequence, with one 16-byte load of h for the row tiles of a chunk, and once
-// a step 16 instructions a sequence to add what four lanes have. LSTM, H = 256, R = 16, k_split =
-// 4: two warps of 4 chunks and 2 row tiles share a quarter, 656 cycles a step against 168 for one
-// sequence, 336 for two and 672 for four. So FFMA would be better for one or two sequences, and is
-// not worth its instances beyond; sums that a quad has added lie where CellForward takes them. Not
-// written yet.
+// fp32-grade products of one or two sequences are by FFMA (LaneSums), by count: 16 x 16 weights
+// take a warp 6 HMMA (tf32), 37 cycles of its quarter of the multiprocessor at the published rate
+// of mma.sync, and 41 instructions, most of them to split the weights, as many for one sequence as
+// for eight. FFMA takes 8 for each sequence, with 4 loads of h for the row tiles of a chunk, and
+// once a step 8 shuffles and 8 additions a row tile and sequence to add what four lanes have. LSTM,
+// H = 256, R = 16, k_split = 4: two warps of 4 chunks and 2 row tiles share a quarter; 656 cycles a
+// step for the products against about 230 for one sequence, 450 for two, and 900 for four, which is
+// why it ends at two. A prediction: measured is none of it yet. The grid kernels have no such path:
+// a step there is the exchange through L2.
 #pragma once
 
 #include "../cells.h"
@@ -400,15 +400,40 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       if (thread == 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
     }
     const T* const columns = h_now + first_chunk * Precision::kChunkColumns;
-    multiply_warp<Precision>(sums, weights, columns, args.pitch, kTiles, register_chunks, mask);
-    if constexpr (kSharedWeights) {
-      for (int chunk = register_chunks; chunk < own_chunks; ++chunk) {
-        WeightFragment further[kTiles][1];
+    const auto load_further = [&](WeightFragment(&further)[kTiles][1], int chunk) {
+      BIRNN_UNROLL
+      for (int m = 0; m < kTiles; ++m)
+        further[m][0].load(shared_weights, (chunk - register_chunks) * kTiles + m, lane);
+    };
+    bool few = false;
+    if constexpr (Precision::kSplits && kBatchTiles <= kFewBatchTiles) {
+      few = B <= kFewColumns;
+      if (few) {
+        LaneSums<kTiles> lane_sums;
         BIRNN_UNROLL
-        for (int m = 0; m < kTiles; ++m)
-          further[m][0].load(shared_weights, (chunk - register_chunks) * kTiles + m, lane);
-        multiply_warp<Precision>(sums, further, columns + chunk * Precision::kChunkColumns,
-                                 args.pitch, kTiles, 1, mask);
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+          if (chunk >= register_chunks) break;
+          lane_sums.add(weights, chunk, columns + chunk * Precision::kChunkColumns, args.pitch, B);
+        }
+        if constexpr (kSharedWeights) {
+          for (int chunk = register_chunks; chunk < own_chunks; ++chunk) {
+            WeightFragment further[kTiles][1];
+            load_further(further, chunk);
+            lane_sums.add(further, 0, columns + chunk * Precision::kChunkColumns, args.pitch, B);
+          }
+        }
+        lane_sums.add_to(sums[0], B);
+      }
+    }
+    if (!few) {
+      multiply_warp<Precision>(sums, weights, columns, args.pitch, kTiles, register_chunks, mask);
+      if constexpr (kSharedWeights) {
+        for (int chunk = register_chunks; chunk < own_chunks; ++chunk) {
+          WeightFragment further[kTiles][1];
+          load_further(further, chunk);
+          multiply_warp<Precision>(sums, further, columns + chunk * Precision::kChunkColumns,
+                                   args.pitch, kTiles, 1, mask);
+        }
       }
     }
     if (args.k_split > 1) {

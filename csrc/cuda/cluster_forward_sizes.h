@@ -48,11 +48,17 @@ struct Instance {
 };
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
 constexpr Instance kInstances[] = {{8, 2, true}};
+constexpr int kFewBatchTiles = 2;
 #elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
 constexpr Instance kInstances[] = {{6, 1, true}, {9, 4, false}};
 #else
 constexpr Instance kInstances[] = {{18, 1, false}, {18, 2, false}, {16, 4, false},
                                    {18, 1, true},  {18, 2, true},  {12, 4, true}};
+#endif
+#if !defined(BIRNN_ONE_INSTANCE)
+// Instances of so many batch tiles multiply few sequences without the matrix units. Those of more
+// are not launched for them, and would spill.
+constexpr int kFewBatchTiles = 1;
 #endif
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
 

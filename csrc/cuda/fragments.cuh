@@ -240,4 +240,53 @@ BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
   }
 }
 
+// Products of few columns of B without the matrix units, whose tiles they would leave empty: by
+// multiply-adds of what a lane holds of A, exact to fp32 without a split.
+constexpr int kFewColumns = 2;
+
+// What a lane adds up over its own columns of A: of each column of B, rows g and g + 8 of each row
+// tile, g = lane / 4.
+template <int kRowTiles>
+struct LaneSums {
+  float sums[kFewColumns][kRowTiles][2] = {};
+
+  // Adds the products of a chunk. columns: B from the chunk's first row on, as in multiply_warp;
+  // count of them, at most kFewColumns and the same in all lanes.
+  template <int kChunks>
+  BIRNN_DEVICE void add(const WeightFragment (&weights)[kRowTiles][kChunks], int chunk,
+                        const float* columns, int pitch, int count) {
+    const float* const own = columns + lane_id() % 4;
+    BIRNN_UNROLL
+    for (int n = 0; n < kFewColumns; ++n) {
+      if (n >= count) break;
+      BIRNN_UNROLL
+      for (int four = 0; four < 4; ++four) {
+        const float b = own[n * pitch + four * 4];
+        BIRNN_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
+        for (int r = 0; r < 2; ++r)
+          sums[n][m][r] += bits_float(weights[m][chunk].words[four / 2][four % 2 * 2 + r]) * b;
+      }
+    }
+  }
+
+  // Adds what the four lanes of a row have, always in the same order, to where multiply_warp puts
+  // it: the first two columns are those of the lanes with lane % 4 = 0. The others add the same to
+  // columns that are not there.
+  BIRNN_DEVICE void add_to(float (&totals)[kRowTiles][4], int count) const {
+    BIRNN_UNROLL
+    for (int n = 0; n < kFewColumns; ++n) {
+      if (n >= count) break;
+      BIRNN_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        float sum = sums[n][m][r];
+        sum += shfl_xor(sum, 1);
+        sum += shfl_xor(sum, 2);
+        totals[m][r * 2 + n] += sum;
+      }
+    }
+  }
+};
+
 }  // namespace birnn::cuda

@@ -175,6 +175,13 @@ KERNEL = (
     ("if (args.k_split == 1) load_new_gate();", {"new_gates_not_loaded": ""}),
     ("if (<|args.k_split > 1|>) {\n      const auto partial", {"parts_not_added": "false"}),
     ("of_part < args.k_split", {"sums_of_two_warps": "of_part < 2"}),
+    # Few sequences.
+    ("few = <|B <= kFewColumns|>;", {"many_sequences_as_few": "true"}),
+    ("<|lane_sums.add_to(sums[0], B);|>", {"few_sequences_not_multiplied": ""}),
+    (
+        "<|lane_sums.add(further, 0, columns + chunk * Precision::kChunkColumns, args.pitch, B);|>",
+        {"shared_weights_of_few_forgotten": ""},
+    ),
     # Masks of time.
     (
         "dir.reverse && k < length ? length - 1 - k : k",
@@ -223,6 +230,9 @@ KERNEL_EXPLAINED = {
     "const int unit = group * kUnits + (kUnits == 8": "known when compiled",
     "if constexpr (sizeof(T) == 4)": "known when compiled",
     "if (part == 0) {": "once is enough",
+    "if (few) {": "of `few`, above",
+    "if (!few) {": "of `few`, above",
+    "if (chunk >= register_chunks) break;": "spares products of weights that are zero",
     "<|if (cluster > 1) {|>\n    if (thread == 0) {": "one block has no mbarriers; see "
     "arrival_of_one_block",
     "const T* const first_state =": "known when compiled",

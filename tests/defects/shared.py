@@ -54,7 +54,14 @@ FRAGMENTS_OF_ONE_TILE = (
         {"chunk_past_the_last_asked_for": "true"},
     ),
 )
+# Where few columns are multiplied without the matrix units.
+FRAGMENTS_OF_FEW_COLUMNS = (
+    ("own[<|n * pitch|> + four * 4]", {"first_of_few_columns_for_all": "0"}),
+    ("<|sum += shfl_xor(sum, 1);|>", {"sums_of_a_neighbour_forgotten": ""}),
+    ("<|sum += shfl_xor(sum, 2);|>", {"sums_of_half_a_quad_forgotten": ""}),
+)
 FRAGMENTS_EXPLAINED = {
+    "if (n >= count) break;": "spares the products of columns that are not there",
     "else if (chunk + 1 < kChunks": "see FRAGMENTS_OF_ONE_TILE",
     "const int now = (chunk": "known when compiled",
     "return condition <= 0.0f": "relu's derivative; the cells are tested by their values",

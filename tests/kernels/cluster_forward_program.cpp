@@ -57,6 +57,8 @@ int main() {
     if (!has_cell(cell)) continue;
     run_case(cell, {6, 3, 5, 1, 1}, false, true);
     run_case(cell, {7, 9, 39, 3, 2}, true, true);
+    run_case(cell, {6, 3, 64, 2, 1}, false, false);
+    run_case(cell, {5, 1, 39, 3, 2}, true, true);  // of few sequences
     run_case(cell, {6, 2, 64, 2, 1}, false, false);
   }
   if (num_failures == 0) std::printf("ok\n");
