@@ -90,12 +90,9 @@ def compile_instances(name: str, architecture: str, out: Path, *flags: str) -> s
     return report
 
 
-# `make test` compiles one precision of each kernel, `make cuda` the others.
-LATER = [pytest.param(precision, marks=pytest.mark.long) for precision in PRECISIONS[1:]]
-
-
 @needs_nvcc
-@pytest.mark.parametrize("precision", [PRECISIONS[0], *LATER])
+@pytest.mark.long
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kernel", PERSISTENT_KERNELS)
 def test_weights_stay_in_registers(kernel: str, precision: str, tmp_path: Path) -> None:
     """No instance spills, and none takes more registers than kernels/registers.txt says."""
