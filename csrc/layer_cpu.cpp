@@ -171,13 +171,9 @@ char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
   return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
 }
 
-// Direction d's part of a tensor [D, ...].
-const char* part_pointer(const Tensor& t, int d) { return row_pointer(t, d); }
-char* mutable_part_pointer(const Tensor& t, int d) { return mutable_row_pointer(t, d); }
-
 // Direction d's row of a contiguous tensor [D, rows, columns].
-const char* part_row_pointer(const Tensor& t, int d, int64_t row, int64_t column = 0) {
-  return part_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
+const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t column = 0) {
+  return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
 }
 
 template <class Real>
@@ -199,7 +195,7 @@ Tensor combined_biases(const Problem& p) {
   const Tensor sums =
       at::empty({p.num_directions, blocks * p.shape.hidden_size}, p.bias_ih(0).options());
   for (int d = 0; d < p.num_directions; ++d) {
-    void* to = mutable_part_pointer(sums, d);
+    void* to = mutable_row_pointer(sums, d);
     if (sums.scalar_type() == at::kDouble)
       add_biases(p, d, static_cast<double*>(to));
     else
@@ -248,16 +244,16 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias = biases.defined() ? part_pointer(biases, d) : nullptr;
-    dir.hx = hx.defined() ? part_pointer(hx, d) : nullptr;
-    dir.cx = cx.defined() ? part_pointer(cx, d) : nullptr;
-    if (training && reserve_width > 0) dir.gates = mutable_part_pointer(reserve, d);
+    dir.bias = biases.defined() ? row_pointer(biases, d) : nullptr;
+    dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
+    dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
+    if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);
     dir.gates_stride = reserve_width;
     weight_ih[d] = p.weight_ih(d).const_data_ptr();
     dir.output = mutable_row_pointer(output, 0, d * S);
     dir.output_stride = D * S;
-    dir.hy = mutable_part_pointer(hy, d);
-    dir.cy = lstm ? mutable_part_pointer(cy, d) : nullptr;
+    dir.hy = mutable_row_pointer(hy, d);
+    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
   }
 
   const Tensor workspace =
@@ -290,7 +286,7 @@ Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output,
       if (from >= 0 && from < at_rows.lengths[b])
         std::memcpy(to, row_pointer(output, at_rows.row_offsets[from] + b, d * S), bytes);
       else if (hx.defined())
-        std::memcpy(to, part_row_pointer(hx, d, b), bytes);
+        std::memcpy(to, direction_row_pointer(hx, d, b), bytes);
       else
         std::memset(to, 0, bytes);
     }
@@ -347,21 +343,21 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.hx = hx.defined() ? part_pointer(hx, d) : nullptr;
-    dir.cx = cx.defined() ? part_pointer(cx, d) : nullptr;
+    dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
+    dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
     dir.output = row_pointer(output, 0, d * S);
     dir.output_stride = output.stride(0);
-    dir.reserve = part_pointer(in.reserve, d);
+    dir.reserve = row_pointer(in.reserve, d);
     dir.reserve_stride = in.reserve.size(2);
     dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
     dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
     dir.dc = dc.defined() ? row_pointer(dc, 0, d * H) : nullptr;
     dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
-    dir.dgates = mutable_part_pointer(dgates, d);
+    dir.dgates = mutable_row_pointer(dgates, d);
     dir.dgates_stride = dgates_width;
-    dir.dproj = s.proj_size ? mutable_part_pointer(dproj, d) : nullptr;
-    dir.dhx = mutable_part_pointer(dhx, d);
-    dir.dcx = lstm ? mutable_part_pointer(dcx, d) : nullptr;
+    dir.dproj = s.proj_size ? mutable_row_pointer(dproj, d) : nullptr;
+    dir.dhx = mutable_row_pointer(dhx, d);
+    dir.dcx = lstm ? mutable_row_pointer(dcx, d) : nullptr;
   }
   const int per_direction = p.weights_per_direction;
   const auto needed = [&](int d, int i) { return in.needs_grad[3 + d * per_direction + i]; };
@@ -399,15 +395,15 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       for (const InputGateBlocks& block : blocks) {  // dW_ih += dgates^T x
         product.m = block.count * H, product.n = I, product.k = count;
         product.ldb = x.stride(0), product.ldc = I;
-        multiply(product, part_row_pointer(dgates, d, 0, block.column * H), row_pointer(x, first),
-                 mutable_row_pointer(dw_ih[d].sum, block.row * H));
+        multiply(product, direction_row_pointer(dgates, d, 0, block.column * H),
+                 row_pointer(x, first), mutable_row_pointer(dw_ih[d].sum, block.row * H));
       }
     }
     if (dw_hh[d].sum.defined()) {  // dW_hh += dgates^T (the states that the rows continue)
       product.m = G * H, product.n = S, product.ldc = S;
       const auto add = [&](int64_t row, int64_t row_count, const void* states, int64_t stride) {
         product.k = row_count, product.ldb = stride, product.beta = dw_hh[d].next_beta();
-        multiply(product, part_row_pointer(dgates, d, row - first, recurrent_column), states,
+        multiply(product, direction_row_pointer(dgates, d, row - first, recurrent_column), states,
                  dw_hh[d].sum.data_ptr());
       };
       if (rows.lengths.defined()) {
@@ -423,7 +419,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
               output.stride(0));
         const int64_t first_step = d == 1 ? T - 1 : 0;
         if (hx.defined() && t_begin <= first_step && first_step < t_end)
-          add(first_step * B, B, part_pointer(hx, d), S);
+          add(first_step * B, B, row_pointer(hx, d), S);
       }
     }
     if (Tensor& sum = dbias[d].sum; sum.defined()) {
@@ -456,7 +452,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
           product.m = offset(t_end(d)) - first, product.n = columns, product.k = block.count * H;
           product.lda = dgates_width, product.ldb = I, product.ldc = I;
           product.beta = std::exchange(beta, 1.0f);
-          multiply(product, part_row_pointer(dgates, d, 0, block.column * H),
+          multiply(product, direction_row_pointer(dgates, d, 0, block.column * H),
                    row_pointer(p.weight_ih(d), block.row * H, column),
                    mutable_row_pointer(dx.sum, first, column));
         }
@@ -513,7 +509,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       product.transpose_a = true;
       product.m = S, product.n = H, product.k = N;
       product.lda = S, product.ldb = H, product.ldc = H;
-      multiply(product, part_pointer(dproj, d), h.const_data_ptr(), dw.data_ptr());
+      multiply(product, row_pointer(dproj, d), h.const_data_ptr(), dw.data_ptr());
       set(per_direction - 1, dw);
     }
   }
