@@ -16,6 +16,8 @@
 // float or double in a CUDA thread.
 #pragma once
 
+#include "recurrence.h"
+
 #if defined(__CUDACC__)
 #define BIRNN_CELL_FN static __host__ __device__ __forceinline__
 #else
@@ -23,6 +25,15 @@
 #endif
 
 namespace birnn {
+
+// What the biases add to sum `of` (num_sums), both functions of a gate: b above is their sum, but
+// for a GRU's n, whose b_in and b_hn stay apart.
+template <Cell kCell, class BiasIh, class BiasHh>
+BIRNN_CELL_FN auto bias_of_sum(int of, const BiasIh& bias_ih, const BiasHh& bias_hh) {
+  if (kCell == Cell::kGru && of == 2) return bias_ih(2);
+  if (kCell == Cell::kGru && of == 3) return bias_hh(2);
+  return bias_ih(of) + bias_hh(of);
+}
 
 template <class Math>
 struct TanhCell {

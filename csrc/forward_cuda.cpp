@@ -36,8 +36,6 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
     gates = output.view({N, D, S}).transpose(0, 1);
   else
     gates = training ? reserve : at::empty({D, N, G * H}, options);
-  std::vector<Tensor> biases;
-  for (int d = 0; d < D; ++d) biases.push_back(combined_bias(p, d));
   const Workspace workspace =
       make_workspace(p, cuda::forward_workspace(choice, s, p.num_directions), choice);
 
@@ -47,7 +45,8 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias = pointer(biases[d]);
+    dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
+    dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
     dir.hx = state_pointer(hx, d);
     dir.cx = state_pointer(cx, d);
     dir.gates = mutable_row_pointer(gates, d);

@@ -187,14 +187,6 @@ BackwardResult backward_on_device(const Problem& p, const BackwardInputs& inputs
 
 }  // namespace
 
-Tensor combined_bias(const Problem& p, int d) {
-  if (!p.has_bias) return {};
-  if (p.shape.cell != Cell::kGru) return p.bias_ih(d) + p.bias_hh(d);
-  const int64_t H = p.shape.hidden_size;
-  return at::cat({p.bias_ih(d).narrow(0, 0, 2 * H) + p.bias_hh(d).narrow(0, 0, 2 * H),
-                  p.bias_ih(d).narrow(0, 2 * H, H), p.bias_hh(d).narrow(0, 2 * H, H)});
-}
-
 void check_length_values(const Tensor& lengths, int64_t seq_len) {
   const Tensor values = lengths.to(at::kLong).contiguous();
   const int64_t* length = values.const_data_ptr<int64_t>();

@@ -41,9 +41,6 @@ struct Problem {
   const Tensor& weight_hr(int d) const { return weights[(d + 1) * weights_per_direction - 1]; }
 };
 
-// One direction's biases as the recurrence adds them (ForwardDirection::bias).
-Tensor combined_bias(const Problem& problem, int direction);
-
 // The blocks of dgates that belong to weight_ih: `count` blocks of H columns from block `column`
 // are the gradients of `count` blocks of rows from block `row`.
 struct InputGateBlocks {

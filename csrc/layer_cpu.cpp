@@ -176,34 +176,6 @@ const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t c
   return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
 }
 
-template <class Real>
-void add_biases(const Problem& p, int d, Real* sums) {
-  const Real* ih = p.bias_ih(d).const_data_ptr<Real>();
-  const Real* hh = p.bias_hh(d).const_data_ptr<Real>();
-  const int64_t H = p.shape.hidden_size;
-  const int64_t added = p.shape.cell == Cell::kGru ? 2 * H : num_gates(p.shape.cell) * H;
-  for (int64_t i = 0; i < added; ++i) sums[i] = ih[i] + hh[i];
-  if (p.shape.cell != Cell::kGru) return;
-  std::copy_n(ih + 2 * H, H, sums + 2 * H);
-  std::copy_n(hh + 2 * H, H, sums + 3 * H);
-}
-
-// combined_bias of every direction, [D, ...]; p's weights are contiguous and of compute type.
-Tensor combined_biases(const Problem& p) {
-  if (!p.has_bias) return {};
-  const int64_t blocks = p.shape.cell == Cell::kGru ? 4 : num_gates(p.shape.cell);
-  const Tensor sums =
-      at::empty({p.num_directions, blocks * p.shape.hidden_size}, p.bias_ih(0).options());
-  for (int d = 0; d < p.num_directions; ++d) {
-    void* to = mutable_row_pointer(sums, d);
-    if (sums.scalar_type() == at::kDouble)
-      add_biases(p, d, static_cast<double*>(to));
-    else
-      add_biases(p, d, static_cast<float*>(to));
-  }
-  return sums;
-}
-
 cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
   cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size};
   layer.shape.element =
@@ -236,7 +208,6 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
 
-  const Tensor biases = combined_biases(p);
   std::vector<const void*> weight_ih(D);
   std::vector<ForwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
@@ -244,7 +215,8 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     dir.reverse = d == 1;
     dir.weight_hh = p.weight_hh(d).const_data_ptr();
     dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias = biases.defined() ? row_pointer(biases, d) : nullptr;
+    dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
+    dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
     dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
     dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
     if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);

@@ -36,8 +36,6 @@ at::ScalarType carried_type(const Tensor& t);  // what is computed in: fp32 for 
 std::vector<Tensor> contiguous_weights(const Problem& p);
 Tensor contiguous(const OptionalTensor& t);
 
-inline const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
 inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
   return static_cast<const char*>(t.const_data_ptr()) +
          (row * t.stride(0) + column) * t.element_size();

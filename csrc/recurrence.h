@@ -25,9 +25,15 @@ constexpr int dgates_blocks(Cell cell) {
   return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 4 : 1;
 }
 
+// The sums that a cell's functions are applied to: its gates', and a GRU's n in two, first what
+// comes of the input, then what comes of the state.
+constexpr int num_sums(Cell cell) { return cell == Cell::kGru ? 4 : num_gates(cell); }
+
 // The same as variables, which device code may read: the functions are the host's.
 template <Cell kCell>
 constexpr int kNumGates = num_gates(kCell);
+template <Cell kCell>
+constexpr int kNumSums = num_sums(kCell);
 template <Cell kCell>
 constexpr int kDgatesBlocks = dgates_blocks(kCell);
 
@@ -55,10 +61,10 @@ struct ForwardDirection {
   bool reverse = false;             // walks from each sequence's own end to its start
   const void* weight_hh = nullptr;  // [G*H, S], contiguous
   const void* weight_hr = nullptr;  // [P, H], contiguous, or null
-  // [G*H] bias_ih + bias_hh; GRU [4*H]: r and z summed, then bias_ih of n, then bias_hh of n.
-  const void* bias = nullptr;
-  const void* hx = nullptr;  // [B, S], null: zeros
-  const void* cx = nullptr;  // [B, H], null: zeros (LSTM only)
+  const void* bias_ih = nullptr;    // [G*H], null: zeros
+  const void* bias_hh = nullptr;    // [G*H], null where bias_ih is
+  const void* hx = nullptr;         // [B, S], null: zeros
+  const void* cx = nullptr;         // [B, H], null: zeros (LSTM only)
   // [N, G*H or more]: the reserve on return, if asked for (reserve_blocks). A GPU direction finds
   // W_ih x here on entry, and one of a vanilla RNN may pass its output: the two are updated in
   // place. A CPU direction projects its input itself.

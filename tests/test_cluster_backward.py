@@ -123,9 +123,9 @@ def rounded_to_tf32(product: type[torch.autograd.Function]) -> Callable[..., Any
     """The recurrence in fp64 with these recurrent products."""
 
     def recurrence(problem: Problem, *operands: Any) -> tuple[Tensor, ...]:
-        gates, hx, cx, weight_hh, weight_hr, bias = operands
+        gates, hx, cx, weight_hh, weight_hr = operands
         weight: Any = Tf32Weight(weight_hh, product)
-        return rounded(problem, gates, hx, cx, weight, weight_hr, bias)
+        return rounded(problem, gates, hx, cx, weight, weight_hr)
 
     return recurrence
 
@@ -230,7 +230,7 @@ FILES = {
     "batch_tile.cuh": (shared.BATCH_TILE, {}),
     "fragments.cuh": (shared.FRAGMENTS_OF_ONE_TILE, shared.FRAGMENTS_EXPLAINED),
     "pairs.cuh": (shared.PAIRS, {}),
-    "unit_forward.cuh": (shared.UNIT_FORWARD, {}),
+    "unit_forward.cuh": (shared.UNIT_FORWARD, shared.UNIT_FORWARD_EXPLAINED),
 }
 
 

@@ -145,9 +145,11 @@ def test_ieee_sums_do_not_drift(tiling: tuple[int, int, int]) -> None:
     problem = Problem("tanh", torch.float32, (1, 20, 256), None)
     run = ClusterRun(driver(), problem, tiling)
     wanted = problem.results(exact)["output"]
-    assert problem.hx is not None and problem.bias is not None
+    assert problem.hx is not None
+    assert problem.bias_ih is not None and problem.bias_hh is not None
     product = torch.bmm(problem.hx, problem.weight_hh.transpose(1, 2))
-    plain = torch.tanh(problem.gates[:, 0] + product + problem.bias[:, None])  # [2, B, H]
+    bias = (problem.bias_ih + problem.bias_hh)[:, None]
+    plain = torch.tanh(problem.gates[:, 0] + product + bias)  # [2, B, H]
     in_fp32 = relative_error(plain.transpose(0, 1).reshape(1, 20, 512), wanted)
     error = relative_error(run.output, wanted)
     assert error <= 2 * in_fp32, f"relative error {error:.3g}, in plain fp32 {in_fp32:.3g}"
@@ -221,7 +223,7 @@ FILES = {
         (*shared.FRAGMENTS, *shared.FRAGMENTS_OF_FEW_COLUMNS),
         shared.FRAGMENTS_EXPLAINED,
     ),
-    "unit_forward.cuh": (shared.UNIT_FORWARD, {}),
+    "unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }
 
 

@@ -178,7 +178,7 @@ FILES = {
     "grid_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "grid_exchange.cuh": (shared.GRID_EXCHANGE, shared.GRID_EXCHANGE_EXPLAINED),
     "batch_tile.cuh": (shared.BATCH_TILE, {}),
-    "unit_forward.cuh": (shared.UNIT_FORWARD, {}),
+    "unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }
 
 

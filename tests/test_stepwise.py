@@ -105,7 +105,8 @@ class Problem:
             self.gates = (self.gates.sign() + self.gates / 4).to(dtype)
         self.weight_hh = draw(2, G * H, S, scale=weight_scale * S**-0.5)
         self.weight_hr = draw(2, S, H, scale=H**-0.5) if self.proj_size else None
-        self.bias = draw(2, (4 if cell == "gru" else G) * H, scale=0.1) if bias else None
+        self.bias_ih = draw(2, G * H, scale=0.1) if bias else None
+        self.bias_hh = draw(2, G * H, scale=0.1) if bias else None
         self.hx = draw(2, B, S) if states else None
         self.cx = draw(2, B, H) if states and cell == "lstm" else None
         self.dy = draw(T, B, 2 * S)
@@ -114,14 +115,14 @@ class Problem:
         self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
         # What kernels read as it stands here.
         self.zones = GuardZones()
-        for name in ("lengths", "weight_hh", "weight_hr", "bias", "hx", "cx"):
+        for name in ("lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "hx", "cx"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, self.zones.copy(tensor))
 
     def results(self, recurrence: Any) -> dict[str, Tensor]:
         """Values and gradients, in fp64, of a recurrence in differentiable torch:
-        (input, hx, cx, weights, bias, lengths, cell) -> output, hy, cy, and c of every step."""
+        (input, hx, cx, weights, lengths, cell) -> output, hy, cy, and c of every step."""
 
         def leaf(tensor: Tensor | None, *shape: int) -> Tensor:
             if tensor is None:
@@ -132,8 +133,7 @@ class Problem:
         gates, weight_hh = leaf(self.gates), leaf(self.weight_hh)
         hx, cx = leaf(self.hx, 2, B, S), leaf(self.cx, 2, B, H)
         weight_hr = leaf(self.weight_hr) if self.proj_size else None
-        bias = None if self.bias is None else leaf(self.bias)
-        output, hy, cy, cells = recurrence(self, gates, hx, cx, weight_hh, weight_hr, bias)
+        output, hy, cy, cells = recurrence(self, gates, hx, cx, weight_hh, weight_hr)
         loss = (output * torch.where(self.inside, self.dy, 0)).sum() + (hy * self.dhy).sum()
         results = {"output": output, "hy": hy}
         operands = {"dgates": gates, "dhx": hx, "dweight_hh": weight_hh}
@@ -149,14 +149,6 @@ class Problem:
         return results | dict(zip(operands, gradients, strict=True))
 
 
-def split_bias(problem: Problem, bias: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """bias_ih and bias_hh of a direction from ForwardDirection::bias."""
-    H = problem.hidden_size
-    if problem.cell == "gru":
-        return bias[d, : 3 * H], torch.cat([torch.zeros(2 * H).double(), bias[d, 3 * H :]])
-    return bias[d], torch.zeros_like(bias[d])
-
-
 def exact(
     problem: Problem,
     gates: Tensor,
@@ -164,7 +156,6 @@ def exact(
     cx: Tensor,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
-    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference: its input, the gates of both directions, from which weight_ih picks one's."""
     columns = gates.size(3)
@@ -174,8 +165,8 @@ def exact(
         weight_ih = torch.zeros(columns, 2 * columns, dtype=torch.float64)
         weight_ih[:, d * columns : (d + 1) * columns] = identity
         weights += [weight_ih, weight_hh[d]]
-        if bias is not None:
-            weights += split_bias(problem, bias, d)
+        if problem.bias_ih is not None and problem.bias_hh is not None:
+            weights += [problem.bias_ih[d].double(), problem.bias_hh[d].double()]
         if weight_hr is not None:
             weights.append(weight_hr[d])
     input = torch.cat([gates[0], gates[1]], 2)
@@ -301,7 +292,6 @@ def rounded(
     cx: Tensor,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
-    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The recurrence in fp64, rounded to the problem's format at each step."""
     op = Rounding(problem.dtype)
@@ -320,9 +310,8 @@ def rounded(
             t = torch.where(step < lengths, lengths - 1 - step, step) if d else step
             x = op.gradient(gates[d][t, columns] if d else gates[d][t])
             q = h @ weight_hh[d].t()
-            if bias is not None:
-                bias_ih, bias_hh = split_bias(problem, bias, d)
-                x, q = x + bias_ih, q + bias_hh
+            if problem.bias_ih is not None and problem.bias_hh is not None:
+                x, q = x + problem.bias_ih[d].double(), q + problem.bias_hh[d].double()
             q = op.gradient(q)
             new_c = c
             if problem.cell == "tanh":
@@ -402,7 +391,8 @@ class Run:
                 pointers(
                     problem.weight_hh[d],
                     self.of(problem.weight_hr, d),
-                    self.of(problem.bias, d),
+                    self.of(problem.bias_ih, d),
+                    self.of(problem.bias_hh, d),
                     self.of(problem.hx, d),
                     self.of(problem.cx, d),
                     gates,

@@ -389,7 +389,8 @@ void run_forward(const ForwardTask& task) {
   const int64_t I = task.input->size;
   const int64_t count = num_panels<Real>(H, kGates);
   const Real* x = static_cast<const Real*>(task.input->x);
-  const Real* bias = static_cast<const Real*>(dir.bias);
+  const Real* bias_ih = static_cast<const Real*>(dir.bias_ih);
+  const Real* bias_hh = static_cast<const Real*>(dir.bias_hh);
   Real* reserve = task.save_reserve ? static_cast<Real*>(dir.gates) : nullptr;
   Real* output = static_cast<Real*>(dir.output);
   Real* cy = static_cast<Real*>(dir.cy);
@@ -436,11 +437,14 @@ void run_forward(const ForwardTask& task) {
       const auto first_half = [&](int64_t j, int64_t u, const Real* x_sum, Real* sum, auto full) {
         const int n = full ? kLanes : int(H - u);
         Real* saved = reserve ? reserve + (first_row + j) * dir.gates_stride + u : nullptr;
-        const auto biased = [&](int64_t block) {
-          return bias ? M::load(bias + block * H + u, n) : V{};
+        const auto of_gate = [&](const Real* values) {
+          return [=](int gate) { return M::load(values + gate * H + u, n); };
+        };
+        const auto bias = [&](int of) {
+          return bias_ih ? bias_of_sum<kCell>(of, of_gate(bias_ih), of_gate(bias_hh)) : V{};
         };
         const auto preactivation = [&](int gate) {
-          const V a = M::load(sum + gate * kLanes) + biased(gate);
+          const V a = M::load(sum + gate * kLanes) + bias(gate);
           return kOneSum ? a : a + M::load(x_sum + gate * kLanes);
         };
         if constexpr (kGates == 1) {
@@ -449,9 +453,9 @@ void run_forward(const ForwardTask& task) {
                    kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a), n);
         } else if constexpr (kCell == Cell::kGru) {
           typename GruCell<M>::Activations act;
-          const V q = M::load(sum + 2 * kLanes) + biased(3);
+          const V q = M::load(sum + 2 * kLanes) + bias(3);
           const V new_gate = GruCell<M>::gates(preactivation(0), preactivation(1),
-                                               M::load(x_sum + 2 * kLanes) + biased(2), q, act);
+                                               M::load(x_sum + 2 * kLanes) + bias(2), q, act);
           M::store(sum, new_gate);
           M::store(sum + kLanes, act.z);
           if (saved) {

@@ -174,7 +174,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   using T = typename Precision::Element;
   using Math = typename Precision::Math;
   constexpr int kGates = kNumGates<kCell>, kBlocks = kRowBlocks<kCell>;
-  constexpr int kSums = kBiasBlocks<kCell>;
+  constexpr int kSums = kNumSums<kCell>;
   constexpr int kTiles = kRowTiles<kCell>, kUnits = kGroupUnits<kCell>;
   constexpr int kLaneUnits = kUnits / 8;
   constexpr int kSlots = kStages<kBatchTiles, T>;
@@ -244,8 +244,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     if (part == 0) {
       for (int i = lane; i < kSums * kUnits; i += 32) {
         const int unit = group * kUnits + i % kUnits;
-        const T* const source = static_cast<const T*>(dir.bias) + i / kUnits * H + unit;
-        bias[i] = dir.bias && unit < H ? to_float(*source) : 0.0f;
+        bias[i] = unit < H ? unit_bias<kCell, T>(dir, i / kUnits, H, unit) : 0.0f;
       }
     }
   }

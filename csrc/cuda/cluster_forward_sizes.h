@@ -102,13 +102,12 @@ struct Sizes {
     pitch = static_cast<int>((quotient(row_bytes, 16) | 1) * 16 / bytes);
     workspace_bytes = G * K * tiles * 1024;
 
-    const int64_t bias_blocks = shape.cell == Cell::kGru ? 4 : num_gates(shape.cell);
     const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
     const int64_t slot_bytes = row_blocks(shape.cell) * NB * units * bytes;
     shared_bytes = 2 * NB * pitch * bytes +
                    groups * num_stages(tiling.batch_tiles, bytes) * slot_bytes +
                    (KS > 1 ? groups * KS * tiling.batch_tiles * tiles * 512 : 0) +
-                   groups * bias_blocks * units * 4 + aligned(NB * 4) +
+                   groups * num_sums(shape.cell) * units * 4 + aligned(NB * 4) +
                    aligned(2 * sizeof(device::MBarrier)) + 16;
     for (int i = kNumInstances - 1; i >= 0; --i) {
       const int held = kInstances[i].chunks(shape.cell, bytes);

@@ -202,7 +202,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
   const int num_cells = U * kTileBatch;
   int unit[kCells], sequence[kCells];  // in the direction, in the group; -1: no such cell
   int word[kCells];                    // that this thread publishes, -1: none
-  float bias[kCells][kBiasBlocks<kCell>];
+  float bias[kCells][kNumSums<kCell>];
   BIRNN_UNROLL
   for (int e = 0; e < kCells; ++e) {
     const int i = e * kThreads + thread, n = i / U;
@@ -213,9 +213,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
                   ? word_of<Precision, kBatchTiles>(unit[e], sequence[e])
                   : -1;
     BIRNN_UNROLL
-    for (int j = 0; j < kBiasBlocks<kCell>; ++j)
-      bias[e][j] =
-          exists && dir.bias ? to_float(static_cast<const T*>(dir.bias)[j * H + unit[e]]) : 0.0f;
+    for (int j = 0; j < kNumSums<kCell>; ++j)
+      bias[e][j] = exists ? unit_bias<kCell, T>(dir, j, H, unit[e]) : 0.0f;
   }
   const auto warp_has = [&](int e) { return e * kThreads + warp * 32 < num_cells; };
 
@@ -350,10 +349,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
         }
       }
       // What does not wait for the other warps: the gates from the input and the biases.
-      float gates[kCells][kBiasBlocks<kCell>];
+      float gates[kCells][kNumSums<kCell>];
       BIRNN_UNROLL
       for (int e = 0; e < kCells; ++e) BIRNN_UNROLL
-      for (int j = 0; j < kBiasBlocks<kCell>; ++j)
+      for (int j = 0; j < kNumSums<kCell>; ++j)
         gates[e][j] = bias[e][j] +
                       (j < kGates ? to_float(bits_element<T>(ahead[e][j < kGates ? j : 0])) : 0.0f);
       sync_threads();  // the sums; and the block has read this epoch, before it publishes the next

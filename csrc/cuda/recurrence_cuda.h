@@ -25,8 +25,8 @@ struct StepGemm {
 // stepwise: any shape, any element type; a library GEMM and one fused kernel a step.
 //
 // The workspace is device memory, aligned to 256 bytes. ForwardDirection::cy is fp32 for 16-bit
-// elements (fp64 for fp64) and need not be initialised; hx, cx and bias have the element type.
-// BackwardDirection::dhx and dcx are fp32 for 16-bit elements and hold dhy and dcy on entry.
+// elements (fp64 for fp64) and need not be initialised; hx, cx and the biases have the element
+// type. BackwardDirection::dhx and dcx are fp32 for 16-bit elements and hold dhy and dcy on entry.
 int64_t stepwise_forward_workspace(const RecurrenceShape& shape);
 int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
                      const ForwardDirection& direction, bool save_reserve, const StepGemm& gemm,

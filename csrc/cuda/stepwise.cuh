@@ -145,7 +145,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
     const auto recurrent_part = [&](int gate) {
       return gates_h ? gates_h[(b * kNumGates<kCell> + gate) * H + u] : Real(0);
     };
-    const auto bias = [&](int block) { return load_or_zero<T>(dir.bias, block * H + u); };
+    const auto of_gate = [&](const void* bias) {
+      return [=](int gate) { return load_or_zero<T>(bias, gate * H + u); };
+    };
+    const auto bias = [&](int of) {
+      return bias_of_sum<kCell>(of, of_gate(dir.bias_ih), of_gate(dir.bias_hh));
+    };
     const auto preactivation = [&](int gate) {
       return input_part(gate) + recurrent_part(gate) + bias(gate);
     };

@@ -11,19 +11,14 @@ namespace birnn::cuda {
 
 using namespace birnn::device;
 
-// Blocks of H in a direction's bias: a GRU keeps the two biases of n apart.
-template <Cell kCell>
-constexpr int kBiasBlocks = kCell == Cell::kGru ? 4 : num_gates(kCell);
 // Values that a step leaves in the reserve, if it leaves any; at least one, for arrays of them.
 template <Cell kCell>
 constexpr bool kHasReserve = reserve_blocks(kCell) > 0;
 template <Cell kCell>
 constexpr int kKeptBlocks = kHasReserve<kCell> ? reserve_blocks(kCell) : 1;
 
-// h of one step from what the cell's functions are applied to, each the sum of W_ih x, W_hh h and
-// the bias: the pre-activations of the gates, for a GRU those of r and z, then n's of the input and
-// n's of the state. h is the state before; replaces c; writes the reserve's blocks, not yet
-// rounded.
+// h of one step from its sums (num_sums) of W_ih x, W_hh h and the biases. h is the state before;
+// replaces c; writes the reserve's blocks, not yet rounded.
 template <Cell kCell, class Math>
 struct CellForward;
 
@@ -73,9 +68,9 @@ template <Cell kCell, class Math>
 struct UnitForward {
   static BIRNN_DEVICE float run(const float (&input)[kNumGates<kCell>],
                                 const float (&recurrent)[kNumGates<kCell>],
-                                const float (&bias)[kBiasBlocks<kCell>], float h, float& c,
+                                const float (&bias)[kNumSums<kCell>], float h, float& c,
                                 float (&kept)[kKeptBlocks<kCell>]) {
-    float sums[kBiasBlocks<kCell>];
+    float sums[kNumSums<kCell>];
     BIRNN_UNROLL
     for (int i = 0; i < kNumGates<kCell>; ++i) sums[i] = input[i] + recurrent[i] + bias[i];
     if constexpr (kCell == Cell::kGru) {
@@ -85,6 +80,17 @@ struct UnitForward {
     return CellForward<kCell, Math>::run(sums, h, c, kept);
   }
 };
+
+// What the biases add to sum `of` of a unit.
+template <Cell kCell, class T>
+BIRNN_DEVICE float unit_bias(const ForwardDirection& dir, int of, int hidden_size, int unit) {
+  const auto of_gate = [&](const void* bias) {
+    return [=](int gate) {
+      return bias ? to_float(static_cast<const T*>(bias)[gate * hidden_size + unit]) : 0.0f;
+    };
+  };
+  return bias_of_sum<kCell>(of, of_gate(dir.bias_ih), of_gate(dir.bias_hh));
+}
 
 // The steps of a sequence: lengths [B] or null, clamped to [0, T].
 BIRNN_DEVICE int clamped_length(const int64_t* lengths, int b, int seq_len) {

@@ -143,13 +143,7 @@ KERNEL = (
     ("<|own_chunks < kChunks|> ?", {"chunks_past_the_registers": "true"}),
     ("if (<|has_group|>) {\n    BIRNN_UNROLL", {"access_to_weights_of_no_group": "true"}),
     ("if (<|chunk < register_chunks|>)\n", {"access_to_weights_of_no_chunk": "true"}),
-    (
-        "<|dir.bias && unit < H|> ?",
-        {
-            "access_to_absent_biases": "unit < H",
-            "access_to_biases_of_missing_units": "dir.bias != nullptr",
-        },
-    ),
+    ("<|unit < H|> ? unit_bias", {"access_to_biases_of_missing_units": "true"}),
     (
         "<|dir.hx && row < NB && first_sequence + row < B|>;",
         {

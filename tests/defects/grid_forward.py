@@ -85,13 +85,7 @@ KERNEL = (
         {"both_units_publish_their_word": "true"},
     ),
     ("if (<|word[e] >= 0|>) grid_exchange::publish", {"words_before_the_slot": "true"}),
-    (
-        "<|exists && dir.bias|> ? to_float",
-        {
-            "access_to_biases_of_missing_units": "dir.bias != nullptr",
-            "access_to_an_absent_bias": "exists",
-        },
-    ),
+    ("<|exists|> ? unit_bias", {"access_to_biases_of_missing_units": "true"}),
     ("const bool exists = <|sequence[e] >= 0|> &&", {"access_to_lengths_of_missing_cells": "true"}),
     (
         "sequence[e] >= 0 && <|first_sequence + sequence[e] < B|>;",

@@ -40,6 +40,16 @@ UNIT_FORWARD = (
     ),
 )
 
+# Where a unit's biases are read.
+ELEMENT_OF_BIAS = "to_float(static_cast<const T*>(bias)[gate * hidden_size + unit])"
+UNIT_BIAS = (
+    (
+        f"return <|bias ? {ELEMENT_OF_BIAS} : 0.0f|>;",
+        {"access_to_absent_biases": ELEMENT_OF_BIAS},
+    ),
+)
+UNIT_FORWARD_EXPLAINED = {"return bias ?": "see UNIT_BIAS"}
+
 FRAGMENTS = (
     (
         "<|if (chunk >= num_chunks) break;|>\n    const uint32_t chunk_mask",

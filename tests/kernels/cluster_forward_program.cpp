@@ -25,8 +25,8 @@ void run_case(Cell cell, const Shape& shape, bool reverse, bool ragged) {
   const int64_t G = num_gates(cell), width = std::max<int64_t>(G, reserve_blocks(cell)) * H;
   Buffer<int64_t> lengths(B);
   fill_lengths(lengths, T);
-  Buffer<float> weight_hh(G * H * H), bias((cell == Cell::kGru ? 4 : G) * H), hx(B * H), cx(B * H);
-  for (Buffer<float>* array : {&weight_hh, &bias, &hx, &cx}) fill(*array);
+  Buffer<float> weight_hh(G * H * H), bias_ih(G * H), bias_hh(G * H), hx(B * H), cx(B * H);
+  for (Buffer<float>* array : {&weight_hh, &bias_ih, &bias_hh, &hx, &cx}) fill(*array);
   const auto optional = [&](auto& array) { return ragged ? array.data() : nullptr; };
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
   const int64_t strides[] = {width, H}, tiling[] = {cluster, 2, k_split, 0};
@@ -35,9 +35,9 @@ void run_case(Cell cell, const Shape& shape, bool reverse, bool ragged) {
     Buffer<float> gates(T * B * width), output(T * B * H), hy(B * H), cy(B * H);
     fill(gates);
     if (cell != Cell::kLstm) fill(cy);
-    void* const pointers[] = {weight_hh.data(), nullptr,      optional(bias),
-                              optional(hx),     optional(cx), gates.data(),
-                              output.data(),    hy.data(),    cy.data()};
+    void* const pointers[] = {weight_hh.data(), nullptr,      optional(bias_ih), optional(bias_hh),
+                              optional(hx),     optional(cx), gates.data(),      output.data(),
+                              hy.data(),        cy.data()};
     const int status =
         cluster_forward_driver(sizes, reverse, 1, optional(lengths), pointers, strides, tiling);
     expect(status == 0, what + device::error_message(status));

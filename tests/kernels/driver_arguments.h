@@ -32,23 +32,25 @@ inline RecurrenceShape shape_of(const int64_t* sizes) {
   return shape;
 }
 
-// pointers, in the order of ForwardDirection: weight_hh, weight_hr, bias, hx, cx, gates, output,
-// hy, cy. strides: of gates, of output.
+// pointers, in the order of ForwardDirection: weight_hh, weight_hr, bias_ih, bias_hh, hx, cx,
+// gates, output, hy, cy. strides: of gates, of output.
+constexpr int kForwardPointers = 10;
 inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
                                           const int64_t* strides) {
   ForwardDirection direction;
   direction.reverse = reverse;
   direction.weight_hh = pointers[0];
   direction.weight_hr = pointers[1];
-  direction.bias = pointers[2];
-  direction.hx = pointers[3];
-  direction.cx = pointers[4];
-  direction.gates = pointers[5];
+  direction.bias_ih = pointers[2];
+  direction.bias_hh = pointers[3];
+  direction.hx = pointers[4];
+  direction.cx = pointers[5];
+  direction.gates = pointers[6];
   direction.gates_stride = strides[0];
-  direction.output = pointers[6];
+  direction.output = pointers[7];
   direction.output_stride = strides[1];
-  direction.hy = pointers[7];
-  direction.cy = pointers[8];
+  direction.hy = pointers[8];
+  direction.cy = pointers[9];
   return direction;
 }
 

@@ -28,7 +28,8 @@ extern "C" int grid_forward_driver(const int64_t* sizes, int num_directions, int
   ForwardDirection directions[2];
   for (int d = 0; d < num_directions; ++d) {
     const bool last = d + 1 == num_directions;
-    directions[d] = test::forward_direction(reverse != 0 && last, pointers + d * 9, strides);
+    directions[d] = test::forward_direction(reverse != 0 && last,
+                                            pointers + d * test::kForwardPointers, strides);
   }
   const cuda::GridForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                       static_cast<int>(tiling[2])};

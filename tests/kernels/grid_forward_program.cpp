@@ -23,12 +23,12 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, const Tiling& tiling, 
   const std::string what =
       "cell " + std::to_string(static_cast<int>(cell)) + " H " + std::to_string(H) + ": ";
   const int64_t blocks = reserve_blocks(cell) > 0 ? reserve_blocks(cell) : 1, width = blocks * H;
-  const int64_t D = num_directions, bias_blocks = cell == Cell::kGru ? 4 : num_gates(cell);
+  const int64_t D = num_directions, G = num_gates(cell);
   Buffer<int64_t> lengths(B);
   fill_lengths(lengths, T);
-  Buffer<float> weight_hh(D * num_gates(cell) * H * H), bias(bias_blocks * H), hx(B * H);
-  Buffer<float> cx(B * H), kept(T * B * D * H);
-  for (Buffer<float>* array : {&bias, &hx, &cx}) fill(*array);
+  Buffer<float> weight_hh(D * G * H * H), bias_ih(G * H), bias_hh(G * H), hx(B * H), cx(B * H);
+  Buffer<float> kept(T * B * D * H);
+  for (Buffer<float>* array : {&bias_ih, &bias_hh, &hx, &cx}) fill(*array);
   fill(weight_hh, 0.08f);  // relu stays finite
   const auto optional = [&](auto& array) { return ragged ? array.data() : nullptr; };
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
@@ -37,18 +37,19 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, const Tiling& tiling, 
   for (int run = 0; run < 2; ++run) {
     Buffer<float> gates(D * T * B * width), output(T * B * D * H), hy(D * B * H), cy(D * B * H);
     fill(gates);
-    void* pointers[18];
+    void* pointers[2 * kForwardPointers];
     for (int64_t d = 0; d < D; ++d) {
-      void* const of_direction[] = {weight_hh.data() + d * num_gates(cell) * H * H,
+      void* const of_direction[] = {weight_hh.data() + d * G * H * H,
                                     nullptr,
-                                    optional(bias),
+                                    optional(bias_ih),
+                                    optional(bias_hh),
                                     optional(hx),
                                     optional(cx),
                                     gates.data() + d * T * B * width,
                                     output.data() + d * H,
                                     hy.data() + d * B * H,
                                     cy.data() + d * B * H};
-      std::memcpy(pointers + d * 9, of_direction, sizeof of_direction);
+      std::memcpy(pointers + d * kForwardPointers, of_direction, sizeof of_direction);
     }
     const int status = grid_forward_driver(sizes, num_directions, 1, 1, optional(lengths), pointers,
                                            strides, given);

@@ -93,7 +93,8 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
   const int64_t* const given = has_lengths ? lengths.data() : nullptr;
 
   Array weight_hh(element, G * H * S, true), weight_hr(element, P * H, true);
-  Array bias(element, (G + 1) * H, true), hx(element, B * S, true), cx(element, B * H, true);
+  Array bias_ih(element, G * H, true), bias_hh(element, G * H, true);
+  Array hx(element, B * S, true), cx(element, B * H, true);
   Array dy(element, T * B * S, true), dc(element, T * B * H, true);
   void* const states[] = {has_states ? hx.data() : nullptr, has_states ? cx.data() : nullptr};
   std::unique_ptr<Array> first_output, first_dhx;
@@ -101,8 +102,9 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array gates(element, T * B * width, true), hy(element, B * S, false);
     auto output = std::make_unique<Array>(element, T * B * S, false);
     Array cy(carried, B * H, shape.cell != Cell::kLstm);
-    void* const forward[] = {weight_hh.data(), weight_hr.data(), bias.data(), states[0], states[1],
-                             gates.data(),     output->data(),   hy.data(),   cy.data()};
+    void* const forward[] = {weight_hh.data(), weight_hr.data(), bias_ih.data(), bias_hh.data(),
+                             states[0],        states[1],        gates.data(),   output->data(),
+                             hy.data(),        cy.data()};
     const int64_t strides[] = {width, S, S, blocks * H};
     expect(stepwise_forward_driver(sizes, reverse, 1, given, forward, strides, nullptr) == 0,
            "forward", sizes, reverse);
