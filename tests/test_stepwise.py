@@ -616,6 +616,7 @@ def test_errors_of_the_product_are_returned(cell: str) -> None:
         problem.weight_hh[0],
         Run.of(problem.weight_hr, 0),
         None,
+        None,
         problem.hx[0],
         Run.of(problem.cx, 0),
         run.gates[0],
