@@ -39,6 +39,10 @@ constexpr int kDgatesBlocks = dgates_blocks(kCell);
 
 enum class Element : int { kFloat64, kFloat32, kFloat16, kBFloat16 };
 
+constexpr int64_t element_bytes(Element element) {
+  return element == Element::kFloat64 ? 8 : element == Element::kFloat32 ? 4 : 2;
+}
+
 struct RecurrenceShape {
   Cell cell = Cell::kTanh;
   Element element = Element::kFloat32;

@@ -24,10 +24,6 @@ const InstructionSet& instruction_set() {
   return chosen;
 }
 
-int64_t element_bytes(const Layer& layer) {
-  return layer.shape.element == Element::kFloat64 ? 8 : 4;
-}
-
 int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 
 // Sequences are split over the cores that a direction gets.
@@ -57,7 +53,7 @@ struct Workspace {
     const RecurrenceShape& s = layer.shape;
     const KernelTable& kernels = instruction_set().table(s.element);
     const int gates = num_gates(s.cell);
-    const int64_t H = s.hidden_size, S = s.state_size(), bytes = element_bytes(layer);
+    const int64_t H = s.hidden_size, S = s.state_size(), bytes = element_bytes(layer.shape.element);
     zeros = align(std::max(S, H) * bytes);
     panels = align(bytes * std::max(kernels.packed_elements(H, gates, S),
                                     kernels.packed_elements(S, 1, gates * H)));
@@ -109,7 +105,7 @@ void for_each_task(const Layer& layer, const Pack& pack, const Body& body) {
 
 void write_final_state(const Layer& layer, const ForwardDirection& dir, int64_t b_begin,
                        int64_t b_end) {
-  const int64_t S = layer.shape.state_size(), bytes = element_bytes(layer);
+  const int64_t S = layer.shape.state_size(), bytes = element_bytes(layer.shape.element);
   const SequenceRows& rows = layer.sequences;
   for (int64_t b = b_begin; b < b_end; ++b) {
     char* to = static_cast<char*>(dir.hy) + b * S * bytes;

@@ -18,18 +18,12 @@ struct BackwardArguments {
   bool paired = false;  // all arrays keep a pair of units in one aligned word
 };
 
-// Rows and row strides are multiplied as 32 x 32 -> 64 bits.
-inline bool fits_32_bits(const RecurrenceShape& shape) {
-  constexpr int64_t kMax = INT32_MAX;
-  return shape.seq_len <= kMax && shape.batch_size <= kMax &&
-         shape.seq_len <= kMax / shape.batch_size;
-}
 inline bool fits_32_bits(const BackwardDirection& dir) {
   return std::max({dir.output_stride, dir.reserve_stride, dir.dy_stride, dir.dgates_stride}) <=
          INT32_MAX;
 }
 
-// The shape and the direction fit into 32 bits.
+// The direction fits into 32 bits, and a persistent kernel takes the shape.
 inline BackwardArguments backward_arguments(const RecurrenceShape& shape, const int64_t* lengths,
                                             const BackwardDirection& dir, void* first_dgates) {
   BackwardArguments args;
@@ -44,7 +38,7 @@ inline BackwardArguments backward_arguments(const RecurrenceShape& shape, const 
   args.dy_stride = static_cast<int>(dir.dy_stride);
   args.dgates_stride = static_cast<int>(dir.dgates_stride);
   args.paired = shape.hidden_size % 2 == 0;
-  const uintptr_t pair_bytes = shape.element == Element::kFloat32 ? 8 : 4;
+  const int64_t pair_bytes = 2 * element_bytes(shape.element);
   for (const void* const array :
        {dir.hx, dir.cx, dir.output, dir.reserve, dir.dy, static_cast<const void*>(dir.dgates),
         static_cast<const void*>(first_dgates)})

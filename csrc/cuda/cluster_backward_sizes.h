@@ -7,15 +7,17 @@
 #include "../recurrence.h"
 #include "backward_arguments.h"
 #include "device_types.h"
+#include "persistent_sizes.h"
 #include "recurrence_cuda.h"
 
 namespace birnn::cuda::reduce_scatter {
+
+using namespace persistent;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxCluster = 16;
 constexpr int kMaxBatchTiles = 16;  // of 8 sequences
-constexpr int kMatrixRows = 16;     // of a row tile
 
 // What is compiled: the row tiles and chunks of weights that a warp holds in registers, and the
 // pairs of units of a thread. The first one that is large enough is taken.
@@ -46,34 +48,29 @@ struct Sizes {
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
-    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
-    const int64_t columns = 64 / bytes, R = tiling.cluster_size;
+    const int64_t bytes = element_bytes(shape.element);
+    const int64_t columns = kChunkBytes / bytes, R = tiling.cluster_size;
     const int64_t G = num_gates(shape.cell);
-    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    constexpr int64_t kMaxHiddenSize = 1 << 14;  // far more than any instance holds
-    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
-    if (shape.hidden_size > kMaxHiddenSize || R < 1 || R > kMaxCluster) return;
+    if (!takes(shape) || R < 1 || R > kMaxCluster) return;
     if (tiling.batch_tiles < 1 || tiling.batch_tiles > kMaxBatchTiles) return;
-    if (!fits_32_bits(shape)) return;
-    const int64_t U = quotient(quotient(shape.hidden_size, R), 2) * 2;
+    const int64_t U = ceil_div(ceil_div(shape.hidden_size, R), 2) * 2;
     units = static_cast<int>(U);
     tile_batch = 8 * tiling.batch_tiles;
-    num_clusters = quotient(shape.batch_size, tile_batch);
-    num_tiles = static_cast<int>(quotient(R * U, kMatrixRows));
-    num_chunks = static_cast<int>(quotient(G * U, columns));
-    // A GRU's n of the input follows the columns that are multiplied. An odd number of 16 bytes a
-    // row: so eight rows lie in different banks.
+    num_clusters = ceil_div(shape.batch_size, tile_batch);
+    num_tiles = static_cast<int>(ceil_div(R * U, kMatrixRows));
+    num_chunks = static_cast<int>(ceil_div(G * U, columns));
+    // A GRU's n of the input follows the columns that are multiplied.
     const int64_t row_bytes = (num_chunks * columns + (shape.cell == Cell::kGru ? U : 0)) * bytes;
-    pitch = static_cast<int>((quotient(row_bytes, 16) | 1) * 16 / bytes);
-    const int64_t pairs = quotient(U / 2 * tile_batch, kThreads);
+    pitch = static_cast<int>(row_pitch(row_bytes) / bytes);
+    const int64_t pairs = ceil_div(U / 2 * tile_batch, kThreads);
     for (int i = kNumInstances - 1; i >= 0; --i)
       if (kInstances[i].row_tiles * kWarps >= num_tiles && kInstances[i].chunks >= num_chunks &&
           kInstances[i].pairs >= pairs)
         instance = i;
-    const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
-    shared_bytes = aligned(2 * R * U * tile_batch * 4) + aligned(2 * tile_batch * pitch * bytes) +
-                   aligned(tile_batch * 4) + aligned(2 * sizeof(device::MBarrier)) + 16;
-    workspace_bytes = R * num_tiles * num_chunks * 1024;
+    shared_bytes = shared_size(2 * R * U * tile_batch * 4) +
+                   shared_size(2 * tile_batch * pitch * bytes) + shared_size(tile_batch * 4) +
+                   shared_size(2 * sizeof(device::MBarrier)) + 16;
+    workspace_bytes = R * num_tiles * num_chunks * kFragmentBytes;
   }
 };
 

@@ -35,7 +35,7 @@ int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
   const int64_t largest_stride = std::max(direction.gates_stride, direction.output_stride);
   if (sizes.instance < 0 || largest_stride > INT32_MAX) return kNoInstance;
 
-  const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
+  const int64_t bytes = element_bytes(shape.element);
   Call call{shape, tiling, {}, workspace, stream};
   Arguments& args = call.args;
   args.dir = direction;

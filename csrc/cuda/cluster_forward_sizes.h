@@ -6,14 +6,16 @@
 
 #include "../recurrence.h"
 #include "device_types.h"
+#include "persistent_sizes.h"
 #include "recurrence_cuda.h"
 
 namespace birnn::cuda::all_gather {
 
+using namespace persistent;
+
 constexpr int kThreads = 256;  // at most
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxCluster = 16;
-constexpr int64_t kMaxSharedBytes = 227 * 1024;  // of a block on any GPU
 
 // A group is the units whose gates one warp multiplies: as many m16 tiles of rows of W_hh as the
 // cell has gates, or, for an LSTM, half as many, each with two gates of half the units.
@@ -78,54 +80,41 @@ struct Sizes {
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
-    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
-    const int64_t columns = 64 / bytes, R = tiling.cluster_size, KS = tiling.k_split;
+    const int64_t bytes = element_bytes(shape.element);
+    const int64_t columns = kChunkBytes / bytes, R = tiling.cluster_size, KS = tiling.k_split;
     const int64_t units = group_units(shape.cell), tiles = row_tiles(shape.cell);
-    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    constexpr int64_t kMaxHiddenSize = 1 << 14;  // far more than any instance holds
-    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
-    if (shape.hidden_size > kMaxHiddenSize || R < 1 || R > kMaxCluster) return;
-    if (tiling.batch_tiles < 1 || KS < 1 || !fits_32_bits(shape)) return;
-    const int64_t G = quotient(shape.hidden_size, units), K = quotient(shape.hidden_size, columns);
+    if (!takes(shape) || R < 1 || R > kMaxCluster || tiling.batch_tiles < 1 || KS < 1) return;
+    const int64_t G = ceil_div(shape.hidden_size, units), K = ceil_div(shape.hidden_size, columns);
     num_groups = static_cast<int>(G);
-    groups = static_cast<int>(quotient(G, R));
+    groups = static_cast<int>(ceil_div(G, R));
     num_chunks = static_cast<int>(K);
-    warp_chunks = static_cast<int>(quotient(K, KS));
+    warp_chunks = static_cast<int>(ceil_div(K, KS));
     if (groups * KS > kWarps) return;
     // Every block owns units, and every warp multiplies.
     if ((R - 1) * groups >= G || (KS - 1) * warp_chunks >= K) return;
     threads = static_cast<int>(groups * KS * 32);
     const int64_t NB = 8 * tiling.batch_tiles;
-    num_clusters = quotient(shape.batch_size, NB);
-    // An odd number of 16 bytes a row: so eight rows lie in different banks.
+    num_clusters = ceil_div(shape.batch_size, NB);
     const int64_t row_bytes = (G * units > K * columns ? G * units : K * columns) * bytes;
-    pitch = static_cast<int>((quotient(row_bytes, 16) | 1) * 16 / bytes);
-    workspace_bytes = G * K * tiles * 1024;
+    pitch = static_cast<int>(row_pitch(row_bytes) / bytes);
+    workspace_bytes = G * K * tiles * kFragmentBytes;
 
-    const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
     const int64_t slot_bytes = row_blocks(shape.cell) * NB * units * bytes;
     shared_bytes = 2 * NB * pitch * bytes +
                    groups * num_stages(tiling.batch_tiles, bytes) * slot_bytes +
-                   (KS > 1 ? groups * KS * tiling.batch_tiles * tiles * 512 : 0) +
-                   groups * num_sums(shape.cell) * units * 4 + aligned(NB * 4) +
-                   aligned(2 * sizeof(device::MBarrier)) + 16;
+                   (KS > 1 ? groups * KS * tiling.batch_tiles * tiles * kSumsBytes : 0) +
+                   groups * num_sums(shape.cell) * units * 4 + shared_size(NB * 4) +
+                   shared_size(2 * sizeof(device::MBarrier)) + 16;
     for (int i = kNumInstances - 1; i >= 0; --i) {
       const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;
       if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
       if (left > 0 && !kInstances[i].shared_weights) continue;
-      if (shared_bytes + groups * KS * left * tiles * 1024 > kMaxSharedBytes) continue;
+      if (shared_bytes + groups * KS * left * tiles * kFragmentBytes > kMaxSharedBytes) continue;
       instance = i;
       shared_chunks = left;
     }
-    shared_bytes += groups * KS * shared_chunks * tiles * 1024;
-  }
-
-  // Rows and row strides are multiplied as 32 x 32 -> 64 bits.
-  static bool fits_32_bits(const RecurrenceShape& shape) {
-    constexpr int64_t kMax = INT32_MAX;
-    return shape.seq_len <= kMax && shape.batch_size <= kMax &&
-           shape.seq_len <= kMax / shape.batch_size;
+    shared_bytes += groups * KS * shared_chunks * tiles * kFragmentBytes;
   }
 };
 

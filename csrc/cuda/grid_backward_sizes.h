@@ -7,16 +7,17 @@
 #include "../recurrence.h"
 #include "backward_arguments.h"
 #include "device_types.h"
+#include "persistent_sizes.h"
 #include "recurrence_cuda.h"
 
 namespace birnn::cuda::gather_reduce {
 
+using namespace persistent;
+
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMatrixRows = 16;                  // of a row tile
-constexpr int kMaxBlocks = 256;                  // of a direction
-constexpr int kMaxBatchTiles = 16;               // of 8 sequences
-constexpr int64_t kMaxSharedBytes = 227 * 1024;  // of a block, on any device
+constexpr int kMaxBlocks = 256;     // of a direction
+constexpr int kMaxBatchTiles = 16;  // of 8 sequences
 
 // What is compiled: the row tiles and chunks of weights that a warp holds in registers, whether
 // more chunks lie in shared memory, the pairs of units of a thread, and the bytes of the largest
@@ -56,11 +57,9 @@ struct Sizes {
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, int num_directions) {
-    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
-    if (shape.hidden_size < 1 || shape.hidden_size > (1 << 14)) return;  // far more than fits
-    if (tiling.num_blocks < 1 || tiling.num_blocks > kMaxBlocks) return;
+    if (!takes(shape) || tiling.num_blocks < 1 || tiling.num_blocks > kMaxBlocks) return;
     if (tiling.batch_tiles < 1 || tiling.batch_tiles > kMaxBatchTiles) return;
-    if (!fits_32_bits(shape) || num_directions < 1 || num_directions > 2) return;
+    if (num_directions < 1 || num_directions > 2) return;
     double least = 0;
     for (int Q = 1; Q <= tiling.num_blocks; ++Q) {
       if (tiling.num_blocks % Q != 0) continue;
@@ -82,31 +81,29 @@ struct Sizes {
   // Returns an estimate of the cycles of a step's exchange, 0 if the instance does not hold it.
   double divide(const RecurrenceShape& shape, const Tiling& tiling, int num_directions, int Q,
                 const Instance& held) {
-    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
+    const int64_t bytes = element_bytes(shape.element);
     const int64_t blocks = tiling.num_blocks, P = blocks / Q, G = num_gates(shape.cell);
-    const int64_t U = quotient(quotient(shape.hidden_size, blocks), 2) * 2;
+    const int64_t U = ceil_div(ceil_div(shape.hidden_size, blocks), 2) * 2;
     row_teams = static_cast<int>(P);
     column_teams = Q;
     units = static_cast<int>(U);
     tile_batch = 8 * tiling.batch_tiles;
-    num_tiles = static_cast<int>(quotient(Q * U, kMatrixRows));
-    num_chunks = static_cast<int>(quotient(P * G * U * bytes, 64));
-    warp_chunks = static_cast<int>(quotient(num_chunks, kWarps));
+    num_tiles = static_cast<int>(ceil_div(Q * U, kMatrixRows));
+    num_chunks = static_cast<int>(ceil_div(P * G * U * bytes, kChunkBytes));
+    warp_chunks = static_cast<int>(ceil_div(num_chunks, kWarps));
     num_blocks = num_directions * blocks;
     if (bytes > held.element_bytes) return 0;
     if (num_tiles > held.row_tiles || U / 2 * tile_batch > int64_t{held.pairs} * kThreads) return 0;
 
-    const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
     const int64_t warp_rest = warp_chunks > held.chunks ? warp_chunks - held.chunks : 0;
     if (warp_rest > 0 && !held.rest) return 0;
-    const int64_t rest_bytes = warp_rest * kWarps * num_tiles * 1024;
-    const int64_t sums_of_warps = int64_t{kWarps} * num_tiles * 512;
-    shared_bytes = 2 * sums_of_warps + rest_bytes + aligned(tile_batch * 4) + 16 +
-                   aligned(sizeof(BackwardArguments));
+    const int64_t rest_bytes = warp_rest * kWarps * num_tiles * kFragmentBytes;
+    const int64_t sums_of_warps = int64_t{kWarps} * num_tiles * kSumsBytes;
+    shared_bytes = 2 * sums_of_warps + rest_bytes + shared_size(tile_batch * 4) + 16 +
+                   shared_size(sizeof(BackwardArguments));
     if (shared_bytes > kMaxSharedBytes) return 0;
-    fragment_bytes = blocks * num_tiles * num_chunks * 1024;
-    gates_bytes = int64_t{2} * Q * tiling.batch_tiles * num_chunks * 1024;
+    fragment_bytes = blocks * num_tiles * num_chunks * kFragmentBytes;
+    gates_bytes = int64_t{2} * Q * tiling.batch_tiles * num_chunks * kFragmentBytes;
     sums_bytes = Q > 1 ? int64_t{2} * blocks * Q * tile_batch * U * 8 : 0;
     workspace_bytes = num_directions * (fragment_bytes + gates_bytes + sums_bytes);
 
@@ -115,7 +112,7 @@ struct Sizes {
     const double from_all = 5.5e12 / 1.75e9 / static_cast<double>(num_blocks);
     const double rate = from_all < 64 ? from_all : 64;
     const double through_l2 =
-        static_cast<double>(num_chunks * 1024 + (Q > 1 ? 2 * Q * U * 8 * 8 : 0)) / rate;
+        static_cast<double>(num_chunks * kFragmentBytes + (Q > 1 ? 2 * Q * U * 8 * 8 : 0)) / rate;
     const double through_shared = static_cast<double>(2 * sums_of_warps + rest_bytes) / 128;
     const double hop = 0.6e-6 * 1.75e9;
     return (Q > 1 ? 2 : 1) * hop + tiling.batch_tiles * (through_l2 + through_shared);

@@ -5,13 +5,14 @@
 #include <cstdint>
 
 #include "../recurrence.h"
+#include "persistent_sizes.h"
 #include "recurrence_cuda.h"
 
 namespace birnn::cuda::grid_gather {
 
-constexpr int kMatrixRows = 16;  // of a row tile
+using namespace persistent;
+
 constexpr int64_t kMaxBlocks = 1 << 10;
-constexpr int64_t kFragmentBytes = 1024;
 
 // What is compiled: the row tiles of a block and the chunks of a warp, upper bounds, and how many
 // of the row_tiles * chunks weight fragments a warp holds in registers (`held`; fewer for fp32,
@@ -58,13 +59,11 @@ constexpr int kWarps = kThreads / 32;
 // of a warp write at once begin 8 banks apart.
 constexpr int sums_pitch(int row_tiles) { return row_tiles * kMatrixRows + 4; }
 
-// The largest block of any device has this much shared memory.
-constexpr int64_t kMaxSharedBytes = 227 * 1024;
 constexpr int64_t shared_bytes_of(const Instance& instance, int64_t element_bytes) {
   const int64_t spare = instance.row_tiles * instance.chunks - instance.held(element_bytes);
   const int64_t tile_batch = 8 * instance.batch_tiles;
   const int64_t sums = 2 * kWarps * tile_batch * sums_pitch(instance.row_tiles) * 4;
-  return kWarps * spare * kFragmentBytes + sums + (tile_batch * 4 + 15) / 16 * 16 + 16;
+  return kWarps * spare * kFragmentBytes + sums + shared_size(tile_batch * 4) + 16;
 }
 
 using Tiling = GridForwardTiling;
@@ -84,21 +83,17 @@ struct Sizes {
   int64_t ring_bytes = 0, workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, int num_directions) {
-    const int64_t bytes = shape.element == Element::kFloat32 ? 4 : 2;
-    const int64_t columns = 64 / bytes, R = tiling.num_blocks;
+    const int64_t bytes = element_bytes(shape.element);
+    const int64_t columns = kChunkBytes / bytes, R = tiling.num_blocks;
     const int64_t H = shape.hidden_size, NB = 8 * int64_t{tiling.batch_tiles};
-    const auto quotient = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    constexpr int64_t kMaxHiddenSize = 1 << 14;  // far more than any instance holds
-    if (shape.element == Element::kFloat64 || shape.proj_size != 0) return;
-    if (H > kMaxHiddenSize || R < 1 || R > kMaxBlocks || tiling.batch_tiles < 1) return;
+    if (!takes(shape) || R < 1 || R > kMaxBlocks || tiling.batch_tiles < 1) return;
     if (num_directions < 1 || num_directions > 2 || tiling.groups_at_once < 1) return;
-    if (!fits_32_bits(shape)) return;
-    const int64_t U = quotient(quotient(H, R), 2) * 2;
+    const int64_t U = ceil_div(ceil_div(H, R), 2) * 2;
     units = static_cast<int>(U);
-    num_tiles = static_cast<int>(quotient(num_gates(shape.cell) * U, kMatrixRows));
-    num_chunks = static_cast<int>(quotient(H, columns));
-    chunks_of_warp = static_cast<int>(quotient(num_chunks, kWarps));
-    num_groups = quotient(shape.batch_size, NB);
+    num_tiles = static_cast<int>(ceil_div(num_gates(shape.cell) * U, kMatrixRows));
+    num_chunks = static_cast<int>(ceil_div(H, columns));
+    chunks_of_warp = static_cast<int>(ceil_div(num_chunks, kWarps));
+    num_groups = ceil_div(shape.batch_size, NB);
     const int64_t teams = teams_of(tiling);
     num_blocks = num_directions * R * teams;
     if (num_blocks > kMaxBlocks) return;
@@ -119,14 +114,6 @@ struct Sizes {
   // Groups of sequences that run side by side.
   int64_t teams_of(const Tiling& tiling) const {
     return tiling.groups_at_once < num_groups ? tiling.groups_at_once : num_groups;
-  }
-
-  // Rows and row strides are multiplied as 32 x 32 -> 64 bits; an epoch counts the steps of all
-  // groups.
-  static bool fits_32_bits(const RecurrenceShape& shape) {
-    constexpr int64_t kMax = INT32_MAX;
-    return shape.seq_len <= kMax && shape.batch_size <= kMax &&
-           shape.seq_len <= kMax / shape.batch_size;
   }
 };
 

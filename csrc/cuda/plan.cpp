@@ -77,7 +77,7 @@ std::string check_sizes(const PlanRequest& request) {
 }
 
 cost::Format format_of(const PlanRequest& request) {
-  if (stepwise::element_bytes(request.shape.element) == 2) return cost::Format::kSixteenBit;
+  if (element_bytes(request.shape.element) == 2) return cost::Format::kSixteenBit;
   return request.ieee ? cost::Format::kIeee : cost::Format::kTf32;
 }
 
@@ -554,9 +554,8 @@ Plan plan(const PlanRequest& request) {
     const ChoiceResult backward = choose(request, Pass::kBackward);
     if (!backward.error.empty()) return refuse(backward.error);
     plan.backward = plan_pass(request, Pass::kBackward, backward.choice);
-    plan.reserve_bytes =
-        product({request.num_directions, s.seq_len, s.batch_size, reserve_blocks(s.cell),
-                 s.hidden_size, stepwise::element_bytes(s.element)});
+    plan.reserve_bytes = product({request.num_directions, s.seq_len, s.batch_size,
+                                  reserve_blocks(s.cell), s.hidden_size, element_bytes(s.element)});
   }
   const int64_t workspace = std::max(plan.forward.workspace_bytes, plan.backward.workspace_bytes);
   if (device.memory_bytes > 0 && plan.reserve_bytes > device.memory_bytes - workspace)

@@ -13,9 +13,6 @@ constexpr uint32_t kMaxThreads = 128;
 constexpr int64_t kMaxGridY = 65535;  // of every GPU
 constexpr int64_t kAlignment = 256;   // bytes, of each array in a workspace
 
-constexpr int64_t element_bytes(Element element) {
-  return element == Element::kFloat64 ? 8 : element == Element::kFloat32 ? 4 : 2;
-}
 // Of what an element is computed and carried in.
 constexpr int64_t carried_bytes(Element element) { return element == Element::kFloat64 ? 8 : 4; }
 
