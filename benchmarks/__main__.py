@@ -7,6 +7,7 @@
   continue what was interrupted        python -m benchmarks cuda --resume
   pictures of it                       python -m benchmarks report benchmarks/results/cuda-*.json
   what got slower                      python -m benchmarks compare before.json after.json
+  what the plan should choose on a GPU python -m benchmarks tune, then fit
 
 Each sub-command explains its options: python -m benchmarks cuda --help. What is measured, and why
 it is fair, stands in benchmarks/README.md. Exit status: 0 if all is well, 1 if this package failed
@@ -20,12 +21,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import compare, cpu, cuda, micro, readme, report
+from benchmarks import compare, cpu, cuda, fit, micro, readme, report, tune
 from benchmarks.cases import FilterError
 from benchmarks.results import ResultsError
 from benchmarks.terminal import Terminal
 
-COMMANDS = (cpu.COMMAND, cuda.COMMAND, micro, report, compare, readme)
+COMMANDS = (cpu.COMMAND, cuda.COMMAND, micro, tune.COMMAND, fit, report, compare, readme)
 REFUSED = 2
 
 

@@ -23,6 +23,7 @@ from benchmarks.compiled_peer import CompiledLoopPeer
 from benchmarks.concurrency import ConcurrencyMeasurement
 from benchmarks.cuda_cases import PRESETS, SECTIONS
 from benchmarks.device_clock import cuda_stopwatch
+from benchmarks.divisions import plan_arguments
 from benchmarks.flashrnn_peer import FlashRNNPeer
 from benchmarks.jax_peer import JaxPeer
 from benchmarks.layers import LayerMeasurement
@@ -31,7 +32,6 @@ from benchmarks.limit_model import PUBLISHED
 from benchmarks.memory import MemoryMeasurement
 from benchmarks.onnx_peer import OnnxCudaPeer
 from benchmarks.peers import CapturedPeer, PackedPeer, Peer
-from benchmarks.problem import DTYPES
 from benchmarks.results import Results
 from benchmarks.session import Measurement, Session
 
@@ -51,7 +51,7 @@ class CudaCommand(MeasuringCommand):
     help = "measure on a GPU, against cuDNN and other peers"
     description = __doc__ or ""
     budgets = "quick (under 1 minute), standard (under 10; the default) or full"
-    sections = SECTIONS
+    sections: Sequence[str] = SECTIONS
     presets = PRESETS
     device = "cuda"
 
@@ -102,14 +102,7 @@ def planned_kernel(limits: Mapping[str, Any], case: Case) -> str:
     try:
         plan = ops.plan(
             dict(limits),
-            cell="tanh" if case.cell == "rnn" else case.cell,
-            dtype=str(DTYPES[case.dtype]).removeprefix("torch."),
-            seq_len=case.seq_len,
-            batch_size=case.batch_size,
-            input_size=case.input_size,
-            hidden_size=case.hidden_size,
-            num_directions=case.num_directions,
-            precision="tf32" if case.dtype == "tf32" else "ieee",
+            **plan_arguments(case),
             training=case.training,
         )
     except ValueError:  # none on this GPU: the layer raises the same, and is reported

@@ -13,6 +13,7 @@ from typing import Literal
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -125,7 +126,7 @@ def line_chart(
     ticks = sorted({x for line in lines for x, _ in line.points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    _plain_ticks(axes, [y for line in lines for _, y in line.points])
+    _plain_ticks(axes.yaxis, [y for line in lines for _, y in line.points])
     axes.grid(True, color="#dde2e7", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(x_label)
@@ -213,6 +214,44 @@ def dot_chart(groups: Mapping[str, Mapping[str, float]], x_label: str, title: st
     return figure
 
 
+def scatter(
+    groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, title: str
+) -> Figure:
+    """Two figures of the same kind against each other, both axes logarithmic and alike; on the
+    line they are equal."""
+    figure, axes = _figure(3.7 + 0.19 * -(-len(groups) // 4))
+    values = [value for points in groups.values() for point in points for value in point]
+    low, high = min(values) / 1.2, max(values) * 1.2
+    axes.plot([low, high], [low, high], color=FAINT, linewidth=0.8)
+    for index, points in enumerate(groups.values()):
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            "os^Dv"[index % 5],
+            color=COLOURS[index % len(COLOURS)],
+            markersize=3.5,
+            alpha=0.6,
+            markeredgewidth=0,
+        )
+    for scale, limits in ((axes.set_xscale, axes.set_xlim), (axes.set_yscale, axes.set_ylim)):
+        scale("log")
+        limits(low, high)
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis, values)
+    axes.grid(True, color="#dde2e7", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _title(axes, title)
+    marks = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="os^Dv"[i % 5], ls="", label=name)
+        for i, name in enumerate(groups)
+    ]
+    _legend(figure, marks, 4, "lower")
+    return figure
+
+
 def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH_PIXELS / DPI, height), layout="constrained")
     axes = figure.add_subplot()
@@ -254,13 +293,13 @@ def _ratio_text(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"
 
 
-def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
+def _plain_ticks(axis: Axis, values: Sequence[float]) -> None:
     """1, 2, 5, 10 ... rather than powers of ten, as many as the values span."""
     low, high = min(values), max(values)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high / low < 200 else (1,)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
-    axes.set_yticks([tick for tick in ticks if low / 1.3 <= tick <= high * 1.3])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
+    axis.set_ticks([tick for tick in ticks if low / 1.3 <= tick <= high * 1.3])
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())

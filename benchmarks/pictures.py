@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import figures
 from benchmarks.cases import CELLS, PASSES, Case
+from benchmarks.divisions import SIDES
+from benchmarks.divisions import step_microseconds as division_microseconds
 from benchmarks.figures import FLOOR, OWN, PEER, Line, Style
 from benchmarks.lengths import PACKED, PLAIN, RANDOM, TORCH_PACKED, TORCH_PLAIN, sweeps
 from benchmarks.limit_model import Constants
@@ -65,6 +67,7 @@ def groups_of(results: Results, constants: Constants | None = None) -> list[Grou
         unequal_lengths(results),
         memory(results),
         accuracy(results),
+        divisions(results),
     ]
     return [group for group in groups if group.pictures]
 
@@ -356,6 +359,31 @@ def accuracy(results: Results) -> Group:
         "fp64, the largest over a few draws. Further left is more exact."
     )
     return Group("Accuracy", text, pictures)
+
+
+def divisions(results: Results) -> Group:
+    """The plan's estimates against the times, a colour for each kernel."""
+    pictures = []
+    for side in SIDES:
+        points: dict[str, list[tuple[float, float]]] = {}
+        for entry in results.section("divisions"):
+            if entry["side"] != side:
+                continue
+            for name, time in division_microseconds(entry).items():
+                division = entry["divisions"][name]
+                point = (division["microseconds_per_step"], time)
+                points.setdefault(division["kernel"], []).append(point)
+        if points:
+            title = f"{side.capitalize()}, us a step"
+            alt = f"Estimates of the plan against times, {side}"
+            figure = figures.scatter(points, "estimate", "measured", title)
+            pictures.append(Picture(f"divisions-{side}", alt, figure))
+    text = (
+        "Each point is a way to divide the recurrence of a shape among blocks. On the line the "
+        "plan's estimate is right; above it, the kernel is slower than the plan believes. What "
+        "decides is the order among the points of a shape."
+    )
+    return Group("What the plan chooses from", text, pictures)
 
 
 def _case_label(case: Case) -> str:

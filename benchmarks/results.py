@@ -1,13 +1,14 @@
 """The results file: JSON, complete and valid after every entry.
 
-    {"format": "birnn_cuda benchmarks", "version": 1, "command": "cpu" or "cuda",
+    {"format": "birnn_cuda benchmarks", "version": 1, "command": "cpu", "cuda" or "tune",
      "finished": bool, "created": ...,
      "settings": {preset, filters, sections, peers (None: all), seed, threads},
      "machine": {...}, "versions": {...}, "code": {commit, modified, digest},
      "absent": {peer: reason}, "gemm": {dtype: [seconds, ...]}, "entries": [...]}
 
-Those of the command cuda also hold `device` (the GPU, its driver, its highest clocks) and
-`limit_model`, the constants of limit_model.py.
+Those of cuda and tune also hold `device` (the GPU, its driver, its highest clocks) and
+`limit_model`, the constants of limit_model.py; those of tune `limits`, the device as the plan
+knows it.
 
 Every entry holds its `key`, `section`, `unit` and raw `samples` by name; `subjects`, the names
 among them that are this package's; `control`, a name that a subject may be divided by to cancel
@@ -110,7 +111,7 @@ class Results:
     @property
     def device(self) -> str:
         """Where it was measured: cpu or cuda."""
-        return "cuda" if self.data["command"] == "cuda" else "cpu"
+        return "cpu" if self.data["command"] == "cpu" else "cuda"
 
     def refuse_to_mix(self, current: Mapping[str, Any]) -> None:
         """Raise if `current`, this moment's header, is not that of the run to be continued."""

@@ -41,6 +41,7 @@ class Session:
     stopwatch: Stopwatch = WALL
     clocks: ClockRecorder | None = None
     kernel_of: Callable[[Case], str] | None = None  # of this package, where it has several
+    gpu_limits: Mapping[str, Any] = field(default_factory=dict)  # as ops.plan takes them
 
     def seed_of(self, key: str) -> int:
         """The seed of one entry, whichever entries ran before it."""

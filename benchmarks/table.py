@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.cases import PASSES
 from benchmarks.concurrency import ONE, TWO
+from benchmarks.divisions import step_microseconds as division_microseconds
 from benchmarks.lengths import PACKED, PLAIN, TORCH_PACKED, VARIANTS, filled, sweeps
 from benchmarks.metrics import (
     MEBIBYTE,
@@ -54,12 +55,38 @@ def tables(results: Results) -> list[Table]:
         ("memory", _memory),
         ("accuracy", _accuracy),
         ("import", _import_time),
+        ("divisions", _divisions),
     )
     return [
         make_table(entries, results)
         for name, make_table in sections
         if (entries := results.section(name))
     ]
+
+
+def _divisions(entries: Sequence[Entry], results: Results) -> Table:
+    columns = ["plan takes", "us a step", "estimate", "fastest", "us a step", "plan / fastest"]
+    table = Table(
+        "Divisions: the recurrence alone, by kernel blocks/batch_tiles/k_split/groups_at_once",
+        [*CASE_COLUMNS, *columns],
+        [*CASE_WORDS, "plan takes", "fastest"],
+    )
+    for entry in entries:
+        times, chosen = division_microseconds(entry), entry["chosen"]
+        case = _case_cells(entry["case"])[:-1]
+        fastest = min(times, key=lambda name: times[name]) if times else NONE
+        least, own = times.get(fastest), times.get(chosen)
+        table.add(
+            *case,
+            entry["side"],
+            chosen,
+            _number(own, ".3f"),
+            f"{entry['divisions'][chosen]['microseconds_per_step']:.3f}",
+            fastest,
+            _number(least, ".3f"),
+            _number(own / least if own and least else None, ".2f"),
+        )
+    return table
 
 
 def failures(results: Results) -> list[str]:

@@ -66,6 +66,28 @@ def plan(
     training: bool = True,
     lengths: bool = False,
     kernel: str = "",
+    forward: dict[str, Any] | None = None,
+    backward: dict[str, Any] | None = None,
 ) -> dict[str, Any]: ...
-def force(kernel: str = "", backward_parts: int = 0) -> None: ...
-def forced() -> tuple[str, int]: ...
+def divisions(
+    device: dict[str, Any],
+    pass_: str,
+    *,
+    cell: str,
+    dtype: str,
+    seq_len: int,
+    batch_size: int,
+    input_size: int,
+    hidden_size: int,
+    num_directions: int = 2,
+    precision: str = "ieee",
+    constants: dict[str, float] = ...,
+) -> tuple[list[dict[str, Any]], int]: ...
+def cost_constants() -> dict[str, float]: ...
+def force(
+    kernel: str = "",
+    backward_parts: int = 0,
+    forward: dict[str, Any] | None = None,
+    backward: dict[str, Any] | None = None,
+) -> None: ...
+def forced() -> tuple[str, int, dict[str, Any] | None, dict[str, Any] | None]: ...

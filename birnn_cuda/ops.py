@@ -40,6 +40,8 @@ __all__ = [
     "backward",
     "build_info",
     "cell_states",
+    "cost_constants",
+    "divisions",
     "extension",
     "forced_kernel",
     "forward",
@@ -51,12 +53,19 @@ extension = _C
 build_info: Callable[[], dict[str, Any]] = _C.build_info
 known_devices: Callable[[], list[dict[str, Any]]] = _C.known_devices
 plan: Callable[..., dict[str, Any]] = _C.plan
+divisions: Callable[..., tuple[list[dict[str, Any]], int]] = _C.divisions
+cost_constants: Callable[[], dict[str, float]] = _C.cost_constants
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
 
 
 @contextmanager
-def forced_kernel(kernel: str, backward_parts: int = 0) -> Iterator[None]:
+def forced_kernel(
+    kernel: str = "",
+    backward_parts: int = 0,
+    forward: dict[str, Any] | None = None,
+    backward: dict[str, Any] | None = None,
+) -> Iterator[None]:
     """Have every call on a GPU run one kernel: for tests and benchmarks.
 
     It holds for the whole process, whose backward passes run in threads of their own. A call that
@@ -66,12 +75,14 @@ def forced_kernel(kernel: str, backward_parts: int = 0) -> Iterator[None]:
         kernel: "block", "cluster", "grid" or "stepwise"; "" chooses as always.
         backward_parts: into how many parts a backward pass divides its steps, for the weight
             gradients of one to overlap with the recurrence of the next; 0 chooses as always.
+        forward, backward: one of :func:`divisions` each, by which that pass is run whatever
+            ``kernel`` says; None chooses as always.
 
     Raises:
         ValueError: there is no such kernel, or a negative number of parts.
     """
     before = _C.forced()
-    _C.force(kernel, backward_parts)
+    _C.force(kernel, backward_parts, forward, backward)
     try:
         yield
     finally:

@@ -4,6 +4,9 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <map>
+#include <optional>
+
 #include "autograd.h"
 #include "cpu/recurrence_cpu.h"
 #include "cuda/plan.h"
@@ -66,16 +69,35 @@ pybind11::list known_devices() {
   return devices;
 }
 
+pybind11::dict division_dict(const birnn::cuda::Choice& choice) {
+  pybind11::dict division;
+  division["kernel"] = birnn::cuda::name_of(choice.kernel);
+  division["blocks"] = choice.blocks;
+  division["batch_tiles"] = choice.batch_tiles;
+  division["k_split"] = choice.k_split;
+  division["groups_at_once"] = choice.groups_at_once;
+  division["microseconds_per_step"] = choice.microseconds_per_step;
+  return division;
+}
+
+std::optional<birnn::cuda::Choice> choice_of(const std::optional<pybind11::dict>& division) {
+  if (!division) return {};
+  birnn::cuda::Choice choice;
+  const std::string name = (*division)["kernel"].cast<std::string>();
+  const std::optional<birnn::cuda::Kernel> kernel = birnn::cuda::kernel_of(name);
+  if (!kernel) throw pybind11::value_error("there is no kernel \"" + name + "\"");
+  choice.kernel = *kernel;
+  choice.blocks = (*division)["blocks"].cast<int>();
+  choice.batch_tiles = (*division)["batch_tiles"].cast<int>();
+  choice.k_split = (*division)["k_split"].cast<int>();
+  choice.groups_at_once = (*division)["groups_at_once"].cast<int>();
+  return choice;
+}
+
 pybind11::dict pass_dict(const birnn::cuda::PassPlan& plan) {
-  pybind11::dict result;
-  result["kernel"] = birnn::cuda::name_of(plan.choice.kernel);
+  pybind11::dict result = division_dict(plan.choice);
   result["reason"] = plan.reason;
-  result["blocks"] = plan.choice.blocks;
-  result["batch_tiles"] = plan.choice.batch_tiles;
-  result["k_split"] = plan.choice.k_split;
-  result["groups_at_once"] = plan.choice.groups_at_once;
   result["parts"] = plan.parts;
-  result["microseconds_per_step"] = plan.choice.microseconds_per_step;
   result["ctas"] = plan.ctas;
   result["threads"] = plan.threads;
   result["launches"] = plan.launches;
@@ -83,10 +105,10 @@ pybind11::dict pass_dict(const birnn::cuda::PassPlan& plan) {
   return result;
 }
 
-pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const std::string& dtype,
-                    int64_t seq_len, int64_t batch_size, int64_t input_size, int64_t hidden_size,
-                    int64_t proj_size, int num_directions, const std::string& precision,
-                    bool training, bool lengths, const std::string& kernel) {
+birnn::cuda::PlanRequest plan_request(const pybind11::dict& device, const std::string& cell,
+                                      const std::string& dtype, int64_t seq_len, int64_t batch_size,
+                                      int64_t input_size, int64_t hidden_size, int64_t proj_size,
+                                      int num_directions, const std::string& precision) {
   using birnn::Cell;
   using birnn::Element;
   birnn::cuda::PlanRequest request;
@@ -105,15 +127,29 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
   request.input_size = input_size;
   request.num_directions = num_directions;
   request.ieee = value_of<bool>({{"ieee", true}, {"tf32", false}}, precision, "precision");
-  request.training = training;
-  request.has_lengths = lengths;
   request.device.name = device["name"].cast<std::string>();
   request.device.compute_capability = device["compute_capability"].cast<int>();
   request.device.num_multiprocessors = device["num_multiprocessors"].cast<int>();
   request.device.shared_bytes_per_block = device["shared_bytes_per_block"].cast<int64_t>();
   request.device.max_cluster_size = device["max_cluster_size"].cast<int>();
   request.device.memory_bytes = device["memory_bytes"].cast<int64_t>();
+  return request;
+}
+
+pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const std::string& dtype,
+                    int64_t seq_len, int64_t batch_size, int64_t input_size, int64_t hidden_size,
+                    int64_t proj_size, int num_directions, const std::string& precision,
+                    bool training, bool lengths, const std::string& kernel,
+                    const std::optional<pybind11::dict>& forward,
+                    const std::optional<pybind11::dict>& backward) {
+  birnn::cuda::PlanRequest request =
+      plan_request(device, cell, dtype, seq_len, batch_size, input_size, hidden_size, proj_size,
+                   num_directions, precision);
+  request.training = training;
+  request.has_lengths = lengths;
   request.kernel = kernel;
+  request.forward = choice_of(forward);
+  request.backward = choice_of(backward);
   const birnn::cuda::Plan plan = birnn::cuda::plan(request);
   if (!plan.error.empty()) throw pybind11::value_error(plan.error);
   pybind11::dict result;
@@ -124,6 +160,44 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
     result["backward"] = pybind11::none();
   result["reserve_bytes"] = plan.reserve_bytes;
   return result;
+}
+
+pybind11::dict cost_constants() {
+  const birnn::cuda::cost::Constants constants;
+  pybind11::dict values;
+  for (const auto& [name, value] : birnn::cuda::cost::kNamedConstants)
+    values[name] = constants.*value;
+  return values;
+}
+
+birnn::cuda::cost::Constants constants_of(const std::map<std::string, double>& values) {
+  birnn::cuda::cost::Constants constants;
+  for (const auto& [name, value] : values) {
+    std::vector<std::pair<std::string, double birnn::cuda::cost::Constants::*>> known;
+    for (const auto& constant : birnn::cuda::cost::kNamedConstants)
+      known.emplace_back(constant.name, constant.value);
+    constants.*value_of(known, name, "a constant") = value;
+  }
+  return constants;
+}
+
+std::tuple<pybind11::list, int> divisions(const pybind11::dict& device, const std::string& pass,
+                                          const std::string& cell, const std::string& dtype,
+                                          int64_t seq_len, int64_t batch_size, int64_t input_size,
+                                          int64_t hidden_size, int num_directions,
+                                          const std::string& precision,
+                                          const std::map<std::string, double>& constants) {
+  using birnn::cuda::Pass;
+  const Pass side =
+      value_of<Pass>({{"forward", Pass::kForward}, {"backward", Pass::kBackward}}, pass, "pass");
+  const birnn::cuda::Divisions all =
+      birnn::cuda::divisions(plan_request(device, cell, dtype, seq_len, batch_size, input_size,
+                                          hidden_size, 0, num_directions, precision),
+                             side, constants_of(constants));
+  if (!all.error.empty()) throw pybind11::value_error(all.error);
+  pybind11::list choices;
+  for (const birnn::cuda::Choice& choice : all.choices) choices.append(division_dict(choice));
+  return {choices, all.chosen};
 }
 
 // The dispatcher passes a list of booleans as a List.
@@ -188,21 +262,37 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("device"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
         arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("proj_size") = 0,
         arg("num_directions") = 2, arg("precision") = "ieee", arg("training") = true,
-        arg("lengths") = false, arg("kernel") = "");
+        arg("lengths") = false, arg("kernel") = "", arg("forward") = pybind11::none(),
+        arg("backward") = pybind11::none());
+  m.def("divisions", &divisions,
+        "Every way to run a pass of a shape, estimated by these constants, and the plan's index.",
+        arg("device"), arg("pass_"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
+        arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("num_directions") = 2,
+        arg("precision") = "ieee", arg("constants") = std::map<std::string, double>());
+  m.def("cost_constants", &cost_constants, "The cost model's constants, as divisions takes them.");
   m.def(
       "force",
-      [](const std::string& kernel, int backward_parts) {
-        const std::string error = birnn::cuda::force({kernel, backward_parts});
+      [](const std::string& kernel, int backward_parts,
+         const std::optional<pybind11::dict>& forward,
+         const std::optional<pybind11::dict>& backward) {
+        const std::string error =
+            birnn::cuda::force({kernel, backward_parts, choice_of(forward), choice_of(backward)});
         if (!error.empty()) throw pybind11::value_error(error);
       },
-      "What every call on a GPU must do from now on: run this kernel (\"\": the best), and divide "
-      "its backward pass into as many parts (0: as the plan says).",
-      arg("kernel") = "", arg("backward_parts") = 0);
+      "What every call on a GPU must do from now on: run this kernel (\"\": the best), divide its "
+      "backward pass into as many parts (0: as the plan says), and run a pass by this division of "
+      "divisions, if one is given.",
+      arg("kernel") = "", arg("backward_parts") = 0, arg("forward") = pybind11::none(),
+      arg("backward") = pybind11::none());
   m.def(
       "forced",
       [] {
         const birnn::cuda::Forced forced = birnn::cuda::forced();
-        return std::make_tuple(forced.kernel, forced.backward_parts);
+        const auto dict = [](const std::optional<birnn::cuda::Choice>& choice) {
+          return choice ? std::optional(division_dict(*choice)) : std::nullopt;
+        };
+        return std::make_tuple(forced.kernel, forced.backward_parts, dict(forced.forward),
+                               dict(forced.backward));
       },
       "The arguments of the latest call of force.");
 }

@@ -50,7 +50,10 @@ cuda::PlanRequest request_of(const Problem& p, bool training) {
   request.training = training;
   request.has_lengths = p.lengths.has_value() || p.is_packed();
   request.device = limits_of(p.input.device());
-  request.kernel = cuda::forced().kernel;
+  const cuda::Forced forced = cuda::forced();
+  request.kernel = forced.kernel;
+  request.forward = forced.forward;
+  request.backward = forced.backward;
   return request;
 }
 

@@ -293,7 +293,7 @@ def part_conformance(out: Path) -> int:
 
 
 # Side by side. Those of each kernel by name say most about what is wrong.
-GPU_TESTS = (("cuda_kernels",), ("cuda",), ("cuda_sequences", "benchmarks_cuda"))
+GPU_TESTS = (("cuda_kernels",), ("cuda",), ("cuda_sequences", "benchmarks_cuda", "benchmarks_tune"))
 
 
 def part_tests(out: Path) -> int:

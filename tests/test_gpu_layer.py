@@ -202,3 +202,35 @@ def test_the_layer_follows_the_plan() -> None:
         module().force("warp", 0)
     with pytest.raises(ValueError, match="got -1"):
         module().force("", -1)
+
+
+# kernel, blocks, batch_tiles, k_split, groups_at_once of both passes, B: several clusters, a K
+# split; groups that follow each other, and side by side.
+DIVISIONS = (
+    (("cluster", 3, 1, 2, 1), ("cluster", 4, 1, 1, 1), 5),
+    (("cluster", 2, 1, 1, 1), ("grid", 4, 1, 1, 1), 17),
+    (("grid", 4, 1, 1, 2), ("cluster", 2, 1, 1, 1), 17),
+    (("stepwise", 1, 1, 1, 1), ("cluster", 2, 2, 1, 1), 9),
+)
+
+
+@pytest.mark.parametrize("cell", ("gru", "lstm"))
+@pytest.mark.parametrize("divisions", DIVISIONS, ids=str)
+def test_a_division_that_is_asked_for_runs(divisions: Any, cell: str) -> None:
+    forward, backward, batch_size = divisions
+    problem = Problem(cell, torch.float32, (5, batch_size, 3, 34))
+    module().force_divisions(forward, backward)
+    try:
+        assert max(errors(problem, "ieee")) <= TOLERANCE[torch.float32]
+    finally:
+        module().force("", 0)
+
+
+def test_a_division_that_does_not_fit_is_refused() -> None:
+    problem = Problem("lstm", torch.float32, (2, 3, 4, 20))
+    module().force_divisions(("cluster", 16, 8, 1, 1), ("stepwise", 1, 1, 1, 1))
+    try:
+        with pytest.raises(RuntimeError, match="no cluster of blocks 16, batch_tiles 8"):
+            problem.run("ieee")
+    finally:
+        module().force("", 0)

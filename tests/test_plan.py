@@ -181,16 +181,103 @@ def test_the_weight_gradients_overlap_where_the_recurrence_leaves_room():
 
 def test_forced_kernels():
     with ops.forced_kernel("cluster", backward_parts=3):
-        assert ops.extension.forced() == ("cluster", 3)
+        assert ops.extension.forced() == ("cluster", 3, None, None)
         assert plan(seq_len=5)["backward"]["parts"] == 3
         with ops.forced_kernel(""):
-            assert ops.extension.forced() == ("", 0)
-        assert ops.extension.forced() == ("cluster", 3)
-    assert ops.extension.forced() == ("", 0)
+            assert ops.extension.forced() == ("", 0, None, None)
+        assert ops.extension.forced() == ("cluster", 3, None, None)
+    assert ops.extension.forced() == ("", 0, None, None)
     with pytest.raises(ValueError, match='"warp"; valid: block, cluster, grid, stepwise'):
         ops.forced_kernel("warp").__enter__()
     with pytest.raises(ValueError, match="got -2"):
         ops.forced_kernel("", -2).__enter__()
+
+
+# ---- every way to run a pass
+
+SHAPE = {
+    "cell": "gru",
+    "dtype": "float16",
+    "seq_len": 100,
+    "batch_size": 40,
+    "input_size": 16,
+    "hidden_size": 256,
+}
+
+
+@pytest.mark.parametrize("side", ["forward", "backward"])
+def test_divisions_hold_what_the_plan_takes(side):
+    for changes in ({}, {"dtype": "float32"}, {"dtype": "float64"}, {"hidden_size": 1024}):
+        choices, chosen = ops.divisions(DEVICES["h100"], side, **SHAPE | changes)
+        taken = plan(**SHAPE | changes)[side]
+        assert choices[chosen] == {name: taken[name] for name in choices[chosen]}
+        least = min(choice["microseconds_per_step"] for choice in choices)
+        # Of equal ones the smaller, and a tenth for what asks more of the device.
+        assert choices[chosen]["microseconds_per_step"] <= least / 0.9 / 0.9 + 0.1
+        kernels = {choice["kernel"] for choice in choices}
+        assert kernels == ({"stepwise"} if "float64" in changes.values() else kernels | {"grid"})
+
+
+@pytest.mark.parametrize("side", ["forward", "backward"])
+def test_every_division_can_be_asked_for(side):
+    choices, _ = ops.divisions(DEVICES["h100"], side, **SHAPE)
+    assert len({tuple(choice.items()) for choice in choices}) == len(choices) > 50
+    for choice in choices:
+        taken = plan(**SHAPE, **{side: choice})[side]
+        assert {name: taken[name] for name in choice} == choice
+        assert "asked for" in taken["reason"]
+
+
+def test_divisions_follow_the_constants():
+    constants = ops.cost_constants()
+
+    def every(changed):
+        large = SHAPE | {"batch_size": 128, "cell": "lstm", "hidden_size": 512}
+        shapes = (SHAPE, SHAPE | {"hidden_size": 64}, large)
+        return [
+            ops.divisions(DEVICES["h100"], side, **shape, constants=changed)
+            for shape in shapes
+            for side in ("forward", "backward")
+        ]
+
+    for name, value in constants.items():
+        changed = [every({name: factor * value}) for factor in (1000, 0.001)]
+        assert changed != [every({})] * 2, name
+    slow = {"cluster_latency": 1e6, "product_us": 1e6}
+    choices, chosen = ops.divisions(DEVICES["h100"], "forward", **SHAPE, constants=slow)
+    assert choices[chosen]["kernel"] == "grid"
+    with pytest.raises(ValueError, match=r'a constant must be one of flop_per_cycle.*got "flop"'):
+        ops.divisions(DEVICES["h100"], "forward", **SHAPE, constants={"flop": 1.0})
+    with pytest.raises(ValueError, match="pass must be one of forward, backward"):
+        ops.divisions(DEVICES["h100"], "sideways", **SHAPE)
+
+
+def test_divisions_of_what_runs_nowhere_are_refused():
+    with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
+        ops.divisions(DEVICES["h100"], "forward", **SHAPE | {"hidden_size": 0})
+    with pytest.raises(ValueError, match=r"t4 has compute capability 7\.5"):
+        ops.divisions(DEVICES["t4"], "backward", **SHAPE)
+
+
+def test_a_division_that_does_not_fit_is_refused():
+    choices, _ = ops.divisions(DEVICES["h100"], "forward", **SHAPE)
+    cluster = next(choice for choice in choices if choice["kernel"] == "cluster")
+    for wrong in ({"blocks": 17}, {"batch_tiles": 3}, {"groups_at_once": 5}):
+        with pytest.raises(ValueError, match=r"no cluster of blocks .* runs this forward pass"):
+            plan(**SHAPE, forward=cluster | wrong)
+    with pytest.raises(ValueError, match=r"no cluster of blocks .* on a100"):
+        plan("a100", **SHAPE, forward=cluster)
+    with pytest.raises(ValueError, match='no kernel "warp"'):
+        plan(**SHAPE, forward=cluster | {"kernel": "warp"})
+
+
+def test_forced_divisions():
+    choices, _ = ops.divisions(DEVICES["h100"], "forward", **SHAPE)
+    with ops.forced_kernel(forward=choices[0], backward=choices[-1]):
+        forced = ops.extension.forced()
+        for given, found in zip((choices[0], choices[-1]), forced[2:], strict=True):
+            assert all(found[name] == given[name] for name in ("kernel", "blocks", "k_split"))
+    assert ops.extension.forced() == ("", 0, None, None)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,28 @@ struct Constants {
                                    50e6};  // by Format; ieee: fp32 without tensor cores
 };
 
+// Those that a measurement of kernels can tell, by name: what `python -m benchmarks fit` finds.
+struct NamedConstant {
+  const char* name;
+  double Constants::* value;
+};
+inline constexpr NamedConstant kNamedConstants[] = {
+    {"flop_per_cycle", &Constants::flop_per_cycle},
+    {"flop_per_cycle_wide", &Constants::flop_per_cycle_wide},
+    {"shared_bytes_per_cycle", &Constants::shared_bytes_per_cycle},
+    {"special_per_cycle", &Constants::special_per_cycle},
+    {"cluster_latency", &Constants::cluster_latency},
+    {"cluster_bytes_per_cycle", &Constants::cluster_bytes_per_cycle},
+    {"grid_latency", &Constants::grid_latency},
+    {"grid_bytes_per_cycle", &Constants::grid_bytes_per_cycle},
+    {"block_latency", &Constants::block_latency},
+    {"slack", &Constants::slack},
+    {"memory_bytes_per_us", &Constants::memory_bytes_per_us},
+    {"l2_bytes_per_us", &Constants::l2_bytes_per_us},
+    {"product_us", &Constants::product_us},
+    {"kernel_us", &Constants::kernel_us},
+};
+
 // A group of blocks that share a direction's hidden units, and the sequences they hold.
 struct Group {
   int blocks = 1;

@@ -189,7 +189,8 @@ Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice) {
   return fit;
 }
 
-double estimate(const PlanRequest& request, Pass pass, const Choice& choice, const Fit& fit) {
+double estimate(const PlanRequest& request, Pass pass, const Choice& choice, const Fit& fit,
+                const cost::Constants& constants) {
   const cost::Format format = format_of(request);
   cost::Group group;
   group.blocks = choice.blocks;
@@ -200,8 +201,8 @@ double estimate(const PlanRequest& request, Pass pass, const Choice& choice, con
                                                   : cost::Exchange::kNone;
   group.exchange_bytes = fit.exchange_bytes;
   group.hops = fit.hops;
-  const double step =
-      cost::persistent_step(request.shape.cell, request.shape.hidden_size, format, pass, group);
+  const double step = cost::persistent_step(request.shape.cell, request.shape.hidden_size, format,
+                                            pass, group, constants);
   // Groups of blocks that run side by side; the others follow them.
   int64_t groups = fit.groups, at_once = choice.groups_at_once;
   if (choice.kernel != Kernel::kGrid) {
@@ -209,8 +210,9 @@ double estimate(const PlanRequest& request, Pass pass, const Choice& choice, con
     at_once = std::max<int64_t>(resident_clusters(request.device, choice.blocks), 1);
   }
   const int64_t waves = (groups + at_once - 1) / at_once;
-  return std::max(static_cast<double>(waves) * step,
-                  cost::memory_step(request.shape, format, pass, request.num_directions));
+  return std::max(
+      static_cast<double>(waves) * step,
+      cost::memory_step(request.shape, format, pass, request.num_directions, constants));
 }
 
 // All ways of dividing a shape among the blocks of one kernel.
@@ -237,34 +239,42 @@ void for_each_division(const PlanRequest& request, Pass pass, Kernel kernel, con
     }
 }
 
-// The best way to run a shape by one kernel, if there is one.
-std::optional<Choice> best_of(const PlanRequest& request, Pass pass, Kernel kernel) {
+// Calls body(choice, the multiprocessors that it keeps busy) for every way to run a pass by one
+// kernel, its estimate in it.
+template <class Body>
+void for_each_choice(const PlanRequest& request, Pass pass, Kernel kernel,
+                     const cost::Constants& constants, const Body& body) {
   const RecurrenceShape& s = request.shape;
-  std::optional<Choice> best;
   if (kernel == Kernel::kStepwise) {
+    const cost::Format format = format_of(request);
     Choice choice;
     choice.microseconds_per_step =
-        std::max(cost::stepwise_step(s, format_of(request), request.num_directions),
-                 cost::memory_step(s, format_of(request), pass, request.num_directions));
-    return choice;
+        std::max(cost::stepwise_step(s, format, request.num_directions, constants),
+                 cost::memory_step(s, format, pass, request.num_directions, constants));
+    return body(choice, 0);
   }
-  if (s.element == Element::kFloat64 || s.proj_size > 0) return {};
-  if (pass == Pass::kBackward && request.has_cell_state_gradients) return {};
-  // Between estimates that are the same, fewer blocks leave more of the chip to others.
-  constexpr double kBlockWorth = 0.0005;
-  const auto worth = [&](const Choice& choice, const Fit& fit) {
-    return choice.microseconds_per_step +
-           kBlockWorth * static_cast<double>(fit.ctas * request.num_directions);
-  };
-  double least = 0;
+  if (s.element == Element::kFloat64 || s.proj_size > 0) return;
+  if (pass == Pass::kBackward && request.has_cell_state_gradients) return;
   for_each_division(request, pass, kernel, [&](Choice choice) {
     const Fit fit = fit_of(request, pass, choice);
     if (!fit.fits) return;
-    choice.microseconds_per_step = estimate(request, pass, choice, fit);
-    const double here = worth(choice, fit);
-    if (best && here >= least) return;
+    choice.microseconds_per_step = estimate(request, pass, choice, fit, constants);
+    body(choice, fit.ctas * request.num_directions);
+  });
+}
+
+// The best way to run a shape by one kernel, if there is one.
+std::optional<Choice> best_of(const PlanRequest& request, Pass pass, Kernel kernel,
+                              const cost::Constants& constants = {}) {
+  // Between estimates that are the same, fewer blocks leave more of the chip to others.
+  constexpr double kBlockWorth = 0.0005;
+  std::optional<Choice> best;
+  double least = 0;
+  for_each_choice(request, pass, kernel, constants, [&](const Choice& choice, int64_t ctas) {
+    const double worth = choice.microseconds_per_step + kBlockWorth * static_cast<double>(ctas);
+    if (best && worth >= least) return;
     best = choice;
-    least = here;
+    least = worth;
   });
   return best;
 }
@@ -303,7 +313,8 @@ std::string only_stepwise_words(const PlanRequest& request) {
 std::string reason_words(const PlanRequest& request, Pass pass, const Choice& choice,
                          const Fit& fit) {
   std::string words;
-  if (!request.kernel.empty()) words = "asked for; ";
+  const auto& divided = pass == Pass::kForward ? request.forward : request.backward;
+  if (!request.kernel.empty() || divided) words = "asked for; ";
   if (choice.kernel != Kernel::kStepwise) words += division_words(request, choice, fit) + "; ";
   std::string others;
   for (const Kernel kernel : kKernels) {
@@ -403,22 +414,51 @@ const char* name_of(Kernel kernel) {
   return "stepwise";
 }
 
+std::optional<Kernel> kernel_of(const std::string& name) {
+  for (const Kernel kernel : kKernels)
+    if (name == name_of(kernel)) return kernel;
+  return {};
+}
+
 namespace {
 
 std::string no_such_kernel(const std::string& name, const std::vector<std::string>& names) {
   return "there is no kernel \"" + name + "\"; valid: " + join(names);
 }
 
-ChoiceResult search(const PlanRequest& request, Pass pass) {
+bool is_same(const Choice& a, const Choice& b) {
+  return a.kernel == b.kernel && a.blocks == b.blocks && a.batch_tiles == b.batch_tiles &&
+         a.k_split == b.k_split && a.groups_at_once == b.groups_at_once;
+}
+
+// The division that is asked for, if the pass can be run so.
+ChoiceResult take(const PlanRequest& request, Pass pass, const Choice& asked) {
+  std::optional<Choice> found;
+  for_each_choice(request, pass, asked.kernel, {}, [&](const Choice& choice, int64_t) {
+    if (is_same(choice, asked)) found = choice;
+  });
+  if (found) return {*found, ""};
+  const std::string in_words =
+      std::string(name_of(asked.kernel)) + " of blocks " + std::to_string(asked.blocks) +
+      ", batch_tiles " + std::to_string(asked.batch_tiles) + ", k_split " +
+      std::to_string(asked.k_split) + ", groups_at_once " + std::to_string(asked.groups_at_once);
+  return {{},
+          "no " + in_words + " runs this " + (pass == Pass::kForward ? "forward" : "backward") +
+              " pass on " + request.device.name + "; divisions() lists those that do"};
+}
+
+ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants& constants = {}) {
   std::vector<std::string> names, able;
   std::optional<Choice> best;
   if (const std::string old = check_device(request.device); !old.empty()) return {{}, old};
+  if (const auto& asked = pass == Pass::kForward ? request.forward : request.backward)
+    return take(request, pass, *asked);
   bool known = request.kernel.empty();
   for (const Kernel kernel : kKernels) {
     names.push_back(name_of(kernel));
     const bool asked_for = request.kernel == name_of(kernel);
     known |= asked_for;
-    const std::optional<Choice> choice = best_of(request, pass, kernel);
+    const std::optional<Choice> choice = best_of(request, pass, kernel, constants);
     if (!choice) continue;
     able.push_back(name_of(kernel));
     if (!request.kernel.empty() && !asked_for) continue;
@@ -458,6 +498,7 @@ Forced& forced_now() {
 // A search costs some ten microseconds, so what it found is remembered. The number of steps decides
 // nothing but whether offsets fit into 32 bits.
 ChoiceResult choose(const PlanRequest& request, Pass pass) {
+  if (request.forward || request.backward) return search(request, pass);
   const RecurrenceShape& s = request.shape;
   const DeviceLimits& device = request.device;
   const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
@@ -490,6 +531,21 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
   if (found.size() >= kMostRemembered) found.clear();
   found.emplace(key, result);
   return result;
+}
+
+Divisions divisions(const PlanRequest& request, Pass pass, const cost::Constants& constants) {
+  Divisions all;
+  all.error = check_sizes(request);
+  if (!all.error.empty()) return all;
+  const ChoiceResult chosen = search(request, pass, constants);
+  all.error = chosen.error;
+  if (!all.error.empty()) return all;
+  for (const Kernel kernel : kKernels)
+    for_each_choice(request, pass, kernel, constants, [&](const Choice& choice, int64_t) {
+      if (is_same(choice, chosen.choice)) all.chosen = static_cast<int>(all.choices.size());
+      all.choices.push_back(choice);
+    });
+  return all;
 }
 
 int backward_parts(const PlanRequest& request, const Choice& choice) {
@@ -531,7 +587,7 @@ Forced forced() {
 std::string force(const Forced& forced) {
   std::vector<std::string> names;
   for (const Kernel kernel : kKernels) names.push_back(name_of(kernel));
-  if (!forced.kernel.empty() && std::find(names.begin(), names.end(), forced.kernel) == names.end())
+  if (!forced.kernel.empty() && !kernel_of(forced.kernel))
     return no_such_kernel(forced.kernel, names);
   if (forced.backward_parts < 0)
     return "backward_parts must be 0 (as the plan says) or more, got " +

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,7 @@ int max_cluster_size(int compute_capability);
 // grid_forward and grid_backward.
 enum class Kernel : int { kBlock, kCluster, kGrid, kStepwise };
 const char* name_of(Kernel kernel);
+std::optional<Kernel> kernel_of(const std::string& name);
 
 // A kernel, and how it divides the problem.
 struct Choice {
@@ -54,6 +56,8 @@ struct PlanRequest {
   bool has_cell_state_gradients = false;  // of each step's c: only stepwise takes them
   DeviceLimits device;
   std::string kernel;  // this one and no other, by name; empty: the best
+  // These, divided in just this way, whatever `kernel` and the estimates say: for tuning.
+  std::optional<Choice> forward, backward;
 };
 
 // The kernel of one pass. The kernel that is asked for must take the shape: else `error` says what
@@ -64,14 +68,24 @@ struct ChoiceResult {
 };
 ChoiceResult choose(const PlanRequest& request, Pass pass);
 
+// Every way to run a pass on the device, with its estimate by these constants, and which of them
+// the plan takes then.
+struct Divisions {
+  std::string error;  // empty, or why nothing runs
+  std::vector<Choice> choices;
+  int chosen = -1;
+};
+Divisions divisions(const PlanRequest& request, Pass pass, const cost::Constants& constants = {});
+
 // Into how many parts the steps of a backward pass are divided, for the weight gradients of one to
 // overlap with the recurrence of the next.
 int backward_parts(const PlanRequest& request, const Choice& choice);
 
 // What every call of the process must do; for tests and benchmarks.
 struct Forced {
-  std::string kernel;      // by name; empty: the best
-  int backward_parts = 0;  // 0: as the plan says
+  std::string kernel;                       // by name; empty: the best
+  int backward_parts = 0;                   // 0: as the plan says
+  std::optional<Choice> forward, backward;  // as in PlanRequest
 };
 Forced forced();
 std::string force(const Forced& forced);  // an error, or empty

@@ -28,7 +28,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", &birnn::layer_forward);
   m.def("backward", &birnn::layer_backward);
   m.def("force", [](const std::string& kernel, int backward_parts) {
-    const std::string error = birnn::cuda::force({kernel, backward_parts});
+    const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
     if (!error.empty()) throw pybind11::value_error(error);
+  });
+  // kernel, blocks, batch_tiles, k_split, groups_at_once of each pass.
+  using Division = std::tuple<std::string, int, int, int, int>;
+  m.def("force_divisions", [](const Division& forward, const Division& backward) {
+    const auto choice_of = [](const Division& division) {
+      const auto& [kernel, blocks, batch_tiles, k_split, groups_at_once] = division;
+      return birnn::cuda::Choice{birnn::cuda::kernel_of(kernel).value(), blocks, batch_tiles,
+                                 k_split, groups_at_once};
+    };
+    birnn::cuda::force({"", 0, choice_of(forward), choice_of(backward)});
   });
 }
