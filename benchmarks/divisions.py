@@ -95,7 +95,9 @@ class Recurrence:
             return torch.randn(shape, generator=generator, device=device).to(dtype)
 
         layer = make_layer(birnn_cuda, case, dtype, device)
-        self.weights = [w.detach() for w in layer.parameters()]
+        named = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+        self.weights = list(named.values())
+        self.weights_ih = [w for name, w in named.items() if name.startswith("weight_ih")]
         for weight in self.weights:
             values = torch.rand(weight.shape, generator=generator, device=device)
             weight.copy_((2 * values - 1) * H**-0.5)
@@ -122,7 +124,7 @@ class Recurrence:
     def projection(self) -> list[torch.Tensor]:
         """x W_ih^T of each direction."""
         rows = self.input.flatten(0, 1)
-        return [rows @ weight.t() for weight in self.weights if weight.size(-1) == rows.size(1)]
+        return [rows @ weight.t() for weight in self.weights_ih]
 
     def results(self, returned: Any) -> dict[str, torch.Tensor]:
         """What the recurrence computed: its output, or the gradients of the initial states."""

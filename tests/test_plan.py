@@ -102,7 +102,7 @@ def test_stepwise_of_a_shape(name):
 # What an H100 is given, both passes of a training step: shapes of each region of the table of
 # limits. Measured figures may move these.
 CHOSEN = {
-    ("lstm", "float16", 64, 32): ("block", "block"),
+    ("lstm", "float16", 64, 32): ("block", "cluster"),
     ("lstm", "float16", 128, 8): ("cluster", "cluster"),
     ("lstm", "float16", 256, 1): ("cluster", "cluster"),
     ("lstm", "bfloat16", 256, 64): ("cluster", "cluster"),
@@ -233,7 +233,8 @@ def test_divisions_follow_the_constants():
 
     def every(changed):
         large = SHAPE | {"batch_size": 128, "cell": "lstm", "hidden_size": 512}
-        shapes = (SHAPE, SHAPE | {"hidden_size": 64}, large)
+        fp32 = SHAPE | {"batch_size": 1, "dtype": "float32"}
+        shapes = (SHAPE, SHAPE | {"hidden_size": 64}, large, fp32)
         return [
             ops.divisions(DEVICES["h100"], side, **shape, constants=changed)
             for shape in shapes
@@ -250,6 +251,51 @@ def test_divisions_follow_the_constants():
         ops.divisions(DEVICES["h100"], "forward", **SHAPE, constants={"flop": 1.0})
     with pytest.raises(ValueError, match="pass must be one of forward, backward"):
         ops.divisions(DEVICES["h100"], "sideways", **SHAPE)
+
+
+def estimates(side="forward", **changes):
+    choices, _ = ops.divisions(DEVICES["h100"], side, **SHAPE | changes)
+    return {
+        tuple(choice.values())[:-1]: choice["microseconds_per_step"]
+        for choice in choices
+        if choice["kernel"] != "stepwise"
+    }
+
+
+def test_more_warps_use_more_of_a_multiprocessor_in_shorter_chains():
+    """A K split has a quarter of each, for a sum of four parts: worth it on 2 warps a block."""
+    shape = {"cell": "tanh", "hidden_size": 512, "batch_size": 8}
+    whole, split = (("cluster", 16, 1, k_split, 1) for k_split in (1, 4))
+    now = estimates(**shape)
+    assert now[split] < now[whole]
+    slow = estimates(**shape, constants={"mma_latency": 1000})
+    assert slow[whole] - now[whole] == pytest.approx(4 * (slow[split] - now[split]), rel=0.15)
+    free = {"mma_latency": 1e-3, "shared_bytes_per_cycle": 1e9}
+    at_rate, at_half = (
+        estimates(**shape, constants=free | {"flop_per_cycle": rate}) for rate in (20, 10)
+    )
+    assert at_half[whole] / at_rate[whole] == pytest.approx(2, rel=0.1)
+    # Two of four parts multiply, or all.
+    assert at_rate[whole] / at_rate[split] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+def test_few_sequences_in_fp32_are_multiplied_without_matrix_units(cell):
+    one, two, three, tf32 = (
+        estimates(cell=cell, dtype="float32", batch_size=batch_size, precision=precision)
+        for batch_size, precision in ((1, "ieee"), (2, "ieee"), (3, "ieee"), (2, "tf32"))
+    )
+    assert one.keys() == two.keys() == three.keys() == tf32.keys()
+    for division, time in three.items():
+        if division[0] == "grid":
+            assert one[division] == two[division] == time
+        else:
+            assert one[division] <= two[division] <= time
+    assert any(one[division] < 0.9 * time for division, time in three.items())
+    one, two = (
+        estimates("backward", cell=cell, dtype="float32", batch_size=size) for size in (1, 2)
+    )
+    assert one == two
 
 
 def test_divisions_of_what_runs_nowhere_are_refused():

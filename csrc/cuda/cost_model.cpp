@@ -42,8 +42,12 @@ double persistent_step(Cell cell, int64_t H, Format format, Pass pass, const Gro
   // Forward: G*U rows of W_hh times h, all of H. Backward: H rows of its transpose times G*U.
   const int64_t rows = round_up(backward ? H : G * U, 16);
   const int64_t depth = round_up(backward ? G * U : H, 16);
+  // A multiprocessor has four parts that multiply; a warp uses one.
+  constexpr int64_t kParts = 4;
+  const double in_use = 1.0 * std::min(group.warps, kParts) / kParts;
   const double rate = N < 64 ? c.flop_per_cycle : c.flop_per_cycle_wide;
-  const double tensor = 2.0 * rows * N * depth * products_each(format) / rate;
+  const double products = group.by_fma > 0 ? 1.0 * rows * depth * group.by_fma / c.fma_per_cycle
+                                           : 2.0 * rows * N * depth * products_each(format) / rate;
 
   constexpr int64_t kWarps = 8, kRegisterBytes = 128 * 1024;
   const int64_t weights = rows * depth * bytes;
@@ -51,7 +55,8 @@ double persistent_step(Cell cell, int64_t H, Format format, Pass pass, const Gro
   const double shared = (N * depth * bytes * std::max(readers, 1.0) +
                          std::max<int64_t>(0, weights - kRegisterBytes)) /
                         c.shared_bytes_per_cycle;
-  const double core = std::max(tensor, shared) + 100;
+  const double chain = static_cast<double>(group.chain) * c.mma_latency;
+  const double core = std::max({products / in_use, chain, shared}) + 100;
   const double reduction = group.k_split == 1 ? 0 : 110 + rows * N * 8.0 / c.shared_bytes_per_cycle;
 
   const CellCost own = cell_cost(cell);

@@ -1,12 +1,14 @@
 // What a step of a recurrence costs on a GPU, by counting: the estimate by which the plan chooses
 // where nothing has been measured. Plain host code.
 //
-// A step of a persistent kernel is its products and what they read from shared memory, against the
-// exchange of the state between the blocks, whichever takes longer and a third of the other, which
-// overlaps in part; then the sums of a K split, the cell, and the latency of the exchange. A step
-// of stepwise is a product that streams W_hh from the L2 cache or from memory, and two launches of
-// a graph. The constants are published figures and estimates of the H100 (see each); the ratio of
-// two estimates is worth more than either. Figures measured on a chip belong into `Constants`.
+// A step of a persistent kernel is its products (on as many parts of a multiprocessor as it has
+// warps, and as long as the longest chain of them) and what they read from shared memory, against
+// the exchange of the state between the blocks, whichever takes longer and a third of the other,
+// which overlaps in part; then the sums of a K split, the cell, and the latency of the exchange. A
+// step of stepwise is a product that streams W_hh from the L2 cache or from memory, and two
+// launches of a graph. The constants are published figures and estimates of the H100 (see each);
+// the ratio of two estimates is worth more than either. Figures measured on a chip belong into
+// `Constants`.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +28,8 @@ struct Constants {
   double cycles_per_us = 1900;
   double flop_per_cycle = 2650;         // mma.sync m16n8k16 of an SM, few columns
   double flop_per_cycle_wide = 3800;    // from 64 columns on
+  double mma_latency = 25;              // cycles: of m16n8k16, until the next can add to its sum
+  double fma_per_cycle = 75;            // of an SM: 128, less what else products by them take
   double shared_bytes_per_cycle = 128;  // of an SM
   double special_per_cycle = 16;        // tanh.approx, ex2.approx of an SM
   double cluster_latency = 240;         // cycles: st.async until the mbarrier is seen
@@ -52,6 +56,8 @@ struct NamedConstant {
 inline constexpr NamedConstant kNamedConstants[] = {
     {"flop_per_cycle", &Constants::flop_per_cycle},
     {"flop_per_cycle_wide", &Constants::flop_per_cycle_wide},
+    {"mma_latency", &Constants::mma_latency},
+    {"fma_per_cycle", &Constants::fma_per_cycle},
     {"shared_bytes_per_cycle", &Constants::shared_bytes_per_cycle},
     {"special_per_cycle", &Constants::special_per_cycle},
     {"cluster_latency", &Constants::cluster_latency},
@@ -71,6 +77,9 @@ struct Group {
   int blocks = 1;
   int sequences = 8;  // a multiple of 8
   int k_split = 1;
+  int64_t warps = 8;  // of a block, that multiply
+  int64_t chain = 0;  // mma of a warp that follow each other, the others beside them
+  int by_fma = 0;     // sequences multiplied without the matrix units; 0: they all are with them
   Exchange exchange = Exchange::kNone;
   double exchange_bytes = 0;  // into a block, a step; 0: all of h, or of the parts of dh
   int hops = 1;               // of the exchange, one after the other

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "device.h"
+#include "persistent_sizes.h"
 
 namespace birnn::cuda {
 
@@ -240,12 +241,11 @@ BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
   }
 }
 
-// Products of few columns of B without the matrix units, whose tiles they would leave empty: by
-// multiply-adds of what a lane holds of A, exact to fp32 without a split.
-constexpr int kFewColumns = 2;
+using persistent::kFewColumns;
 
-// What a lane adds up over its own columns of A: of each column of B, rows g and g + 8 of each row
-// tile, g = lane / 4.
+// Products of few columns of B without the matrix units, whose tiles they would leave empty: by
+// multiply-adds of what a lane holds of A, exact to fp32 without a split. What a lane adds up over
+// its own columns of A: of each column of B, rows g and g + 8 of each row tile, g = lane / 4.
 template <int kRowTiles>
 struct LaneSums {
   float sums[kFewColumns][kRowTiles][2] = {};

@@ -14,6 +14,8 @@ constexpr int64_t kFragmentBytes = 1024;  // of a row tile and a chunk
 constexpr int64_t kSumsBytes = 512;       // of a row tile and eight sequences, in fp32
 constexpr int64_t kMaxSharedBytes = 227 * 1024;  // of a block, on any GPU
 constexpr int64_t kMaxHiddenSize = 1 << 14;      // far more than any instance holds
+// Of fp32-grade products: so few columns, sequences, are multiplied without the matrix units.
+constexpr int kFewColumns = 2;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // As Smem::alloc rounds.

@@ -107,6 +107,7 @@ struct Fit {
   int64_t ctas = 0;    // of a launch, of one direction
   int64_t threads = 0, shared_bytes = 0;
   int64_t launches = 0, workspace_bytes = 0;
+  int64_t chain = 0;          // of mma in a warp, each adding to the sum of the one before
   double exchange_bytes = 0;  // into a block, a step; 0: as the cost model counts
   int hops = 1;               // of the exchange, one after the other
 };
@@ -117,6 +118,13 @@ int64_t resident_clusters(const DeviceLimits& device, int size) {
   if (size <= 2) return device.num_multiprocessors / size;
   constexpr int kGpcMultiprocessors = 16;
   return device.num_multiprocessors * 15 * (kGpcMultiprocessors / size) / (2 * 132);
+}
+
+// Of the two k-steps of a chunk, how many add to the same sum (multiply_warp). fp32-grade products
+// sum up each chunk by itself.
+int64_t chained_of_chunk(const PlanRequest& request, int tiles) {
+  if (format_of(request) == cost::Format::kIeee) return 0;
+  return tiles < 4 ? 1 : 2;
 }
 
 Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
@@ -134,9 +142,15 @@ Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
     const all_gather::Sizes sizes(request.shape,
                                   {choice.blocks, choice.batch_tiles, choice.k_split});
     take(sizes, sizes.threads);
+    const int tiles = all_gather::row_tiles(request.shape.cell) * choice.batch_tiles;
+    fit.chain = sizes.warp_chunks * chained_of_chunk(request, tiles);
   } else {
-    take(reduce_scatter::Sizes(request.shape, {choice.blocks, choice.batch_tiles}),
-         reduce_scatter::kThreads);
+    const reduce_scatter::Sizes sizes(request.shape, {choice.blocks, choice.batch_tiles});
+    take(sizes, reduce_scatter::kThreads);
+    if (fit.fits) {  // one batch tile after the other
+      const int tiles = reduce_scatter::kInstances[sizes.instance].row_tiles;
+      fit.chain = choice.batch_tiles * sizes.num_chunks * chained_of_chunk(request, tiles);
+    }
   }
   return fit;
 }
@@ -196,6 +210,12 @@ double estimate(const PlanRequest& request, Pass pass, const Choice& choice, con
   group.blocks = choice.blocks;
   group.sequences = 8 * choice.batch_tiles;
   group.k_split = choice.k_split;
+  group.warps = fit.threads / 32;
+  group.chain = fit.chain;
+  if (pass == Pass::kForward && format == cost::Format::kIeee && choice.kernel != Kernel::kGrid &&
+      choice.batch_tiles <= all_gather::kFewBatchTiles &&
+      request.shape.batch_size <= persistent::kFewColumns)
+    group.by_fma = static_cast<int>(request.shape.batch_size);
   group.exchange = choice.kernel == Kernel::kGrid ? cost::Exchange::kGrid
                    : choice.blocks > 1            ? cost::Exchange::kCluster
                                                   : cost::Exchange::kNone;
