@@ -85,7 +85,7 @@ std::optional<birnn::cuda::Choice> choice_of(const std::optional<pybind11::dict>
   birnn::cuda::Choice choice;
   const std::string name = (*division)["kernel"].cast<std::string>();
   const std::optional<birnn::cuda::Kernel> kernel = birnn::cuda::kernel_of(name);
-  if (!kernel) throw pybind11::value_error("there is no kernel \"" + name + "\"");
+  if (!kernel) throw pybind11::value_error(birnn::cuda::no_such_kernel(name));
   choice.kernel = *kernel;
   choice.blocks = (*division)["blocks"].cast<int>();
   choice.batch_tiles = (*division)["batch_tiles"].cast<int>();

@@ -313,7 +313,7 @@ def test_a_division_that_does_not_fit_is_refused():
             plan(**SHAPE, forward=cluster | wrong)
     with pytest.raises(ValueError, match=r"no cluster of blocks .* on a100"):
         plan("a100", **SHAPE, forward=cluster)
-    with pytest.raises(ValueError, match='no kernel "warp"'):
+    with pytest.raises(ValueError, match='no kernel "warp"; valid: block, cluster, grid, stepwise'):
         plan(**SHAPE, forward=cluster | {"kernel": "warp"})
 
 

@@ -9,10 +9,7 @@
 #include <sstream>
 #include <tuple>
 
-#include "cluster_backward_sizes.h"
-#include "cluster_forward_sizes.h"
-#include "grid_backward_sizes.h"
-#include "grid_forward_sizes.h"
+#include "division.h"
 #include "stepwise_sizes.h"
 
 namespace birnn::cuda {
@@ -21,8 +18,6 @@ namespace {
 constexpr int kMinComputeCapability = 80;
 constexpr int64_t kGigabyte = 1'000'000'000;
 constexpr Kernel kKernels[] = {Kernel::kBlock, Kernel::kCluster, Kernel::kGrid, Kernel::kStepwise};
-constexpr int kMaxBatchTiles = 16;  // the most that a division tries, powers of 2
-constexpr int kMaxKSplit = 8;
 
 std::string join(const std::vector<std::string>& words) {
   std::string text;
@@ -76,11 +71,6 @@ std::string check_sizes(const PlanRequest& request) {
   return "";
 }
 
-cost::Format format_of(const PlanRequest& request) {
-  if (element_bytes(request.shape.element) == 2) return cost::Format::kSixteenBit;
-  return request.ieee ? cost::Format::kIeee : cost::Format::kTf32;
-}
-
 std::string element_words(const PlanRequest& request, Kernel kernel) {
   switch (request.shape.element) {
     case Element::kFloat64:
@@ -96,191 +86,6 @@ std::string element_words(const PlanRequest& request, Kernel kernel) {
       break;
   }
   return "products of bf16 summed in fp32, cell in fp32";
-}
-
-// ---- the persistent kernels
-
-// What a way of dividing a problem asks of a device.
-struct Fit {
-  bool fits = false;
-  int64_t groups = 0;  // of blocks, of one direction
-  int64_t ctas = 0;    // of a launch, of one direction
-  int64_t threads = 0, shared_bytes = 0;
-  int64_t launches = 0, workspace_bytes = 0;
-  int64_t chain = 0;          // of mma in a warp, each adding to the sum of the one before
-  double exchange_bytes = 0;  // into a block, a step; 0: as the cost model counts
-  int hops = 1;               // of the exchange, one after the other
-};
-
-// Clusters of a size that a device holds at once. A cluster lies in one GPC, of 16 SMs or a few
-// more; the H100's 132 SMs hold 30 clusters of 4, 15 of 8 and 7 of 16.
-int64_t resident_clusters(const DeviceLimits& device, int size) {
-  if (size <= 2) return device.num_multiprocessors / size;
-  constexpr int kGpcMultiprocessors = 16;
-  return device.num_multiprocessors * 15 * (kGpcMultiprocessors / size) / (2 * 132);
-}
-
-// Of the two k-steps of a chunk, how many add to the same sum (multiply_warp). fp32-grade products
-// sum up each chunk by itself.
-int64_t chained_of_chunk(const PlanRequest& request, int tiles) {
-  if (format_of(request) == cost::Format::kIeee) return 0;
-  return tiles < 4 ? 1 : 2;
-}
-
-Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
-  Fit fit;
-  const auto take = [&](const auto& sizes, int64_t threads) {
-    fit.fits = sizes.instance >= 0;
-    fit.groups = sizes.num_clusters;
-    fit.ctas = sizes.num_clusters * choice.blocks;
-    fit.threads = threads;
-    fit.shared_bytes = sizes.shared_bytes;
-    fit.launches = 2;  // the packing of the weights, and the recurrence
-    fit.workspace_bytes = request.num_directions * sizes.workspace_bytes;
-  };
-  if (pass == Pass::kForward) {
-    const all_gather::Sizes sizes(request.shape,
-                                  {choice.blocks, choice.batch_tiles, choice.k_split});
-    take(sizes, sizes.threads);
-    const int tiles = all_gather::row_tiles(request.shape.cell) * choice.batch_tiles;
-    fit.chain = sizes.warp_chunks * chained_of_chunk(request, tiles);
-  } else {
-    const reduce_scatter::Sizes sizes(request.shape, {choice.blocks, choice.batch_tiles});
-    take(sizes, reduce_scatter::kThreads);
-    if (fit.fits) {  // one batch tile after the other
-      const int tiles = reduce_scatter::kInstances[sizes.instance].row_tiles;
-      fit.chain = choice.batch_tiles * sizes.num_chunks * chained_of_chunk(request, tiles);
-    }
-  }
-  return fit;
-}
-
-// What a block takes in from L2 in a step: dgates of its column team's units as words with epochs,
-// then the parts of dh from each column team.
-int64_t grid_backward_bytes(const gather_reduce::Sizes& sizes) {
-  constexpr int64_t kChunkBytes = 1024, kWordBytes = 8, kTileSequences = 8;
-  const int64_t Q = sizes.column_teams;
-  const int64_t parts = Q > 1 ? 2 * Q * sizes.units * kWordBytes * kTileSequences : 0;
-  return sizes.tile_batch / kTileSequences * (sizes.num_chunks * kChunkBytes + parts);
-}
-
-Fit fit_grid(const PlanRequest& request, Pass pass, const Choice& choice) {
-  Fit fit;
-  const int directions = request.num_directions;
-  fit.launches = 2;
-  if (pass == Pass::kForward) {
-    const grid_gather::Sizes sizes(
-        request.shape, {choice.blocks, choice.batch_tiles, choice.groups_at_once}, directions);
-    fit.fits = sizes.instance >= 0;
-    fit.groups = sizes.num_groups;
-    fit.ctas = sizes.num_blocks / directions;
-    fit.threads = sizes.threads;
-    fit.shared_bytes = sizes.shared_bytes;
-    fit.workspace_bytes = sizes.workspace_bytes;
-  } else {
-    const gather_reduce::Sizes sizes(request.shape, {choice.blocks, choice.batch_tiles},
-                                     directions);
-    const int64_t sequences = 8 * choice.batch_tiles;
-    fit.fits = sizes.instance >= 0;
-    fit.groups = (request.shape.batch_size + sequences - 1) / sequences;
-    fit.ctas = sizes.num_blocks / directions;
-    fit.exchange_bytes = static_cast<double>(grid_backward_bytes(sizes));
-    fit.hops = sizes.column_teams > 1 ? 2 : 1;
-    fit.threads = sizes.num_threads;
-    fit.shared_bytes = sizes.shared_bytes;
-    fit.workspace_bytes = sizes.workspace_bytes;
-  }
-  return fit;
-}
-
-Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice) {
-  Fit fit = choice.kernel == Kernel::kGrid ? fit_grid(request, pass, choice)
-                                           : fit_cluster(request, pass, choice);
-  fit.fits = fit.fits && fit.shared_bytes <= request.device.shared_bytes_per_block;
-  // A grid waits for all its blocks, one to an SM.
-  if (choice.kernel == Kernel::kGrid)
-    fit.fits = fit.fits && fit.ctas * request.num_directions <= request.device.num_multiprocessors;
-  return fit;
-}
-
-double estimate(const PlanRequest& request, Pass pass, const Choice& choice, const Fit& fit,
-                const cost::Constants& constants) {
-  const cost::Format format = format_of(request);
-  cost::Group group;
-  group.blocks = choice.blocks;
-  group.sequences = 8 * choice.batch_tiles;
-  group.k_split = choice.k_split;
-  group.warps = fit.threads / 32;
-  group.chain = fit.chain;
-  if (pass == Pass::kForward && format == cost::Format::kIeee && choice.kernel != Kernel::kGrid &&
-      choice.batch_tiles <= all_gather::kFewBatchTiles &&
-      request.shape.batch_size <= persistent::kFewColumns)
-    group.by_fma = static_cast<int>(request.shape.batch_size);
-  group.exchange = choice.kernel == Kernel::kGrid ? cost::Exchange::kGrid
-                   : choice.blocks > 1            ? cost::Exchange::kCluster
-                                                  : cost::Exchange::kNone;
-  group.exchange_bytes = fit.exchange_bytes;
-  group.hops = fit.hops;
-  const double step = cost::persistent_step(request.shape.cell, request.shape.hidden_size, format,
-                                            pass, group, constants);
-  // Groups of blocks that run side by side; the others follow them.
-  int64_t groups = fit.groups, at_once = choice.groups_at_once;
-  if (choice.kernel != Kernel::kGrid) {
-    groups *= request.num_directions;
-    at_once = std::max<int64_t>(resident_clusters(request.device, choice.blocks), 1);
-  }
-  const int64_t waves = (groups + at_once - 1) / at_once;
-  return std::max(
-      static_cast<double>(waves) * step,
-      cost::memory_step(request.shape, format, pass, request.num_directions, constants));
-}
-
-// All ways of dividing a shape among the blocks of one kernel.
-template <class Body>
-void for_each_division(const PlanRequest& request, Pass pass, Kernel kernel, const Body& body) {
-  const int64_t H = request.shape.hidden_size;
-  const int first = kernel == Kernel::kBlock ? 1 : 2;
-  int last = 1;
-  if (kernel == Kernel::kCluster) last = request.device.max_cluster_size;
-  if (kernel == Kernel::kGrid) last = request.device.num_multiprocessors / request.num_directions;
-  const int64_t useful_tiles = (request.shape.batch_size + 7) / 8;
-  const bool splits = pass == Pass::kForward && kernel != Kernel::kGrid;
-  const bool repeats = pass == Pass::kForward && kernel == Kernel::kGrid;
-  Choice choice;
-  choice.kernel = kernel;
-  for (choice.blocks = first; choice.blocks <= last && choice.blocks <= H; ++choice.blocks)
-    for (choice.batch_tiles = 1; choice.batch_tiles <= kMaxBatchTiles; choice.batch_tiles *= 2) {
-      if (choice.batch_tiles > 1 && choice.batch_tiles >= 2 * useful_tiles) break;
-      const int64_t groups = (useful_tiles + choice.batch_tiles - 1) / choice.batch_tiles;
-      const int64_t most = repeats ? std::min<int64_t>(groups, last / choice.blocks) : 1;
-      for (choice.groups_at_once = 1; choice.groups_at_once <= most; ++choice.groups_at_once)
-        for (choice.k_split = 1; choice.k_split <= (splits ? kMaxKSplit : 1); ++choice.k_split)
-          body(choice);
-    }
-}
-
-// Calls body(choice, the multiprocessors that it keeps busy) for every way to run a pass by one
-// kernel, its estimate in it.
-template <class Body>
-void for_each_choice(const PlanRequest& request, Pass pass, Kernel kernel,
-                     const cost::Constants& constants, const Body& body) {
-  const RecurrenceShape& s = request.shape;
-  if (kernel == Kernel::kStepwise) {
-    const cost::Format format = format_of(request);
-    Choice choice;
-    choice.microseconds_per_step =
-        std::max(cost::stepwise_step(s, format, request.num_directions, constants),
-                 cost::memory_step(s, format, pass, request.num_directions, constants));
-    return body(choice, 0);
-  }
-  if (s.element == Element::kFloat64 || s.proj_size > 0) return;
-  if (pass == Pass::kBackward && request.has_cell_state_gradients) return;
-  for_each_division(request, pass, kernel, [&](Choice choice) {
-    const Fit fit = fit_of(request, pass, choice);
-    if (!fit.fits) return;
-    choice.microseconds_per_step = estimate(request, pass, choice, fit, constants);
-    body(choice, fit.ctas * request.num_directions);
-  });
 }
 
 // The best way to run a shape by one kernel, if there is one.
@@ -440,11 +245,13 @@ std::optional<Kernel> kernel_of(const std::string& name) {
   return {};
 }
 
-namespace {
-
-std::string no_such_kernel(const std::string& name, const std::vector<std::string>& names) {
+std::string no_such_kernel(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Kernel kernel : kKernels) names.push_back(name_of(kernel));
   return "there is no kernel \"" + name + "\"; valid: " + join(names);
 }
+
+namespace {
 
 bool is_same(const Choice& a, const Choice& b) {
   return a.kernel == b.kernel && a.blocks == b.blocks && a.batch_tiles == b.batch_tiles &&
@@ -468,16 +275,15 @@ ChoiceResult take(const PlanRequest& request, Pass pass, const Choice& asked) {
 }
 
 ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants& constants = {}) {
-  std::vector<std::string> names, able;
+  std::vector<std::string> able;
   std::optional<Choice> best;
   if (const std::string old = check_device(request.device); !old.empty()) return {{}, old};
   if (const auto& asked = pass == Pass::kForward ? request.forward : request.backward)
     return take(request, pass, *asked);
-  bool known = request.kernel.empty();
+  if (!request.kernel.empty() && !kernel_of(request.kernel))
+    return {{}, no_such_kernel(request.kernel)};
   for (const Kernel kernel : kKernels) {
-    names.push_back(name_of(kernel));
     const bool asked_for = request.kernel == name_of(kernel);
-    known |= asked_for;
     const std::optional<Choice> choice = best_of(request, pass, kernel, constants);
     if (!choice) continue;
     able.push_back(name_of(kernel));
@@ -489,7 +295,6 @@ ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants
       best = choice;
   }
   if (best) return {*best, ""};
-  if (!known) return {{}, no_such_kernel(request.kernel, names)};
   return {{},
           "the kernel \"" + request.kernel + "\" does not take this " +
               (pass == Pass::kForward ? "forward" : "backward") + " pass on " +
@@ -605,10 +410,7 @@ Forced forced() {
 }
 
 std::string force(const Forced& forced) {
-  std::vector<std::string> names;
-  for (const Kernel kernel : kKernels) names.push_back(name_of(kernel));
-  if (!forced.kernel.empty() && !kernel_of(forced.kernel))
-    return no_such_kernel(forced.kernel, names);
+  if (!forced.kernel.empty() && !kernel_of(forced.kernel)) return no_such_kernel(forced.kernel);
   if (forced.backward_parts < 0)
     return "backward_parts must be 0 (as the plan says) or more, got " +
            std::to_string(forced.backward_parts);

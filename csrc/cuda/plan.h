@@ -35,6 +35,7 @@ int max_cluster_size(int compute_capability);
 enum class Kernel : int { kBlock, kCluster, kGrid, kStepwise };
 const char* name_of(Kernel kernel);
 std::optional<Kernel> kernel_of(const std::string& name);
+std::string no_such_kernel(const std::string& name);  // an error: which there are
 
 // A kernel, and how it divides the problem.
 struct Choice {

@@ -156,7 +156,7 @@ def layer_module(defines=("BIRNN_SMALL_INSTANCES",)):
     ]
     kernels = [
         *sorted((csrc / "cuda").rglob("*.cu")),
-        *(csrc / "cuda" / f"{part}.cpp" for part in ("plan", "cost_model", "dispatch")),
+        *(csrc / "cuda" / f"{part}.cpp" for part in ("plan", "division", "cost_model", "dispatch")),
     ]
     kernel_flags = ["-O1", *defines]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
