@@ -16,12 +16,20 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.cuda_graph import GraphRun
-from benchmarks.problem import DTYPES, FIXED_TOLERANCES, ROUNDINGS, make_layer
+from benchmarks.problem import (
+    DTYPES,
+    FIXED_TOLERANCES,
+    ROUNDINGS,
+    Tensors,
+    make_layer,
+    relative_error,
+)
 from benchmarks.results import Entry
 from benchmarks.session import ASSUMED_SECONDS_A_CUDA_ENTRY, Session, step_cost
 from benchmarks.timing import interleave
 
 SIDES = ("forward", "backward")
+STEPWISE = "stepwise"  # the kernel that takes every shape, and judges the others
 PROJECTION = "projection"  # what a forward pass computes before its recurrence
 NUMBERS = ("blocks", "batch_tiles", "k_split", "groups_at_once")
 
@@ -37,7 +45,7 @@ Division = Mapping[str, Any]
 def name_of(division: Division) -> str:
     """Short, and unique among the divisions of a pass: stepwise, or cluster 8/1/2/1."""
     kernel: str = division["kernel"]
-    if kernel == "stepwise":
+    if kernel == STEPWISE:
         return kernel
     return f"{kernel} {'/'.join(str(division[number]) for number in NUMBERS)}"
 
@@ -66,7 +74,7 @@ def worth_timing(choices: Sequence[Division], chosen: int) -> list[Division]:
     of_blocks: dict[str, dict[int, Division]] = {}
     for division in ranked:
         of_blocks.setdefault(division["kernel"], {}).setdefault(division["blocks"], division)
-    picked = [division for division in ranked if division["kernel"] == "stepwise"]
+    picked = [division for division in ranked if division["kernel"] == STEPWISE]
     picked.append(choices[chosen])
     for divisions in of_blocks.values():
         picked += list(divisions.values())[:EACH_KERNEL]
@@ -126,7 +134,7 @@ class Recurrence:
         rows = self.input.flatten(0, 1)
         return [rows @ weight.t() for weight in self.weights_ih]
 
-    def results(self, returned: Any) -> dict[str, torch.Tensor]:
+    def results(self, returned: Any) -> Tensors:
         """What the recurrence computed: its output, or the gradients of the initial states."""
         first, *states = returned[:3]
         tensors = {"first": first, **{f"state {i}": state for i, state in enumerate(states)}}
@@ -139,18 +147,8 @@ class Projection:
     def __init__(self, recurrence: Recurrence) -> None:
         self.step = recurrence.projection
 
-    def results(self, returned: Any) -> dict[str, torch.Tensor]:
+    def results(self, returned: Any) -> Tensors:
         return {}
-
-
-def error_of(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
-    """The largest relative error ||a - e|| / ||e|| of a tensor; infinite if one is not finite."""
-    worst = 0.0
-    for name, value in expected.items():
-        wide = value.double()
-        error = (actual[name].double() - wide).norm() / wide.norm().clamp_min(1e-30)
-        worst = max(worst, float(error) if torch.isfinite(error) else float("inf"))
-    return worst
 
 
 def step_microseconds(entry: Entry) -> dict[str, float]:
@@ -189,21 +187,13 @@ class DivisionsMeasurement:
         case, limits = self.case, dict(session.gpu_limits)
         choices, chosen = ops.divisions(limits, self.side, **plan_arguments(case))
         recurrence = Recurrence(case, self.side, seed, session.device)
-        expected: dict[str, torch.Tensor] | None = None
-        tolerance = (
-            2 * FIXED_TOLERANCES[case.dtype]
-            if case.dtype in FIXED_TOLERANCES
-            else ROUNDINGS_ALLOWED * ROUNDINGS[case.dtype]
-        )
-        divisions: dict[str, Division] = {}
+        fixed = FIXED_TOLERANCES.get(case.dtype)
+        tolerance = 2 * fixed if fixed else ROUNDINGS_ALLOWED * ROUNDINGS[case.dtype]
+        divisions = {name_of(division): division for division in worth_timing(choices, chosen)}
         steps: dict[str, Callable[[], Any]] = {}
-        errors: dict[str, float] = {}
         failed: dict[str, str] = {}
-        if self.side == "forward":
-            steps[PROJECTION] = GraphRun(Projection(recurrence)).step
-        for division in worth_timing(choices, chosen):
-            name = name_of(division)
-            divisions[name] = division
+        expected: Tensors | None = None  # what stepwise computes, which comes first
+        for name, division in divisions.items():
             try:
                 forced = [dict(division) if side == self.side else None for side in SIDES]
                 with ops.forced_kernel("", 1, *forced):
@@ -212,15 +202,24 @@ class DivisionsMeasurement:
             except Exception as error:  # of one division: the others go on
                 failed[name] = f"{type(error).__name__}: {error}"
                 continue
-            expected = expected or found
-            errors[name] = error_of(found, expected)
-            if errors[name] <= tolerance:
+            if name == STEPWISE:
+                expected = found
+            if expected is None:
+                failed[name] = f"{STEPWISE} failed, which it is compared with"
+                continue
+            worst = max(relative_error(found[key], expected[key]) for key in expected)
+            if worst <= tolerance:
                 steps[name] = run.step
-            else:
-                failed[name] = f"relative error {errors[name]:.2g}, allowed {tolerance:.2g}"
-        repeats, samples = interleave(
-            steps, random.Random(seed), session.preset.limits, session.stopwatch.clock
-        )
+            else:  # also NaN
+                failed[name] = f"relative error {worst:.2g}, allowed {tolerance:.2g}"
+        repeats, samples = 0, dict[str, list[float]]()
+        if steps:
+            if self.side == "forward":
+                steps[PROJECTION] = GraphRun(Projection(recurrence)).step
+            rng = random.Random(seed)
+            repeats, samples = interleave(
+                steps, rng, session.preset.limits, session.stopwatch.clock
+            )
         return {
             "section": "divisions",
             "unit": "seconds",
@@ -229,7 +228,7 @@ class DivisionsMeasurement:
             "seed": seed,
             "subjects": list(divisions),
             "control": None,
-            "divisions": {name: dict(division) for name, division in divisions.items()},
+            "divisions": divisions,
             "chosen": name_of(choices[chosen]),
             "tolerance": tolerance,
             "failed": failed,

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ MISSING = "#d3d9df"
 
 # Okabe and Ito's, told apart by colour-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "os^Dv"
 DIVERGING = "RdBu"  # red: slower than the peer; white: equal; blue: faster
 LEAST_RANGE = 2.0  # the colours span at least half to twice as fast
 
@@ -137,7 +138,7 @@ def line_chart(
         Line2D([], [], linewidth=1.6, color=INK, linestyle=style, label=name)
         for style, name in names.items()
     ]
-    _legend(figure, sizes, 4, "lower")
+    _legend(figure, sizes, 4)
     _legend(figure, sides, 3, "upper")
     return figure
 
@@ -172,7 +173,7 @@ def bar_chart(
         Line2D([], [], color=COLOURS[index % len(COLOURS)], linewidth=5, label=name)
         for index, name in enumerate(names)
     ]
-    _legend(figure, patches, 2, "lower")
+    _legend(figure, patches, 2)
     return figure
 
 
@@ -182,15 +183,8 @@ def dot_chart(groups: Mapping[str, Mapping[str, float]], x_label: str, title: st
     figure, axes = _figure(1.0 + 0.24 * len(groups) + 0.19 * -(-len(names) // 2))
     for row, group in enumerate(groups.values()):
         for name, value in group.items():
-            index = names.index(name)
-            axes.plot(
-                max(value, 1e-18),
-                row,
-                "os^Dv"[index % 5],
-                color=COLOURS[index % len(COLOURS)],
-                markersize=6,
-                alpha=0.85,
-            )
+            mark = _mark(names.index(name))
+            axes.plot(max(value, 1e-18), row, **mark, markersize=6, alpha=0.85)
     axes.set_xscale("log")
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_yticks(range(len(groups)), list(groups))
@@ -199,18 +193,7 @@ def dot_chart(groups: Mapping[str, Mapping[str, float]], x_label: str, title: st
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel(x_label)
     _title(axes, title)
-    marks = [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[index % len(COLOURS)],
-            marker="os^Dv"[index % 5],
-            linestyle="",
-            label=name,
-        )
-        for index, name in enumerate(names)
-    ]
-    _legend(figure, marks, 2, "lower")
+    _legend(figure, [Line2D([], [], **_mark(i), label=name) for i, name in enumerate(names)], 2)
     return figure
 
 
@@ -227,8 +210,7 @@ def scatter(
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
-            "os^Dv"[index % 5],
-            color=COLOURS[index % len(COLOURS)],
+            **_mark(index),
             markersize=3.5,
             alpha=0.6,
             markeredgewidth=0,
@@ -244,12 +226,14 @@ def scatter(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _title(axes, title)
-    marks = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="os^Dv"[i % 5], ls="", label=name)
-        for i, name in enumerate(groups)
-    ]
-    _legend(figure, marks, 4, "lower")
+    _legend(figure, [Line2D([], [], **_mark(i), label=name) for i, name in enumerate(groups)], 4)
     return figure
+
+
+def _mark(index: int) -> dict[str, Any]:
+    """The point, without a line, that stands for the index-th name."""
+    colour = COLOURS[index % len(COLOURS)]
+    return {"color": colour, "marker": MARKERS[index % len(MARKERS)], "linestyle": ""}
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -268,7 +252,10 @@ def _title(axes: Axes, title: str) -> None:
 
 
 def _legend(
-    figure: Figure, handles: Sequence[Line2D], columns: int, where: Literal["lower", "upper"]
+    figure: Figure,
+    handles: Sequence[Line2D],
+    columns: int,
+    where: Literal["lower", "upper"] = "lower",
 ) -> None:
     figure.legend(
         handles=handles,

@@ -1,10 +1,10 @@
 """``python -m benchmarks fit FILE...``: constants for the plan's cost model, from measured kernels.
 
-The files are those of ``python -m benchmarks tune``. Each constant is varied in turn, by smaller
-and smaller steps, as long as that brings the estimates closer to the times: closer by the mean of
-|log(estimate / time)|, which a few odd times do not sway. Printed are the constants for
-csrc/cuda/cost_model.h, how far off estimates are, and how much time the plan's choices cost over
-the fastest division, before and after. Needs no GPU.
+The files are those of ``python -m benchmarks tune``. The constants are found, by Powell's method
+(scipy), under which the estimates are closest to the times: by the mean of |log(estimate / time)|,
+which a few odd times do not sway. Printed are the constants for csrc/cuda/cost_model.h, how far off
+estimates are, and how much time the plan's choices cost over the fastest division, before and
+after. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.divisions import name_of, plan_arguments, step_microseconds
+from benchmarks.peers import import_failure
 from benchmarks.results import Results, ResultsError
 from benchmarks.terminal import Bar, Table, Terminal
 from benchmarks.timing import geometric_mean
 
-STEPS = (0.4, 0.2, 0.1, 0.05, 0.025)  # of a logarithm
-SWEEPS = 12  # over all constants, at most, for each step
 FARTHEST = math.log(8)  # from the constant as it was: what no data tells stays in sight
+EXACT, ENOUGH = 0.02, 1e-3  # of a constant's logarithm; of what an iteration improves
+MOST_ITERATIONS = 10
 
 Constants = dict[str, float]
 
@@ -92,27 +93,29 @@ def regret(each: Pass, constants: Constants) -> float:
 
 
 def fit(passes: Sequence[Pass], start: Constants, bar: Bar | None = None) -> Constants:
-    """The constants, from these on, under which estimates are closest to the times."""
-    best, least = dict(start), distance(passes, start)
-    for step in STEPS:
+    """The constants under which estimates are closest to the times, from these on."""
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    def constants_at(logs: Sequence[float]) -> Constants:
+        return {
+            name: value * math.exp(log)
+            for (name, value), log in zip(start.items(), logs, strict=True)
+        }
+
+    def step_done(logs: Sequence[float]) -> None:
         if bar is not None:
-            bar.begin(f"steps of {step:.1%}, {math.exp(least):.3f} off")
-        for _ in range(SWEEPS):
-            before = least
-            for name in start:
-                for factor in (math.exp(step), math.exp(-step)):
-                    tried = {**best, name: best[name] * factor}
-                    if abs(math.log(tried[name] / start[name])) > FARTHEST:
-                        continue
-                    found = distance(passes, tried)
-                    if found < least:
-                        best, least = tried, found
-                        break
-            if least > before * 0.999:
-                break
-        if bar is not None:
+            bar.begin(f"estimates off by {math.exp(distance(passes, constants_at(logs))):.3f}")
             bar.finish(1.0)
-    return best
+
+    found = minimize(
+        lambda logs: distance(passes, constants_at(logs)),
+        [0.0] * len(start),
+        method="Powell",
+        bounds=[(-FARTHEST, FARTHEST)] * len(start),
+        callback=step_done,
+        options={"xtol": EXACT, "ftol": ENOUGH, "maxiter": MOST_ITERATIONS},
+    )
+    return constants_at(found.x.tolist())
 
 
 def load(paths: Sequence[Path]) -> list[Pass]:
@@ -153,11 +156,14 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Fit, and print what came out."""
     from birnn_cuda import ops
 
+    reason = import_failure("scipy")
+    if reason is not None:
+        raise ResultsError(f"a fit needs scipy, which {reason}")
     passes = load(arguments.files)
     count = sum(len(each.microseconds) for each in passes)
     terminal.line(f"{len(passes)} passes, {count} divisions")
     before = ops.cost_constants()
-    with terminal.progress(len(STEPS), 0, len(STEPS)) as bar:
+    with terminal.progress(MOST_ITERATIONS, 0, MOST_ITERATIONS) as bar:
         after = fit(passes, before, bar)
     table = Table("Constants of csrc/cuda/cost_model.h", ["name", "is", "fitted"], ["name"])
     for name, value in before.items():

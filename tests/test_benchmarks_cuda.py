@@ -78,20 +78,27 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def tiny_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m benchmarks cuda` on the CPU: events and graphs are played, all else is real."""
+def play_a_gpu(monkeypatch: pytest.MonkeyPatch, command: type, preset: Preset) -> None:
+    """A command for a GPU runs on the CPU, over this preset: all that is asked of a GPU is played
+    but for graphs."""
     stopwatch = timing.Stopwatch(EventClock(lambda: None, WallEvent), HostClock(lambda: None))
-    monkeypatch.setattr(measuring, "LayerPeer", StandIn)
-    monkeypatch.setattr(peers, "GraphRun", Repeated)
-    monkeypatch.setattr(cuda.CudaCommand, "presets", {"standard": TINY})
-    monkeypatch.setattr(cuda.CudaCommand, "refusal", lambda self: None)
-    monkeypatch.setattr(cuda.CudaCommand, "device", "cpu")
+    h100 = next(device for device in ops.known_devices() if device["name"] == "h100")
+    monkeypatch.setattr(command, "presets", {"standard": preset})
+    monkeypatch.setattr(command, "refusal", lambda self: None)
+    monkeypatch.setattr(command, "device", "cpu")
     monkeypatch.setattr(cuda, "cuda_stopwatch", lambda: stopwatch)
     monkeypatch.setattr(cuda, "device_facts", lambda: DEVICE)
     monkeypatch.setattr(cuda, "device_name", lambda: "GPU-0")
-    monkeypatch.setattr(cuda, "limits_of_this_gpu", lambda: ops.known_devices()[-1])
+    monkeypatch.setattr(cuda, "limits_of_this_gpu", lambda: h100)
     monkeypatch.setattr(cuda, "sampling_command", lambda device: [sys.executable, "-c", SMI])
+
+
+@pytest.fixture
+def tiny_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m benchmarks cuda` on the CPU: events and graphs are played, all else is real."""
+    play_a_gpu(monkeypatch, cuda.CudaCommand, TINY)
+    monkeypatch.setattr(measuring, "LayerPeer", StandIn)
+    monkeypatch.setattr(peers, "GraphRun", Repeated)
     monkeypatch.setattr(timing.gc, "collect", lambda: 0)
     for name in timing.GEMM_SIZES:
         monkeypatch.setitem(timing.GEMM_SIZES, name, 16)

@@ -4,7 +4,6 @@ on a GPU where there is one."""
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_support import Repeated, WallEvent, command
-from test_benchmarks_cuda import DEVICE, SMI, OnGpu
+from benchmark_support import Repeated, command
+from test_benchmarks_cuda import DEVICE, OnGpu, play_a_gpu
 
-from benchmarks import cuda, divisions, fit, timing, tune
+from benchmarks import cuda, divisions, fit, tune
 from benchmarks.cases import Case, Limits, Preset, grid
-from benchmarks.device_clock import EventClock, HostClock
 from benchmarks.divisions import PROJECTION, SIDES, Recurrence, name_of, worth_timing
 from benchmarks.problem import make_layer
 from benchmarks.results import Results
@@ -36,16 +34,8 @@ TINY = Preset(
 def tiny_tune(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m benchmarks tune` on the CPU: events, graphs and the GPU are played. The kernels
     are the CPU's, so that all divisions are the same."""
-    stopwatch = timing.Stopwatch(EventClock(lambda: None, WallEvent), HostClock(lambda: None))
+    play_a_gpu(monkeypatch, tune.TuneCommand, TINY)
     monkeypatch.setattr(divisions, "GraphRun", Repeated)
-    monkeypatch.setattr(tune.TuneCommand, "presets", {"standard": TINY})
-    monkeypatch.setattr(tune.TuneCommand, "refusal", lambda self: None)
-    monkeypatch.setattr(tune.TuneCommand, "device", "cpu")
-    monkeypatch.setattr(cuda, "cuda_stopwatch", lambda: stopwatch)
-    monkeypatch.setattr(cuda, "device_facts", lambda: DEVICE)
-    monkeypatch.setattr(cuda, "device_name", lambda: "GPU-0")
-    monkeypatch.setattr(cuda, "limits_of_this_gpu", lambda: H100)
-    monkeypatch.setattr(cuda, "sampling_command", lambda device: [sys.executable, "-c", SMI])
 
 
 # ---- what is timed
@@ -168,6 +158,30 @@ def test_a_wrong_division_is_not_timed_and_fails_the_run(
     assert "failed, not timed: grid" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("what", ["raises", "is not finite"])
+def test_without_stepwise_nothing_is_timed(
+    what: str, tiny_tune: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Repeated):
+        def __init__(self, run: Any) -> None:
+            super().__init__(run)
+            division = ops.extension.forced()[3]
+            self.wrong = division is not None and division["kernel"] == "stepwise"
+            if self.wrong and what == "raises":
+                raise RuntimeError("no library")
+
+        def results(self, returned: Any) -> Any:
+            found = super().results(returned)
+            return {k: v * float("nan") for k, v in found.items()} if self.wrong else found
+
+    monkeypatch.setattr(divisions, "GraphRun", Broken)
+    path = tmp_path / "tune.json"
+    assert command("tune", "--out", path, "--cell", "gru", "--dtype", "fp16") == 1
+    forward, backward = Results.load(path).entries
+    assert forward["samples"] and not forward["failed"]
+    assert not backward["samples"] and set(backward["failed"]) == set(backward["divisions"])
+
+
 # ---- the constants
 
 TRUE = {"cluster_latency": 2.0, "grid_latency": 0.6, "product_us": 1.7, "slack": 1.2}
@@ -252,8 +266,7 @@ def test_regret_is_of_what_was_timed(tmp_path: Path) -> None:
 def test_the_command_prints_constants_and_regret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "STEPS", (0.4,))
-    monkeypatch.setattr(fit, "SWEEPS", 1)
+    monkeypatch.setattr(fit, "MOST_ITERATIONS", 1)
     path = measured(tmp_path / "tune.json")
     assert command("fit", path) == 0
     printed = capsys.readouterr().out

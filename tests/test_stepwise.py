@@ -122,7 +122,7 @@ class Problem:
 
     def results(self, recurrence: Any) -> dict[str, Tensor]:
         """Values and gradients, in fp64, of a recurrence in differentiable torch:
-        (input, hx, cx, weights, lengths, cell) -> output, hy, cy, and c of every step."""
+        (problem, gates, hx, cx, weight_hh, weight_hr) -> output, hy, cy, and c of every step."""
 
         def leaf(tensor: Tensor | None, *shape: int) -> Tensor:
             if tensor is None:
