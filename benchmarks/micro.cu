@@ -1,7 +1,7 @@
 // What the steps of a recurrence are made of, measured on this GPU: exchange inside a cluster and
 // through L2, barriers, how many clusters fit, and whether two launches overlap. Prints JSON.
 //
-//   nvcc -std=c++17 -O3 -arch=native -Icsrc/cuda benchmarks/micro.cu -o micro && ./micro
+//   nvcc -std=c++17 -O3 -arch=native -Icsrc benchmarks/micro.cu -o micro && ./micro
 //
 // Clocks are the SM's, read on the device; each figure is the median of several launches. Every
 // exchange carries numbers that are checked at the end: a wrong one is listed under "errors".
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "cuda/device.h"
 #include "micro_kernels.cuh"
 
 using namespace birnn::device;

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "build" / "gpu-programs"
-KERNELS = ROOT / "csrc" / "cuda"
+SOURCES = ROOT / "csrc"
 
 
 def command(architecture: tuple[int, int], includes: Sequence[Path] = ()) -> list[str]:
@@ -22,7 +22,7 @@ def command(architecture: tuple[int, int], includes: Sequence[Path] = ()) -> lis
         "-O3",
         "-lineinfo",
         f"-arch=sm_{major}{minor}{suffix}",
-        *(f"-I{folder}" for folder in (KERNELS, *includes)),
+        *(f"-I{folder}" for folder in (SOURCES, *includes)),
     ]
 
 

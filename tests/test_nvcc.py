@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CUDA = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
+CUDA = CSRC / "cuda"
 KERNELS = ROOT / "tests" / "kernels"
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
@@ -32,7 +33,7 @@ def sources_without_torch() -> list[Path]:
 @pytest.mark.parametrize("source", ["conformance.cu", "litmus.cu", "defects.cu"])
 def test_kernel_tests_compile(source: str, architecture: str, tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
-    command += [f"-I{path}" for path in (CUDA, ROOT / "tests" / "emulator", KERNELS)]
+    command += [f"-I{path}" for path in (CSRC, ROOT / "tests" / "emulator", KERNELS)]
     command += [str(KERNELS / source), "-o", str(tmp_path / "out.cubin")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -59,7 +60,7 @@ def spills(report: str) -> dict[str, int]:
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_80", "sm_100", "sm_120"])
 def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
-    command += ["-Xptxas", "-v", str(CUDA / "stepwise.cu"), "-o", str(tmp_path / "out.cubin")]
+    command += [f"-I{CSRC}", "-Xptxas", "-v", str(CUDA / "stepwise.cu"), "-o", str(tmp_path / "out.cubin")]
     result = subprocess.run(command, capture_output=True, text=True)
     report = result.stdout + result.stderr
     assert result.returncode == 0, report
@@ -82,7 +83,7 @@ PERSISTENT_KERNELS = ("cluster_backward", "cluster_forward", "grid_forward", "gr
 def compile_instances(name: str, architecture: str, out: Path, *flags: str) -> str:
     """What ptxas -v says of all instances in csrc/cuda/instances/`name`.cu."""
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
-    command += ["-Xptxas", "-v", *flags, "-o", str(out)]
+    command += [f"-I{CSRC}", "-Xptxas", "-v", *flags, "-o", str(out)]
     command.append(str(CUDA / "instances" / f"{name}.cu"))
     result = subprocess.run(command, capture_output=True, text=True)
     report = result.stdout + result.stderr
@@ -171,7 +172,7 @@ def test_persistent_kernels_compile(kernel: str, architecture: str, tmp_path: Pa
 @needs_nvcc
 def test_intrinsics_are_the_instructions_they_name(tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", "-arch=compute_90a", "-ptx"]
-    command += [f"-I{path}" for path in (CUDA, ROOT / "tests" / "emulator", KERNELS)]
+    command += [f"-I{path}" for path in (CSRC, ROOT / "tests" / "emulator", KERNELS)]
     command += [str(KERNELS / "conformance.cu"), "-o", str(tmp_path / "out.ptx")]
     subprocess.run(command, check=True, capture_output=True)
     ptx = (tmp_path / "out.ptx").read_text()

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "instruction_set.h"
+#include "cpu/instruction_set.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -15,16 +15,16 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#include "../cells.h"
+#include "cells.h"
 
 #define BIRNN_VECTOR_BYTES 32
 #define BIRNN_VECTOR_REGISTERS 16
 
 namespace birnn::cpu {
 namespace avx2_set {
-#include "vector.h"
+#include "cpu/vector.h"
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 }  // namespace avx2_set
 
 const InstructionSet& avx2() {

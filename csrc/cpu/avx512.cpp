@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "instruction_set.h"
+#include "cpu/instruction_set.h"
 
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -16,16 +16,16 @@
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #endif
 
-#include "../cells.h"
+#include "cells.h"
 
 #define BIRNN_VECTOR_BYTES 64
 #define BIRNN_VECTOR_REGISTERS 32
 
 namespace birnn::cpu {
 namespace avx512_set {
-#include "vector.h"
+#include "cpu/vector.h"
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 }  // namespace avx512_set
 
 const InstructionSet& avx512() {

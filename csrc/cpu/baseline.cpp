@@ -3,8 +3,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../cells.h"
-#include "instruction_set.h"
+#include "cells.h"
+#include "cpu/instruction_set.h"
 
 #define BIRNN_VECTOR_BYTES 16
 #if defined(__aarch64__)
@@ -15,9 +15,9 @@
 
 namespace birnn::cpu {
 namespace baseline_set {
-#include "vector.h"
+#include "cpu/vector.h"
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 }  // namespace baseline_set
 
 const InstructionSet& baseline() {

@@ -1,4 +1,4 @@
-#include "gemm_cpu.h"
+#include "cpu/gemm_cpu.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>

@@ -1,7 +1,7 @@
 // gemm.h on a CPU: the BLAS behind torch, through ATen (it exports no BLAS symbol of its own).
 #pragma once
 
-#include "../gemm.h"
+#include "gemm.h"
 
 namespace birnn::cpu {
 

@@ -1,4 +1,4 @@
-#include "kept_memory.h"
+#include "cpu/kept_memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>

@@ -1,11 +1,11 @@
-#include "recurrence_cpu.h"
+#include "cpu/recurrence_cpu.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "instruction_set.h"
+#include "cpu/instruction_set.h"
 
 namespace birnn::cpu {
 namespace {

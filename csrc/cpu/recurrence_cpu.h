@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../recurrence.h"
+#include "recurrence.h"
 
 namespace birnn::cpu {
 

@@ -7,11 +7,11 @@
 // neighbouring units.
 #pragma once
 
-#include "../cells.h"
-#include "../recurrence.h"
-#include "backward_arguments.h"
-#include "device.h"
-#include "pairs.cuh"
+#include "cells.h"
+#include "cuda/backward_arguments.h"
+#include "cuda/device.h"
+#include "cuda/pairs.cuh"
+#include "recurrence.h"
 
 namespace birnn::cuda {
 

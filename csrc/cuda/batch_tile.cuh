@@ -1,8 +1,8 @@
 // The sequences of the batch tile that a block, or a cluster of blocks, walks through together.
 #pragma once
 
-#include "device.h"
-#include "unit_forward.cuh"
+#include "cuda/device.h"
+#include "cuda/unit_forward.cuh"
 
 namespace birnn::cuda {
 

@@ -41,13 +41,13 @@
 // decide.
 #pragma once
 
-#include "../recurrence.h"
-#include "backward_pairs.cuh"
-#include "batch_tile.cuh"
-#include "cluster_backward_sizes.h"
-#include "device.h"
-#include "fragments.cuh"
-#include "pairs.cuh"
+#include "cuda/backward_pairs.cuh"
+#include "cuda/batch_tile.cuh"
+#include "cuda/cluster_backward_sizes.h"
+#include "cuda/device.h"
+#include "cuda/fragments.cuh"
+#include "cuda/pairs.cuh"
+#include "recurrence.h"
 
 namespace birnn::cuda::reduce_scatter {
 

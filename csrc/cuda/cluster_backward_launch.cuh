@@ -2,8 +2,8 @@
 // each.
 #pragma once
 
-#include "cluster_backward.cuh"
-#include "instances.h"
+#include "cuda/cluster_backward.cuh"
+#include "cuda/instances.h"
 
 namespace birnn::cuda::reduce_scatter {
 

@@ -64,14 +64,14 @@
 // a step there is the exchange through L2.
 #pragma once
 
-#include "../cells.h"
-#include "../recurrence.h"
-#include "batch_tile.cuh"
-#include "cluster_forward_sizes.h"
-#include "device.h"
-#include "fragments.cuh"
-#include "pairs.cuh"
-#include "unit_forward.cuh"
+#include "cells.h"
+#include "cuda/batch_tile.cuh"
+#include "cuda/cluster_forward_sizes.h"
+#include "cuda/device.h"
+#include "cuda/fragments.cuh"
+#include "cuda/pairs.cuh"
+#include "cuda/unit_forward.cuh"
+#include "recurrence.h"
 
 namespace birnn::cuda::all_gather {
 

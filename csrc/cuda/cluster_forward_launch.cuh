@@ -1,8 +1,8 @@
 // Launches the cluster forward kernel in one precision; csrc/cuda/instances compiles one file each.
 #pragma once
 
-#include "cluster_forward.cuh"
-#include "instances.h"
+#include "cuda/cluster_forward.cuh"
+#include "cuda/instances.h"
 
 namespace birnn::cuda::all_gather {
 

@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
-#include "../recurrence.h"
-#include "device_types.h"
-#include "persistent_sizes.h"
-#include "recurrence_cuda.h"
+#include "cuda/device_types.h"
+#include "cuda/persistent_sizes.h"
+#include "cuda/recurrence_cuda.h"
+#include "recurrence.h"
 
 namespace birnn::cuda::all_gather {
 

@@ -1,6 +1,6 @@
-#include "cluster_limit.h"
+#include "cuda/cluster_limit.h"
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace birnn::cuda {
 namespace {

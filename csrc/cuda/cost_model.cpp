@@ -1,4 +1,4 @@
-#include "cost_model.h"
+#include "cuda/cost_model.h"
 
 #include <algorithm>
 

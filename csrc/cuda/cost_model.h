@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "../recurrence.h"
+#include "recurrence.h"
 
 namespace birnn::cuda::cost {
 

@@ -1,4 +1,4 @@
-#include "dispatch.h"
+#include "cuda/dispatch.h"
 
 namespace birnn::cuda {
 namespace {

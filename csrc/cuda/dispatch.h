@@ -1,8 +1,8 @@
 // The two functions of the GPU backend: the recurrence of a layer by the kernel that was chosen.
 #pragma once
 
-#include "plan.h"
-#include "recurrence_cuda.h"
+#include "cuda/plan.h"
+#include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {
 

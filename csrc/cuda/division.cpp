@@ -1,11 +1,11 @@
-#include "division.h"
+#include "cuda/division.h"
 
 #include <algorithm>
 
-#include "cluster_backward_sizes.h"
-#include "cluster_forward_sizes.h"
-#include "grid_backward_sizes.h"
-#include "grid_forward_sizes.h"
+#include "cuda/cluster_backward_sizes.h"
+#include "cuda/cluster_forward_sizes.h"
+#include "cuda/grid_backward_sizes.h"
+#include "cuda/grid_forward_sizes.h"
 
 namespace birnn::cuda {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "plan.h"
+#include "cuda/plan.h"
 
 namespace birnn::cuda {
 

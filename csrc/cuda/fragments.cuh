@@ -17,8 +17,8 @@
 // fp32 additions add the warps' sums: there less than the error of fp32 is left.)
 #pragma once
 
-#include "device.h"
-#include "persistent_sizes.h"
+#include "cuda/device.h"
+#include "cuda/persistent_sizes.h"
 
 namespace birnn::cuda {
 

@@ -1,6 +1,6 @@
 // The grid backward kernel, the host side: what a call is made of, and in which precision.
-#include "grid_backward_launch.cuh"
-#include "recurrence_cuda.h"
+#include "cuda/grid_backward_launch.cuh"
+#include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {
 

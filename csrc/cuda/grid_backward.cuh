@@ -74,14 +74,14 @@
 // a block waits only for blocks of its own direction, all resident together.
 #pragma once
 
-#include "../recurrence.h"
-#include "backward_pairs.cuh"
-#include "batch_tile.cuh"
-#include "device.h"
-#include "fragments.cuh"
-#include "grid_backward_sizes.h"
-#include "grid_exchange.cuh"
-#include "pairs.cuh"
+#include "cuda/backward_pairs.cuh"
+#include "cuda/batch_tile.cuh"
+#include "cuda/device.h"
+#include "cuda/fragments.cuh"
+#include "cuda/grid_backward_sizes.h"
+#include "cuda/grid_exchange.cuh"
+#include "cuda/pairs.cuh"
+#include "recurrence.h"
 
 namespace birnn::cuda::gather_reduce {
 

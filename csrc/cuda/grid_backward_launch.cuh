@@ -1,8 +1,8 @@
 // Launches the grid backward kernel in one precision; csrc/cuda/instances compiles one file each.
 #pragma once
 
-#include "grid_backward.cuh"
-#include "instances.h"
+#include "cuda/grid_backward.cuh"
+#include "cuda/instances.h"
 
 namespace birnn::cuda::gather_reduce {
 

@@ -4,11 +4,11 @@
 
 #include <cstdint>
 
-#include "../recurrence.h"
-#include "backward_arguments.h"
-#include "device_types.h"
-#include "persistent_sizes.h"
-#include "recurrence_cuda.h"
+#include "cuda/backward_arguments.h"
+#include "cuda/device_types.h"
+#include "cuda/persistent_sizes.h"
+#include "cuda/recurrence_cuda.h"
+#include "recurrence.h"
 
 namespace birnn::cuda::gather_reduce {
 

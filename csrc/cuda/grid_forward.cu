@@ -1,8 +1,8 @@
 // The grid forward kernel, the host side: what a call is made of, and in which precision.
 #include <algorithm>
 
-#include "grid_forward_launch.cuh"
-#include "recurrence_cuda.h"
+#include "cuda/grid_forward_launch.cuh"
+#include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {
 

@@ -52,13 +52,13 @@
 // nothing waits for before the next barrier. A poll that has to repeat costs 38.
 #pragma once
 
-#include "../recurrence.h"
-#include "batch_tile.cuh"
-#include "device.h"
-#include "fragments.cuh"
-#include "grid_exchange.cuh"
-#include "grid_forward_sizes.h"
-#include "unit_forward.cuh"
+#include "cuda/batch_tile.cuh"
+#include "cuda/device.h"
+#include "cuda/fragments.cuh"
+#include "cuda/grid_exchange.cuh"
+#include "cuda/grid_forward_sizes.h"
+#include "cuda/unit_forward.cuh"
+#include "recurrence.h"
 
 namespace birnn::cuda::grid_gather {
 

@@ -1,8 +1,8 @@
 // Launches the grid forward kernel in one precision; csrc/cuda/instances compiles one file each.
 #pragma once
 
-#include "grid_forward.cuh"
-#include "instances.h"
+#include "cuda/grid_forward.cuh"
+#include "cuda/instances.h"
 
 namespace birnn::cuda::grid_gather {
 

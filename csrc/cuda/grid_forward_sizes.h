@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../recurrence.h"
-#include "persistent_sizes.h"
-#include "recurrence_cuda.h"
+#include "cuda/persistent_sizes.h"
+#include "cuda/recurrence_cuda.h"
+#include "recurrence.h"
 
 namespace birnn::cuda::grid_gather {
 

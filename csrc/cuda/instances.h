@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../recurrence.h"
+#include "recurrence.h"
 
 namespace birnn::cuda {
 

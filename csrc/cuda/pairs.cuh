@@ -1,7 +1,7 @@
 // Pairs of neighbouring units of one sequence, as arrays in memory keep them.
 #pragma once
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace birnn::cuda {
 

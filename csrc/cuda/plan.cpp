@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "cuda/plan.h"
 
 #include <algorithm>
 #include <initializer_list>
@@ -9,8 +9,8 @@
 #include <sstream>
 #include <tuple>
 
-#include "division.h"
-#include "stepwise_sizes.h"
+#include "cuda/division.h"
+#include "cuda/stepwise_sizes.h"
 
 namespace birnn::cuda {
 namespace {

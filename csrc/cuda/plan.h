@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "../recurrence.h"
-#include "cost_model.h"
+#include "cuda/cost_model.h"
+#include "recurrence.h"
 
 namespace birnn::cuda {
 

@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "../gemm.h"
-#include "../recurrence.h"
+#include "gemm.h"
+#include "recurrence.h"
 
 namespace birnn::cuda {
 

@@ -1,8 +1,8 @@
 // stepwise, the host side: for each step a library product and a kernel of stepwise.cuh.
-#include "stepwise.cuh"
+#include "cuda/stepwise.cuh"
 
-#include "recurrence_cuda.h"
-#include "stepwise_sizes.h"
+#include "cuda/recurrence_cuda.h"
+#include "cuda/stepwise_sizes.h"
 
 namespace birnn::cuda {
 namespace {

@@ -17,10 +17,10 @@
 // sequences, both in strides: any size fits any grid. No shared memory, no communication.
 #pragma once
 
-#include "../cells.h"
-#include "../recurrence.h"
-#include "device.h"
-#include "stepwise_sizes.h"
+#include "cells.h"
+#include "cuda/device.h"
+#include "cuda/stepwise_sizes.h"
+#include "recurrence.h"
 
 namespace birnn::cuda::stepwise {
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../recurrence.h"
-#include "device_types.h"
+#include "cuda/device_types.h"
+#include "recurrence.h"
 
 namespace birnn::cuda::stepwise {
 

@@ -1,4 +1,4 @@
-#include "streams.h"
+#include "cuda/streams.h"
 
 #include <cuda_runtime_api.h>
 

@@ -3,9 +3,9 @@
 // products of all gates of a unit.
 #pragma once
 
-#include "../cells.h"
-#include "../recurrence.h"
-#include "device.h"
+#include "cells.h"
+#include "cuda/device.h"
+#include "recurrence.h"
 
 namespace birnn::cuda {
 

@@ -118,9 +118,11 @@ class DefectiveKernel(build.Emulator):
     AddressSanitizer."""
 
     def __init__(self, folder: Path, kernel: str, numbers: Mapping[str, int]) -> None:
-        driver = folder / f"{kernel}_driver.cpp"
-        super().__init__(build.shared_library(driver, defines=["BIRNN_ONE_INSTANCE"]))
-        self.program_source = folder / f"{kernel}_program.cpp"
+        driver = KERNELS / f"{kernel}_driver.cpp"
+        defines = ["BIRNN_ONE_INSTANCE"]
+        super().__init__(build.shared_library(driver, defines=defines, first_include=folder))
+        self.folder = folder
+        self.program_source = KERNELS / f"{kernel}_program.cpp"
         self.numbers = numbers
 
     def plant(self, name: str | None) -> None:
@@ -130,20 +132,21 @@ class DefectiveKernel(build.Emulator):
 
     def run_program(self, name: str | None) -> str:
         """What the sanitizer reports of the program with this defect, or none; empty: nothing."""
-        program = build.program(self.program_source, "address", ["BIRNN_ONE_CELL=Cell::kLstm"])
+        defines = ["BIRNN_ONE_CELL=Cell::kLstm"]
+        program = build.program(self.program_source, "address", defines, self.folder)
         number = self.numbers[name] if name else 0
         result = build.run(program, order="skew", planted_defect=number)
         return "" if result.returncode == 0 else result.stdout
 
 
 class Copies:
-    """The sources of a kernel in a folder of their own, with defects in these files."""
+    """The sources of csrc/cuda that have defects, in a folder that is searched before csrc."""
 
     def __init__(self, kernel: str, files: Files) -> None:
         self.kernel = kernel
         self.folder = build.CACHE / "defects" / kernel
         self.numbers = {name: number for number, name in enumerate(names_in(files), 1)}
-        (self.folder / "instances").mkdir(parents=True, exist_ok=True)
+        self.written: set[Path] = set()
         self.write(
             "planted_defect.h",
             "#pragma once\n#include <cstdlib>\n"
@@ -153,19 +156,23 @@ class Copies:
             'extern "C" { inline int birnn_planted_defect = given_defect(); }\n'
             "static int& planted_defect = birnn_planted_defect;\n",
         )
-        include = '#pragma once\n#include "planted_defect.h"'
+        include = '#pragma once\n#include "cuda/planted_defect.h"'
         for name, (places, _) in files.items():
             text = (CUDA / name).read_text().replace("#pragma once", include)
             self.write(name, plant(text, places, self.numbers))
-        for suffix in ("_driver.cpp", "_program.cpp"):
-            self.write(f"{kernel}{suffix}", (KERNELS / f"{kernel}{suffix}").read_text())
 
     def write(self, name: str, text: str) -> None:
-        target = self.folder / name
+        target = self.folder / "cuda" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.written.add(target)
         if not target.exists() or target.read_text() != text:
             target.write_text(text)
 
     def kernel_with_defects(self) -> DefectiveKernel:
+        # What an earlier list of defects left here would still stand before csrc.
+        for path in self.folder.rglob("*.*"):
+            if path.is_file() and path not in self.written:
+                path.unlink(missing_ok=True)
         return DefectiveKernel(self.folder, self.kernel, self.numbers)
 
 
@@ -182,21 +189,17 @@ def build_defects(
     for cell in {"kTanh", "kRelu", "kGru"} - set(cells):
         instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")
     copies.write("instances.h", instances)
-    names = [f"{kernel}.cu", f"{kernel}_launch.cuh"]
-    names += [f"instances/{kernel}_{name}.cu" for name in ("ieee", "tf32", "fp16", "bf16")]
-    for name in names:
-        text = (CUDA / name).read_text()
-        if not name.endswith(("_launch.cuh", f"{kernel}.cu", *(f"_{p}.cu" for p in precisions))):
-            call = r"Call& call(.*)launch_precision<\w+>\(call\)"
-            text = re.sub(call, r"Call&\1kNoInstance", text)
-        copies.write(name, text)
+    for name in {"ieee", "tf32", "fp16", "bf16"} - set(precisions):
+        text = (CUDA / "instances" / f"{kernel}_{name}.cu").read_text()
+        call = r"Call& call(.*)launch_precision<\w+>\(call\)"
+        copies.write(f"instances/{kernel}_{name}.cu", re.sub(call, r"Call&\1kNoInstance", text))
     return copies.kernel_with_defects()
 
 
 def build_stepwise_defects(files: Files) -> DefectiveKernel:
     """The driver of stepwise, in fp32 alone, to build fast."""
     copies = Copies("stepwise", files)
-    text = (copies.folder / "stepwise.cu").read_text()
+    text = (copies.folder / "cuda" / "stepwise.cu").read_text()
     for type_name in ("double", "Half", "BFloat16"):
         text = text.replace(f"_of_cell<{type_name}>", "_of_cell<float>")
     copies.write("stepwise.cu", text)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "emulator"
 CACHE = ROOT / "build" / "emulator"
 
-INCLUDES = [ROOT / "csrc", ROOT / "csrc" / "cuda", EMULATOR, ROOT / "tests" / "kernels"]
+INCLUDES = [ROOT / "csrc", EMULATOR, ROOT / "tests" / "kernels"]
 # Kernels read vectors of 16-bit elements as words, and name pragmas of nvcc.
 COMMON_FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-fno-strict-aliasing"]
 COMMON_FLAGS += ["-Wno-unknown-pragmas"]
@@ -101,10 +101,11 @@ def _build(name, suffix, command, inputs=(), finds_headers=False):
     return output
 
 
-def _object(source, flags):
+def _object(source, flags, first_include=None):
+    """Headers that `first_include`, a folder, holds stand for those of the project."""
     source = Path(source).resolve()
     command = [compiler()[0], *COMMON_FLAGS, *flags]
-    command += [f"-I{path}" for path in INCLUDES]
+    command += [f"-I{path}" for path in (first_include, *INCLUDES) if path]
     command += ["-x", "c++", "-c", str(source)]
     return _build(source.stem, ".o", command, finds_headers=True)
 
@@ -118,19 +119,19 @@ def _runtime():
     return [_object(EMULATOR / f"{name}.cpp", RUNTIME_FLAGS) for name in RUNTIME_SOURCES]
 
 
-def program(source, variant="plain", defines=()):
+def program(source, variant="plain", defines=(), first_include=None):
     """A stand-alone program from one source with a main(). Defines: "NAME" or "NAME=value"."""
     flags = VARIANTS[variant] + [f"-D{define}" for define in defines]
     # The runtime first: of inline library functions that both use, the plain copies are linked.
-    objects = [*_runtime(), _object(source, flags)]
+    objects = [*_runtime(), _object(source, flags, first_include)]
     sanitize = [flag for flag in flags if flag.startswith("-fsanitize")]
     return _link(Path(source).stem, "", objects, sanitize)
 
 
-def shared_library(*sources, defines=()):
+def shared_library(*sources, defines=(), first_include=None):
     """A library for ctypes from the sources of a kernel driver. Not for sanitizers."""
     flags = VARIANTS["plain"] + [f"-D{define}" for define in defines]
-    objects = [*_runtime(), *(_object(source, flags) for source in sources)]
+    objects = [*_runtime(), *(_object(source, flags, first_include) for source in sources)]
     return _link(Path(sources[0]).stem, ".so", objects, ["-shared"])
 
 

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <utility>
 
-#include "device_types.h"
+#include "cuda/device_types.h"
 #include "float_formats.h"
 #include "runtime.h"
 

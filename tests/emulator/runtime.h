@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "device_types.h"
+#include "cuda/device_types.h"
 
 namespace birnn::emulator {
 

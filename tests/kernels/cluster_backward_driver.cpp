@@ -1,8 +1,8 @@
 // The cluster backward kernel for ctypes, on the emulator: plain pointers and integers. With
 // CLUSTER_BACKWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
-#include "cluster_backward.cu"
-#include "instances/cluster_backward_ieee.cu"
+#include "cuda/cluster_backward.cu"
+#include "cuda/instances/cluster_backward_ieee.cu"
 #if defined(CLUSTER_BACKWARD_IEEE_ALONE)
 namespace birnn::cuda::reduce_scatter {
 int launch_fp16(const Call&) { return kNoInstance; }
@@ -10,9 +10,9 @@ int launch_bf16(const Call&) { return kNoInstance; }
 int launch_tf32(const Call&) { return kNoInstance; }
 }  // namespace birnn::cuda::reduce_scatter
 #else
-#include "instances/cluster_backward_bf16.cu"
-#include "instances/cluster_backward_fp16.cu"
-#include "instances/cluster_backward_tf32.cu"
+#include "cuda/instances/cluster_backward_bf16.cu"
+#include "cuda/instances/cluster_backward_fp16.cu"
+#include "cuda/instances/cluster_backward_tf32.cu"
 #endif
 
 #include "driver_arguments.h"

@@ -1,8 +1,8 @@
 // The cluster forward kernel for ctypes, on the emulator: plain pointers and integers. With
 // CLUSTER_FORWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
-#include "cluster_forward.cu"
-#include "instances/cluster_forward_ieee.cu"
+#include "cuda/cluster_forward.cu"
+#include "cuda/instances/cluster_forward_ieee.cu"
 #if defined(CLUSTER_FORWARD_IEEE_ALONE)
 namespace birnn::cuda::all_gather {
 int launch_fp16(const Call&) { return kNoInstance; }
@@ -10,9 +10,9 @@ int launch_bf16(const Call&) { return kNoInstance; }
 int launch_tf32(const Call&) { return kNoInstance; }
 }  // namespace birnn::cuda::all_gather
 #else
-#include "instances/cluster_forward_bf16.cu"
-#include "instances/cluster_forward_fp16.cu"
-#include "instances/cluster_forward_tf32.cu"
+#include "cuda/instances/cluster_forward_bf16.cu"
+#include "cuda/instances/cluster_forward_fp16.cu"
+#include "cuda/instances/cluster_forward_tf32.cu"
 #endif
 
 #include "driver_arguments.h"

@@ -2,7 +2,7 @@
 // against the same plain C++ expectations. Run it on a GPU before anything else: what both
 // implementations were meant to do, and only one is known to.
 //
-//   nvcc -std=c++17 -arch=native -Icsrc/cuda -Itests/emulator -Itests/kernels
+//   nvcc -std=c++17 -arch=native -Icsrc -Itests/emulator -Itests/kernels
 //        tests/kernels/conformance.cu -o conformance && ./conformance
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "device.h"
+#include "cuda/device.h"
 #include "float_formats.h"
 #include "test_support.h"
 

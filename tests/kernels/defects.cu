@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "cuda/device.h"
+#include "cuda/grid_exchange.cuh"
 #include "float_formats.h"
-#include "grid_exchange.cuh"
 #include "test_support.h"
 
 using namespace birnn::device;

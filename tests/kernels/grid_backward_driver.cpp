@@ -1,9 +1,9 @@
 // The grid backward kernel for ctypes, on the emulator: plain pointers and integers. With
 // GRID_BACKWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
+#include "cuda/grid_backward.cu"
+#include "cuda/instances/grid_backward_ieee.cu"
 #include "driver_arguments.h"
-#include "grid_backward.cu"
-#include "instances/grid_backward_ieee.cu"
 #if defined(GRID_BACKWARD_IEEE_ALONE)
 namespace birnn::cuda::gather_reduce {
 int launch_fp16(const Call&) { return kNoInstance; }
@@ -11,9 +11,9 @@ int launch_bf16(const Call&) { return kNoInstance; }
 int launch_tf32(const Call&) { return kNoInstance; }
 }  // namespace birnn::cuda::gather_reduce
 #else
-#include "instances/grid_backward_bf16.cu"
-#include "instances/grid_backward_fp16.cu"
-#include "instances/grid_backward_tf32.cu"
+#include "cuda/instances/grid_backward_bf16.cu"
+#include "cuda/instances/grid_backward_fp16.cu"
+#include "cuda/instances/grid_backward_tf32.cu"
 #endif
 
 namespace {

@@ -1,6 +1,6 @@
 // The smallest driver for ctypes: a kernel, its launch, and a C function. Real drivers look the
 // same over the launchers of csrc/cuda.
-#include "device.h"
+#include "cuda/device.h"
 
 namespace {
 
