@@ -91,8 +91,8 @@ def sources_in(*patterns: str) -> set[str]:
 
 # The plan is host code that needs no CUDA.
 plan_sources = {f"csrc/cuda/{part}.cpp" for part in ("plan", "division", "cost_model")}
-cuda_sources = sources_in("csrc/*_cuda.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - plan_sources
-sources = (sources_in("csrc/*.cpp", "csrc/cpu/*.cpp") | plan_sources) - cuda_sources
+cuda_sources = sources_in("csrc/layer/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - plan_sources
+sources = (sources_in("csrc/layer/*.cpp", "csrc/cpu/*.cpp") | plan_sources) - cuda_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 link_flags: list[str] = []
 if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/bindings.cpp); see birnn_cuda.ops for the ops that it registers."""
+"""The compiled extension (csrc/layer/bindings.cpp); see birnn_cuda.ops for the ops that it registers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,13 +4,13 @@
 // One translation unit, because torch's headers take nearly all of the time of a build.
 #include <torch/csrc/utils/pybind.h>
 
-#include "backward_cuda.cpp"
-#include "forward_cuda.cpp"
-#include "layer.cpp"
-#include "layer_cuda.cpp"
-#include "rows_cuda.cpp"
+#include "layer/cuda/backward.cpp"
+#include "layer/cuda/forward.cpp"
+#include "layer/cuda/layer.cpp"
+#include "layer/cuda/rows.cpp"
+#include "layer/cuda/weight_gradients.cpp"
+#include "layer/layer.cpp"
 #include "runtime_emulated.cpp"
-#include "weight_gradients_cuda.cpp"
 
 namespace birnn {
 

@@ -1,5 +1,5 @@
-// runtime_cuda.h without a GPU: one stream, on which everything has run when a call returns.
-#include "runtime_cuda.h"
+// layer/cuda/runtime.h without a GPU: one stream, on which everything has run when a call returns.
+#include "layer/cuda/runtime.h"
 
 #include <ATen/ATen.h>
 

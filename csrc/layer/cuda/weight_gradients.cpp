@@ -1,4 +1,4 @@
-#include "weight_gradients_cuda.h"
+#include "layer/cuda/weight_gradients.h"
 
 #include <ATen/ATen.h>
 

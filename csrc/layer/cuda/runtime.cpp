@@ -10,8 +10,8 @@
 
 #include "cuda/cluster_limit.h"
 #include "cuda/streams.h"
-#include "gemm_cuda.h"
-#include "runtime_cuda.h"
+#include "layer/cuda/gemm.h"
+#include "layer/cuda/runtime.h"
 
 namespace birnn::gpu {
 

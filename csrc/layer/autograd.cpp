@@ -1,4 +1,4 @@
-#include "autograd.h"
+#include "layer/autograd.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
-#include "layer.h"
+#include "layer/layer.h"
 
 namespace birnn {
 

@@ -1,7 +1,7 @@
 // The gradients of a layer's weights on a GPU: library products of what the recurrence leaves.
 #pragma once
 
-#include "layer_cuda.h"
+#include "layer/cuda/layer.h"
 
 namespace birnn::gpu {
 

@@ -7,12 +7,12 @@
 #include <map>
 #include <optional>
 
-#include "autograd.h"
 #include "cpu/recurrence_cpu.h"
 #include "cuda/plan.h"
-#include "layer.h"
+#include "layer/autograd.h"
+#include "layer/layer.h"
 #if defined(BIRNN_WITH_CUDA)
-#include "runtime_cuda.h"
+#include "layer/cuda/runtime.h"
 #endif
 
 namespace {

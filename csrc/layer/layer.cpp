@@ -1,4 +1,4 @@
-#include "layer.h"
+#include "layer/layer.h"
 
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>

@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
-#include "layer_cuda.h"
+#include "layer/cuda/layer.h"
 
 namespace birnn {
 

@@ -2,7 +2,7 @@
 // is padded on the way in and packed on the way out.
 #pragma once
 
-#include "layer.h"
+#include "layer/layer.h"
 
 namespace birnn {
 

@@ -16,9 +16,9 @@
 #pragma once
 
 #include "cuda/dispatch.h"
-#include "layer.h"
-#include "rows_cuda.h"
-#include "runtime_cuda.h"
+#include "layer/cuda/rows.h"
+#include "layer/cuda/runtime.h"
+#include "layer/layer.h"
 
 namespace birnn::gpu {
 

@@ -1,8 +1,8 @@
-#include "rows_cuda.h"
+#include "layer/cuda/rows.h"
 
 #include <ATen/ATen.h>
 
-#include "runtime_cuda.h"
+#include "layer/cuda/runtime.h"
 
 namespace birnn {
 namespace {

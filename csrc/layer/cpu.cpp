@@ -13,7 +13,7 @@
 #include "cpu/gemm_cpu.h"
 #include "cpu/kept_memory.h"
 #include "cpu/recurrence_cpu.h"
-#include "layer.h"
+#include "layer/layer.h"
 
 namespace birnn {
 namespace {

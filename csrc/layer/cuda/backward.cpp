@@ -7,8 +7,8 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
-#include "layer_cuda.h"
-#include "weight_gradients_cuda.h"
+#include "layer/cuda/layer.h"
+#include "layer/cuda/weight_gradients.h"
 
 namespace birnn {
 

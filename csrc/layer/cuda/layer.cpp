@@ -1,4 +1,4 @@
-#include "layer_cuda.h"
+#include "layer/cuda/layer.h"
 
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>

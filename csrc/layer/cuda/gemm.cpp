@@ -1,4 +1,4 @@
-#include "gemm_cuda.h"
+#include "layer/cuda/gemm.h"
 
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
