@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "micro_kernels.cuh"
 
 using namespace birnn::device;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 
 namespace birnn::micro {
 

@@ -9,7 +9,7 @@
 
 #include "cells.h"
 #include "cuda/backward_arguments.h"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/pairs.cuh"
 #include "recurrence.h"
 

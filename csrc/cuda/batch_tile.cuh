@@ -1,7 +1,7 @@
 // The sequences of the batch tile that a block, or a cluster of blocks, walks through together.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/unit_forward.cuh"
 
 namespace birnn::cuda {

@@ -44,7 +44,7 @@
 #include "cuda/backward_pairs.cuh"
 #include "cuda/batch_tile.cuh"
 #include "cuda/cluster_backward_sizes.h"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/fragments.cuh"
 #include "cuda/pairs.cuh"
 #include "recurrence.h"

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cuda/backward_arguments.h"
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 #include "cuda/persistent_sizes.h"
 #include "cuda/recurrence_cuda.h"
 #include "recurrence.h"

@@ -67,7 +67,7 @@
 #include "cells.h"
 #include "cuda/batch_tile.cuh"
 #include "cuda/cluster_forward_sizes.h"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/fragments.cuh"
 #include "cuda/pairs.cuh"
 #include "cuda/unit_forward.cuh"

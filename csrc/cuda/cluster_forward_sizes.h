@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 #include "cuda/persistent_sizes.h"
 #include "cuda/recurrence_cuda.h"
 #include "recurrence.h"

@@ -1,6 +1,6 @@
 #include "cuda/cluster_limit.h"
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 
 namespace birnn::cuda {
 namespace {

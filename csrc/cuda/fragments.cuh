@@ -17,7 +17,7 @@
 // fp32 additions add the warps' sums: there less than the error of fp32 is left.)
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/persistent_sizes.h"
 
 namespace birnn::cuda {

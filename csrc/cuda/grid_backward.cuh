@@ -76,7 +76,7 @@
 
 #include "cuda/backward_pairs.cuh"
 #include "cuda/batch_tile.cuh"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/fragments.cuh"
 #include "cuda/grid_backward_sizes.h"
 #include "cuda/grid_exchange.cuh"

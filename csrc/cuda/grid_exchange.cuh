@@ -38,7 +38,7 @@
 // blocks of one launch: that two cooperative launches overlap is nowhere promised.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 
 namespace birnn::cuda::grid_exchange {
 

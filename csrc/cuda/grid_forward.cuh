@@ -53,7 +53,7 @@
 #pragma once
 
 #include "cuda/batch_tile.cuh"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/fragments.cuh"
 #include "cuda/grid_exchange.cuh"
 #include "cuda/grid_forward_sizes.h"

@@ -1,7 +1,7 @@
 // Pairs of neighbouring units of one sequence, as arrays in memory keep them.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 
 namespace birnn::cuda {
 

@@ -18,7 +18,7 @@
 #pragma once
 
 #include "cells.h"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/stepwise_sizes.h"
 #include "recurrence.h"
 

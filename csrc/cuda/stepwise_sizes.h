@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 #include "recurrence.h"
 
 namespace birnn::cuda::stepwise {

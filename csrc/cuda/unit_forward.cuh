@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cells.h"
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "recurrence.h"
 
 namespace birnn::cuda {

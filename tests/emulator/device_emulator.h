@@ -1,5 +1,5 @@
 // device.h on a CPU: every intrinsic as a call of the emulator's runtime. Semantics are documented
-// in csrc/cuda/device_cuda.cuh; what follows says only how they are modelled.
+// in csrc/cuda/device/device_cuda.cuh; what follows says only how they are modelled.
 //
 // The trailing parameter of each intrinsic is the line that called it, for the reports.
 #pragma once
@@ -9,7 +9,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 #include "float_formats.h"
 #include "runtime.h"
 

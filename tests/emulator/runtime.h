@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 
 namespace birnn::emulator {
 

@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "float_formats.h"
 #include "test_support.h"
 

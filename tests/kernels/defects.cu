@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "cuda/grid_exchange.cuh"
 #include "float_formats.h"
 #include "test_support.h"

@@ -11,7 +11,7 @@
 //                             forbidden
 #include <string>
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "test_support.h"
 
 using namespace birnn::device;

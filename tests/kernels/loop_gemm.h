@@ -1,7 +1,7 @@
 // A library product by a plain loop: what cuBLAS is on a GPU, for kernels under the emulator.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #include "gemm.h"
 
 namespace birnn::test {

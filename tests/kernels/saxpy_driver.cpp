@@ -1,6 +1,6 @@
 // The smallest driver for ctypes: a kernel, its launch, and a C function. Real drivers look the
 // same over the launchers of csrc/cuda.
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 
 namespace {
 

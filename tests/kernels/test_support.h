@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/device/device.h"
 #if !defined(__CUDACC__)
 #include "guard_zones.h"
 #endif

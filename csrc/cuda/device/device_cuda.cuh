@@ -10,7 +10,7 @@
 #include <cstdio>
 #include <utility>
 
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 
 #define BIRNN_KERNEL __global__
 #define BIRNN_DEVICE __device__ __forceinline__

@@ -35,10 +35,10 @@
 //  6. Clusters, st.async and mbarriers need compute capability 9.0; on less they trap.
 #pragma once
 
-#include "cuda/device_types.h"
+#include "cuda/device/device_types.h"
 
 #if defined(__CUDACC__)
-#include "cuda/device_cuda.cuh"
+#include "cuda/device/device_cuda.cuh"
 #else
 #include "device_emulator.h"
 #endif
