@@ -90,9 +90,9 @@ def sources_in(*patterns: str) -> set[str]:
 
 
 # The plan is host code that needs no CUDA.
-plan_sources = {f"csrc/cuda/{part}.cpp" for part in ("plan", "division", "cost_model")}
-cuda_sources = sources_in("csrc/layer/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu") - plan_sources
-sources = (sources_in("csrc/layer/*.cpp", "csrc/cpu/*.cpp") | plan_sources) - cuda_sources
+plan_sources = sources_in("csrc/cuda/plan/*.cpp")
+cuda_sources = sources_in("csrc/layer/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu")
+sources = sources_in("csrc/layer/*.cpp", "csrc/cpu/*.cpp") | plan_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 link_flags: list[str] = []
 if sys.platform == "darwin":

@@ -1,6 +1,6 @@
 """Every way to divide a pass among the blocks of a GPU, timed: what the plan chooses from.
 
-The plan takes its choice from estimates (csrc/cuda/cost_model.h). Here those that look best, and
+The plan takes its choice from estimates (csrc/cuda/plan/cost_model.h). Here those that look best, and
 others like them, are run and timed instead, the recurrence alone and captured in a CUDA graph.
 """
 

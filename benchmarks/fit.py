@@ -2,7 +2,7 @@
 
 The files are those of ``python -m benchmarks tune``. The constants are found, by Powell's method
 (scipy), under which the estimates are closest to the times: by the mean of |log(estimate / time)|,
-which a few odd times do not sway. Printed are the constants for csrc/cuda/cost_model.h, how far off
+which a few odd times do not sway. Printed are the constants for csrc/cuda/plan/cost_model.h, how far off
 estimates are, and how much time the plan's choices cost over the fastest division, before and
 after. Needs no GPU.
 """
@@ -165,7 +165,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     before = ops.cost_constants()
     with terminal.progress(MOST_ITERATIONS, 0, MOST_ITERATIONS) as bar:
         after = fit(passes, before, bar)
-    table = Table("Constants of csrc/cuda/cost_model.h", ["name", "is", "fitted"], ["name"])
+    table = Table("Constants of csrc/cuda/plan/cost_model.h", ["name", "is", "fitted"], ["name"])
     for name, value in before.items():
         table.add(name, f"{value:g}", f"{after[name]:.4g}")
     terminal.table(table)

@@ -1,7 +1,7 @@
 // The two functions of the GPU backend: the recurrence of a layer by the kernel that was chosen.
 #pragma once
 
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 #include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "cpu/recurrence_cpu.h"
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 #include "layer/autograd.h"
 #include "layer/layer.h"
 #if defined(BIRNN_WITH_CUDA)

@@ -157,7 +157,8 @@ def layer_module(defines=("BIRNN_SMALL_INSTANCES",)):
     ]
     kernels = [
         *sorted((csrc / "cuda").rglob("*.cu")),
-        *(csrc / "cuda" / f"{part}.cpp" for part in ("plan", "division", "cost_model", "dispatch")),
+        *sorted((csrc / "cuda" / "plan").glob("*.cpp")),
+        csrc / "cuda" / "dispatch.cpp",
     ]
     kernel_flags = ["-O1", *defines]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <optional>
 
-#include "cuda/cluster_limit.h"
+#include "cuda/plan/cluster_limit.h"
 #include "cuda/streams.h"
 #include "layer/cuda/gemm.h"
 #include "layer/cuda/runtime.h"

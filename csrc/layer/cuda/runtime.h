@@ -6,7 +6,7 @@
 
 #include <memory>
 
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 #include "cuda/recurrence_cuda.h"
 
 namespace birnn::gpu {

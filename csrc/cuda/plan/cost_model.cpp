@@ -1,4 +1,4 @@
-#include "cuda/cost_model.h"
+#include "cuda/plan/cost_model.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "cuda/division.h"
+#include "cuda/plan/division.h"
 
 #include <algorithm>
 

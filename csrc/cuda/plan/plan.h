@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/cost_model.h"
+#include "cuda/plan/cost_model.h"
 #include "recurrence.h"
 
 namespace birnn::cuda {

@@ -1,4 +1,4 @@
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 
 #include <algorithm>
 #include <initializer_list>
@@ -9,7 +9,7 @@
 #include <sstream>
 #include <tuple>
 
-#include "cuda/division.h"
+#include "cuda/plan/division.h"
 #include "cuda/stepwise_sizes.h"
 
 namespace birnn::cuda {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 
 namespace birnn::cuda {
 

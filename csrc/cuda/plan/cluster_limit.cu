@@ -1,4 +1,4 @@
-#include "cuda/cluster_limit.h"
+#include "cuda/plan/cluster_limit.h"
 
 #include "cuda/device/device.h"
 
