@@ -8,9 +8,9 @@
 #pragma once
 
 #include "cells.h"
-#include "cuda/backward_arguments.h"
 #include "cuda/device/device.h"
 #include "cuda/pairs.cuh"
+#include "cuda/persistent/backward_arguments.h"
 #include "recurrence.h"
 
 namespace birnn::cuda {

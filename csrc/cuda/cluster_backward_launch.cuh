@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/cluster_backward.cuh"
-#include "cuda/instances.h"
+#include "cuda/persistent/instances.h"
 
 namespace birnn::cuda::reduce_scatter {
 

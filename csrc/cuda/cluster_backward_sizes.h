@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "cuda/backward_arguments.h"
 #include "cuda/device/device_types.h"
-#include "cuda/persistent_sizes.h"
+#include "cuda/persistent/backward_arguments.h"
+#include "cuda/persistent/sizes.h"
 #include "cuda/recurrence_cuda.h"
 #include "recurrence.h"
 

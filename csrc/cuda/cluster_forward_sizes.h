@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cuda/device/device_types.h"
-#include "cuda/persistent_sizes.h"
+#include "cuda/persistent/sizes.h"
 #include "cuda/recurrence_cuda.h"
 #include "recurrence.h"
 

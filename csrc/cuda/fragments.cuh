@@ -18,7 +18,7 @@
 #pragma once
 
 #include "cuda/device/device.h"
-#include "cuda/persistent_sizes.h"
+#include "cuda/persistent/sizes.h"
 
 namespace birnn::cuda {
 

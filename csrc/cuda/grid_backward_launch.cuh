@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/grid_backward.cuh"
-#include "cuda/instances.h"
+#include "cuda/persistent/instances.h"
 
 namespace birnn::cuda::gather_reduce {
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/persistent_sizes.h"
+#include "cuda/persistent/sizes.h"
 #include "cuda/recurrence_cuda.h"
 #include "recurrence.h"
 

@@ -185,10 +185,10 @@ def build_defects(
     """The driver of a persistent kernel, with defects in these files; in one instance and a few
     cells, as Cell names them, and precisions alone, to build fast."""
     copies = Copies(kernel, files)
-    instances = (CUDA / "instances.h").read_text()
+    instances = (CUDA / "persistent" / "instances.h").read_text()
     for cell in {"kTanh", "kRelu", "kGru"} - set(cells):
         instances = instances.replace(f"<Cell, Cell::{cell}>", "<Cell, Cell::kLstm>")
-    copies.write("instances.h", instances)
+    copies.write("persistent/instances.h", instances)
     for name in {"ieee", "tf32", "fp16", "bf16"} - set(precisions):
         text = (CUDA / "instances" / f"{kernel}_{name}.cu").read_text()
         call = r"Call& call(.*)launch_precision<\w+>\(call\)"
