@@ -226,11 +226,11 @@ def test_clean_under_sanitizers(variant: str) -> None:
 
 FILES = {
     "cluster_backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
-    "backward_pairs.cuh": (shared.BACKWARD_PAIRS, shared.BACKWARD_PAIRS_EXPLAINED),
-    "batch_tile.cuh": (shared.BATCH_TILE, {}),
-    "fragments.cuh": (shared.FRAGMENTS_OF_ONE_TILE, shared.FRAGMENTS_EXPLAINED),
-    "pairs.cuh": (shared.PAIRS, {}),
-    "unit_forward.cuh": (shared.UNIT_FORWARD, shared.UNIT_FORWARD_EXPLAINED),
+    "warp/backward_pairs.cuh": (shared.BACKWARD_PAIRS, shared.BACKWARD_PAIRS_EXPLAINED),
+    "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
+    "warp/fragments.cuh": (shared.FRAGMENTS_OF_ONE_TILE, shared.FRAGMENTS_EXPLAINED),
+    "warp/pairs.cuh": (shared.PAIRS, {}),
+    "warp/unit_forward.cuh": (shared.UNIT_FORWARD, shared.UNIT_FORWARD_EXPLAINED),
 }
 
 

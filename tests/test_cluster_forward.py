@@ -218,12 +218,12 @@ def test_clean_under_sanitizers(variant: str) -> None:
 
 FILES = {
     "cluster_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
-    "batch_tile.cuh": (shared.BATCH_TILE, {}),
-    "fragments.cuh": (
+    "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
+    "warp/fragments.cuh": (
         (*shared.FRAGMENTS, *shared.FRAGMENTS_OF_FEW_COLUMNS),
         shared.FRAGMENTS_EXPLAINED,
     ),
-    "unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
+    "warp/unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }
 
 

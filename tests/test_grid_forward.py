@@ -177,8 +177,8 @@ def test_clean_under_sanitizers(variant: str) -> None:
 FILES = {
     "grid_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "grid_exchange.cuh": (shared.GRID_EXCHANGE, shared.GRID_EXCHANGE_EXPLAINED),
-    "batch_tile.cuh": (shared.BATCH_TILE, {}),
-    "unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
+    "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
+    "warp/unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }
 
 

@@ -41,12 +41,12 @@
 // decide.
 #pragma once
 
-#include "cuda/backward_pairs.cuh"
-#include "cuda/batch_tile.cuh"
 #include "cuda/cluster_backward_sizes.h"
 #include "cuda/device/device.h"
-#include "cuda/fragments.cuh"
-#include "cuda/pairs.cuh"
+#include "cuda/warp/backward_pairs.cuh"
+#include "cuda/warp/batch_tile.cuh"
+#include "cuda/warp/fragments.cuh"
+#include "cuda/warp/pairs.cuh"
 #include "recurrence.h"
 
 namespace birnn::cuda::reduce_scatter {

@@ -65,12 +65,12 @@
 #pragma once
 
 #include "cells.h"
-#include "cuda/batch_tile.cuh"
 #include "cuda/cluster_forward_sizes.h"
 #include "cuda/device/device.h"
-#include "cuda/fragments.cuh"
-#include "cuda/pairs.cuh"
-#include "cuda/unit_forward.cuh"
+#include "cuda/warp/batch_tile.cuh"
+#include "cuda/warp/fragments.cuh"
+#include "cuda/warp/pairs.cuh"
+#include "cuda/warp/unit_forward.cuh"
 #include "recurrence.h"
 
 namespace birnn::cuda::all_gather {

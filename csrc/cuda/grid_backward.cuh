@@ -74,13 +74,13 @@
 // a block waits only for blocks of its own direction, all resident together.
 #pragma once
 
-#include "cuda/backward_pairs.cuh"
-#include "cuda/batch_tile.cuh"
 #include "cuda/device/device.h"
-#include "cuda/fragments.cuh"
 #include "cuda/grid_backward_sizes.h"
 #include "cuda/grid_exchange.cuh"
-#include "cuda/pairs.cuh"
+#include "cuda/warp/backward_pairs.cuh"
+#include "cuda/warp/batch_tile.cuh"
+#include "cuda/warp/fragments.cuh"
+#include "cuda/warp/pairs.cuh"
 #include "recurrence.h"
 
 namespace birnn::cuda::gather_reduce {

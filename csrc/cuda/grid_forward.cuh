@@ -52,12 +52,12 @@
 // nothing waits for before the next barrier. A poll that has to repeat costs 38.
 #pragma once
 
-#include "cuda/batch_tile.cuh"
 #include "cuda/device/device.h"
-#include "cuda/fragments.cuh"
 #include "cuda/grid_exchange.cuh"
 #include "cuda/grid_forward_sizes.h"
-#include "cuda/unit_forward.cuh"
+#include "cuda/warp/batch_tile.cuh"
+#include "cuda/warp/fragments.cuh"
+#include "cuda/warp/unit_forward.cuh"
 #include "recurrence.h"
 
 namespace birnn::cuda::grid_gather {

@@ -9,8 +9,8 @@
 
 #include "cells.h"
 #include "cuda/device/device.h"
-#include "cuda/pairs.cuh"
 #include "cuda/persistent/backward_arguments.h"
+#include "cuda/warp/pairs.cuh"
 #include "recurrence.h"
 
 namespace birnn::cuda {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/device/device.h"
-#include "cuda/unit_forward.cuh"
+#include "cuda/warp/unit_forward.cuh"
 
 namespace birnn::cuda {
 
