@@ -225,7 +225,7 @@ def test_clean_under_sanitizers(variant: str) -> None:
 # schedules that look for it.
 
 FILES = {
-    "cluster_backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "cluster/backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "warp/backward_pairs.cuh": (shared.BACKWARD_PAIRS, shared.BACKWARD_PAIRS_EXPLAINED),
     "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
     "warp/fragments.cuh": (shared.FRAGMENTS_OF_ONE_TILE, shared.FRAGMENTS_EXPLAINED),

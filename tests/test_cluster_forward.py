@@ -217,7 +217,7 @@ def test_clean_under_sanitizers(variant: str) -> None:
 # schedules that look for it.
 
 FILES = {
-    "cluster_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "cluster/forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
     "warp/fragments.cuh": (
         (*shared.FRAGMENTS, *shared.FRAGMENTS_OF_FEW_COLUMNS),

@@ -1,7 +1,7 @@
 // The cluster backward kernel for ctypes, on the emulator: plain pointers and integers. With
 // CLUSTER_BACKWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
-#include "cuda/cluster_backward.cu"
+#include "cuda/cluster/backward.cu"
 #include "cuda/instances/cluster_backward_ieee.cu"
 #if defined(CLUSTER_BACKWARD_IEEE_ALONE)
 namespace birnn::cuda::reduce_scatter {

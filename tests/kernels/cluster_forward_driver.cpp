@@ -1,7 +1,7 @@
 // The cluster forward kernel for ctypes, on the emulator: plain pointers and integers. With
 // CLUSTER_FORWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
-#include "cuda/cluster_forward.cu"
+#include "cuda/cluster/forward.cu"
 #include "cuda/instances/cluster_forward_ieee.cu"
 #if defined(CLUSTER_FORWARD_IEEE_ALONE)
 namespace birnn::cuda::all_gather {

@@ -1,5 +1,5 @@
 // The cluster backward kernel in bf16.
-#include "cuda/cluster_backward_launch.cuh"
+#include "cuda/cluster/backward_launch.cuh"
 
 namespace birnn::cuda::reduce_scatter {
 

@@ -1,5 +1,5 @@
 // The cluster backward kernel in fp32, products to the accuracy of fp32.
-#include "cuda/cluster_backward_launch.cuh"
+#include "cuda/cluster/backward_launch.cuh"
 
 namespace birnn::cuda::reduce_scatter {
 

@@ -1,5 +1,5 @@
 // The cluster forward kernel in fp16.
-#include "cuda/cluster_forward_launch.cuh"
+#include "cuda/cluster/forward_launch.cuh"
 
 namespace birnn::cuda::all_gather {
 

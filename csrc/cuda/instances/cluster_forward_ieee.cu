@@ -1,5 +1,5 @@
 // The cluster forward kernel in fp32, products to the accuracy of fp32.
-#include "cuda/cluster_forward_launch.cuh"
+#include "cuda/cluster/forward_launch.cuh"
 
 namespace birnn::cuda::all_gather {
 

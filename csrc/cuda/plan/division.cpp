@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cuda/cluster_backward_sizes.h"
-#include "cuda/cluster_forward_sizes.h"
+#include "cuda/cluster/backward_sizes.h"
+#include "cuda/cluster/forward_sizes.h"
 #include "cuda/grid_backward_sizes.h"
 #include "cuda/grid_forward_sizes.h"
 

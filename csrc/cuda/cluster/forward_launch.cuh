@@ -1,11 +1,10 @@
-// Launches the cluster backward kernel in one precision; csrc/cuda/instances compiles one file
-// each.
+// Launches the cluster forward kernel in one precision; csrc/cuda/instances compiles one file each.
 #pragma once
 
-#include "cuda/cluster_backward.cuh"
+#include "cuda/cluster/forward.cuh"
 #include "cuda/persistent/instances.h"
 
-namespace birnn::cuda::reduce_scatter {
+namespace birnn::cuda::all_gather {
 
 struct Call {
   const RecurrenceShape& shape;
@@ -22,30 +21,31 @@ int launch_ieee(const Call& call);
 
 template <Cell kCell, class Precision>
 int launch_cell(const Call& call, const Sizes& sizes) {
-  const int cluster = call.tiling.cluster_size;
   LaunchConfig pack;
   pack.threads = kThreads;
-  pack.grid.x = static_cast<uint32_t>(cluster) * sizes.num_tiles;
+  pack.grid.x = static_cast<uint32_t>(sizes.num_groups) * kRowTiles<kCell>;
   pack.stream = call.stream;
   if (const Status status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
-                                   static_cast<Bits128*>(call.workspace), cluster);
+                                   static_cast<Bits128*>(call.workspace));
       status != kSuccess)
     return static_cast<int>(status);
 
   LaunchConfig config;
-  config.threads = kThreads;
-  config.grid.x = static_cast<uint32_t>(sizes.num_clusters * cluster);
-  config.cluster = static_cast<uint32_t>(cluster);
+  config.threads = static_cast<uint32_t>(sizes.threads);
+  config.grid.x = static_cast<uint32_t>(sizes.num_clusters * call.tiling.cluster_size);
+  config.cluster = static_cast<uint32_t>(call.tiling.cluster_size);
   config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
   config.stream = call.stream;
   int result = 0;
   const auto launch_if_chosen = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
+    constexpr int kBytes = sizeof(typename Precision::Element);
     if (sizes.instance != index) return;
-    result = static_cast<int>(launch(config,
-                                     cluster_backward_kernel<kCell, Precision, kInstance.row_tiles,
-                                                             kInstance.chunks, kInstance.pairs>,
-                                     call.args));
+    result = static_cast<int>(
+        launch(config,
+               cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
+                                      kInstance.batch_tiles, kInstance.shared_weights>,
+               call.args));
   };
   for_each_index<kNumInstances>(launch_if_chosen);
   return result;
@@ -60,4 +60,4 @@ int launch_precision(const Call& call) {
   });
 }
 
-}  // namespace birnn::cuda::reduce_scatter
+}  // namespace birnn::cuda::all_gather

@@ -1,7 +1,7 @@
 // The cluster forward kernel, the host side: what a call is made of, and in which precision.
 #include <algorithm>
 
-#include "cuda/cluster_forward_launch.cuh"
+#include "cuda/cluster/forward_launch.cuh"
 #include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {

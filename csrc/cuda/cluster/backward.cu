@@ -1,5 +1,5 @@
 // The cluster backward kernel, the host side: what a call is made of, and in which precision.
-#include "cuda/cluster_backward_launch.cuh"
+#include "cuda/cluster/backward_launch.cuh"
 #include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {

@@ -41,7 +41,7 @@
 // decide.
 #pragma once
 
-#include "cuda/cluster_backward_sizes.h"
+#include "cuda/cluster/backward_sizes.h"
 #include "cuda/device/device.h"
 #include "cuda/warp/backward_pairs.cuh"
 #include "cuda/warp/batch_tile.cuh"

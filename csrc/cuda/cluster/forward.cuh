@@ -65,7 +65,7 @@
 #pragma once
 
 #include "cells.h"
-#include "cuda/cluster_forward_sizes.h"
+#include "cuda/cluster/forward_sizes.h"
 #include "cuda/device/device.h"
 #include "cuda/warp/batch_tile.cuh"
 #include "cuda/warp/fragments.cuh"
