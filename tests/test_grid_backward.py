@@ -179,8 +179,8 @@ def test_clean_under_sanitizers(variant: str) -> None:
 
 # Those of a pair of units, and of lengths, are planted in test_cluster_backward.py.
 FILES = {
-    "grid_backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
-    "grid_exchange.cuh": (
+    "grid/backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "grid/exchange.cuh": (
         (*shared.GRID_EXCHANGE, *shared.COUNTED_EXCHANGE),
         shared.GRID_EXCHANGE_EXPLAINED,
     ),

@@ -175,8 +175,8 @@ def test_clean_under_sanitizers(variant: str) -> None:
 # schedules that look for it.
 
 FILES = {
-    "grid_forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
-    "grid_exchange.cuh": (shared.GRID_EXCHANGE, shared.GRID_EXCHANGE_EXPLAINED),
+    "grid/forward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "grid/exchange.cuh": (shared.GRID_EXCHANGE, shared.GRID_EXCHANGE_EXPLAINED),
     "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
     "warp/unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }

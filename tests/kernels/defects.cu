@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cuda/device/device.h"
-#include "cuda/grid_exchange.cuh"
+#include "cuda/grid/exchange.cuh"
 #include "float_formats.h"
 #include "test_support.h"
 

@@ -1,7 +1,7 @@
 // The grid backward kernel for ctypes, on the emulator: plain pointers and integers. With
 // GRID_BACKWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
-#include "cuda/grid_backward.cu"
+#include "cuda/grid/backward.cu"
 #include "cuda/instances/grid_backward_ieee.cu"
 #include "driver_arguments.h"
 #if defined(GRID_BACKWARD_IEEE_ALONE)

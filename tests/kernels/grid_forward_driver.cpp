@@ -1,7 +1,7 @@
 // The grid forward kernel for ctypes, on the emulator: plain pointers and integers. With
 // GRID_FORWARD_IEEE_ALONE the other precisions are left out.
 #define BIRNN_SMALL_INSTANCES
-#include "cuda/grid_forward.cu"
+#include "cuda/grid/forward.cu"
 #include "cuda/instances/grid_forward_ieee.cu"
 #if defined(GRID_FORWARD_IEEE_ALONE)
 namespace birnn::cuda::grid_gather {

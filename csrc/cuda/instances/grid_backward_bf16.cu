@@ -1,5 +1,5 @@
 // The grid backward kernel in bf16.
-#include "cuda/grid_backward_launch.cuh"
+#include "cuda/grid/backward_launch.cuh"
 
 namespace birnn::cuda::gather_reduce {
 

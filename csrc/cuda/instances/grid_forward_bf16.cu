@@ -1,5 +1,5 @@
 // The grid forward kernel in bf16.
-#include "cuda/grid_forward_launch.cuh"
+#include "cuda/grid/forward_launch.cuh"
 
 namespace birnn::cuda::grid_gather {
 

@@ -1,5 +1,5 @@
 // The grid forward kernel in fp32, products to the accuracy of fp32.
-#include "cuda/grid_forward_launch.cuh"
+#include "cuda/grid/forward_launch.cuh"
 
 namespace birnn::cuda::grid_gather {
 

@@ -1,5 +1,5 @@
 // The grid forward kernel in fp32, products of tf32.
-#include "cuda/grid_forward_launch.cuh"
+#include "cuda/grid/forward_launch.cuh"
 
 namespace birnn::cuda::grid_gather {
 

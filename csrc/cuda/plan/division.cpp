@@ -4,8 +4,8 @@
 
 #include "cuda/cluster/backward_sizes.h"
 #include "cuda/cluster/forward_sizes.h"
-#include "cuda/grid_backward_sizes.h"
-#include "cuda/grid_forward_sizes.h"
+#include "cuda/grid/backward_sizes.h"
+#include "cuda/grid/forward_sizes.h"
 
 namespace birnn::cuda {
 

@@ -1,5 +1,5 @@
 // The grid backward kernel, the host side: what a call is made of, and in which precision.
-#include "cuda/grid_backward_launch.cuh"
+#include "cuda/grid/backward_launch.cuh"
 #include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {

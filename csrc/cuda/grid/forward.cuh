@@ -53,8 +53,8 @@
 #pragma once
 
 #include "cuda/device/device.h"
-#include "cuda/grid_exchange.cuh"
-#include "cuda/grid_forward_sizes.h"
+#include "cuda/grid/exchange.cuh"
+#include "cuda/grid/forward_sizes.h"
 #include "cuda/warp/batch_tile.cuh"
 #include "cuda/warp/fragments.cuh"
 #include "cuda/warp/unit_forward.cuh"

@@ -1,17 +1,15 @@
-// Launches the grid forward kernel in one precision; csrc/cuda/instances compiles one file each.
+// Launches the grid backward kernel in one precision; csrc/cuda/instances compiles one file each.
 #pragma once
 
-#include "cuda/grid_forward.cuh"
+#include "cuda/grid/backward.cuh"
 #include "cuda/persistent/instances.h"
 
-namespace birnn::cuda::grid_gather {
+namespace birnn::cuda::gather_reduce {
 
 struct Call {
   Cell cell;
   const Sizes& sizes;
-  int batch_tiles;
   Arguments args;
-  void* fragments;  // that the packing kernel writes
   void* stream;
 };
 
@@ -27,41 +25,35 @@ int launch_cell(const Call& call) {
   pack.threads = kThreads;
   pack.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
   pack.stream = call.stream;
-  if (const Status status =
-          launch(pack, pack_kernel<kCell, Precision>, call.args,
-                 static_cast<Bits128*>(call.fragments), sizes.ring_pairs, call.batch_tiles);
+  if (const Status status = launch(pack, pack_kernel<kCell, Precision>, call.args);
       status != kSuccess)
     return static_cast<int>(status);
 
   LaunchConfig config;
   config.threads = kThreads;
   config.grid.x = static_cast<uint32_t>(sizes.num_blocks);
-  config.cooperative = true;
   config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
+  config.cooperative = true;
   config.stream = call.stream;
   int result = 0;
-  const auto launch_if_chosen = [&](auto index) {
+  for_each_index<kNumInstances>([&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
-    constexpr int kBytes = sizeof(typename Precision::Element);
-    if constexpr (shared_bytes_of(kInstance, kBytes) <= kMaxSharedBytes) {
+    if constexpr (sizeof(typename Precision::Element) <= kInstance.element_bytes) {
       if (sizes.instance != index) return;
       result = static_cast<int>(
           launch(config,
-                 grid_forward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
-                                     kInstance.held(kBytes), kInstance.asked, kInstance.batch_tiles,
-                                     kInstance.cells>,
+                 grid_backward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
+                                      kInstance.rest, kInstance.pairs>,
                  call.args));
     }
-  };
-  for_each_index<kNumInstances>(launch_if_chosen);
+  });
   return result;
 }
 
-// Sizes has found an instance.
 template <class Precision>
 int launch_precision(const Call& call) {
   return visit_cell(call.cell,
                     [&](auto cell) { return launch_cell<decltype(cell)::value, Precision>(call); });
 }
 
-}  // namespace birnn::cuda::grid_gather
+}  // namespace birnn::cuda::gather_reduce

@@ -1,7 +1,7 @@
 // The grid forward kernel, the host side: what a call is made of, and in which precision.
 #include <algorithm>
 
-#include "cuda/grid_forward_launch.cuh"
+#include "cuda/grid/forward_launch.cuh"
 #include "cuda/recurrence_cuda.h"
 
 namespace birnn::cuda {

@@ -75,8 +75,8 @@
 #pragma once
 
 #include "cuda/device/device.h"
-#include "cuda/grid_backward_sizes.h"
-#include "cuda/grid_exchange.cuh"
+#include "cuda/grid/backward_sizes.h"
+#include "cuda/grid/exchange.cuh"
 #include "cuda/warp/backward_pairs.cuh"
 #include "cuda/warp/batch_tile.cuh"
 #include "cuda/warp/fragments.cuh"
