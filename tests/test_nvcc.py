@@ -60,7 +60,14 @@ def spills(report: str) -> dict[str, int]:
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_80", "sm_100", "sm_120"])
 def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
-    command += [f"-I{CSRC}", "-Xptxas", "-v", str(CUDA / "stepwise.cu"), "-o", str(tmp_path / "out.cubin")]
+    command += [
+        f"-I{CSRC}",
+        "-Xptxas",
+        "-v",
+        str(CUDA / "stepwise/stepwise.cu"),
+        "-o",
+        str(tmp_path / "out.cubin"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     report = result.stdout + result.stderr
     assert result.returncode == 0, report

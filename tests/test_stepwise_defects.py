@@ -13,8 +13,8 @@ from defects import stepwise as defects
 from test_stepwise import CELLS, NAN, Problem, Run, build, check, draw_lengths, exact, is_equal
 
 FILES = {
-    "stepwise.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
-    "stepwise.cu": (defects.LAUNCHES, {}),
+    "stepwise/stepwise.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
+    "stepwise/stepwise.cu": (defects.LAUNCHES, {}),
 }
 
 
@@ -48,4 +48,4 @@ def test_without_a_defect_all_is_well() -> None:
 
 
 def test_every_mask_has_a_defect() -> None:
-    assert planting.unplanted_in({"stepwise.cuh": FILES["stepwise.cuh"]}) == []
+    assert planting.unplanted_in({"stepwise/stepwise.cuh": FILES["stepwise/stepwise.cuh"]}) == []

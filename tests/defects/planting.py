@@ -199,10 +199,10 @@ def build_defects(
 def build_stepwise_defects(files: Files) -> DefectiveKernel:
     """The driver of stepwise, in fp32 alone, to build fast."""
     copies = Copies("stepwise", files)
-    text = (copies.folder / "cuda" / "stepwise.cu").read_text()
+    text = (copies.folder / "cuda" / "stepwise" / "stepwise.cu").read_text()
     for type_name in ("double", "Half", "BFloat16"):
         text = text.replace(f"_of_cell<{type_name}>", "_of_cell<float>")
-    copies.write("stepwise.cu", text)
+    copies.write("stepwise/stepwise.cu", text)
     return copies.kernel_with_defects()
 
 

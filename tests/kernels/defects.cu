@@ -471,7 +471,7 @@ void run_grid_exchange(Defect defect) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// A recurrence across a grid by the words of grid_exchange.cuh: a block owns 64 values, two to each
+// A recurrence across a grid by the words of grid/exchange.cuh: a block owns 64 values, two to each
 // lane of its first warp, which publishes them. Each warp collects half of the words of all blocks.
 
 constexpr uint32_t kWordBlocks = 4, kWordPairs = kWordBlocks * 32;  // of an epoch

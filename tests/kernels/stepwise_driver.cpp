@@ -1,6 +1,6 @@
 // stepwise for ctypes, on the emulator: plain pointers and integers, and a plain loop for the
 // library product.
-#include "cuda/stepwise.cu"
+#include "cuda/stepwise/stepwise.cu"
 
 #include "driver_arguments.h"
 #include "loop_gemm.h"

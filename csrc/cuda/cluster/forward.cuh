@@ -1,7 +1,7 @@
 // The forward recurrence of one direction in one kernel, by one block or one cluster of blocks for
 // each tile of the batch. W_hh stays on chip for all steps. Equations: cells.h.
 //
-// The units come in groups (cluster_forward_sizes.h), whose gates k_split warps multiply, each its
+// The units come in groups (forward_sizes.h), whose gates k_split warps multiply, each its
 // own columns of W_hh. The batch tiles are dealt out to these warps, and the owner of one adds the
 // sums and applies the cell. With R blocks, block `rank` owns the groups from rank * groups on.
 // Every block keeps all of h, and each step hands the h of its own units to all others (an

@@ -1,5 +1,5 @@
 // The backward recurrence of one or two directions in one kernel, each direction divided among many
-// blocks that exchange through L2 (grid_exchange.cuh). W_hh stays on chip for all steps: in
+// blocks that exchange through L2 (grid/exchange.cuh). W_hh stays on chip for all steps: in
 // registers, and what exceeds them in shared memory. Equations: cells.h.
 //
 // Division. The product dh = W_hh^T dgates has the states as rows and the gates of all units as
@@ -70,7 +70,7 @@
 //
 // Groups of sequences follow each other inside the kernel: any batch runs wherever one group does,
 // the weights are loaded once, and a shape that needs this kernel fills the device with one group.
-// Both directions run in one cooperative launch, see grid_exchange.cuh for why it cannot deadlock:
+// Both directions run in one cooperative launch, see exchange.cuh for why it cannot deadlock:
 // a block waits only for blocks of its own direction, all resident together.
 #pragma once
 

@@ -1,6 +1,6 @@
 // The forward recurrence of one or two directions across the whole device, in one launch: W_hh
 // stays on chip for all steps, divided by rows over the blocks, and h goes round through L2
-// (grid_exchange.cuh). For layers that no cluster holds. Equations: cells.h.
+// (grid/exchange.cuh). For layers that no cluster holds. Equations: cells.h.
 //
 // R blocks share a direction; block `rank` owns the units [rank * U, rank * U + U): their rows of
 // W_hh for all gates, their c, their biases. A team of R blocks walks one group of NB sequences

@@ -10,7 +10,7 @@
 #include <tuple>
 
 #include "cuda/plan/division.h"
-#include "cuda/stepwise_sizes.h"
+#include "cuda/stepwise/sizes.h"
 
 namespace birnn::cuda {
 namespace {

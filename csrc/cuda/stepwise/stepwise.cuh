@@ -19,7 +19,7 @@
 
 #include "cells.h"
 #include "cuda/device/device.h"
-#include "cuda/stepwise_sizes.h"
+#include "cuda/stepwise/sizes.h"
 #include "recurrence.h"
 
 namespace birnn::cuda::stepwise {

@@ -1,8 +1,8 @@
 // stepwise, the host side: for each step a library product and a kernel of stepwise.cuh.
-#include "cuda/stepwise.cuh"
+#include "cuda/stepwise/stepwise.cuh"
 
 #include "cuda/recurrence_cuda.h"
-#include "cuda/stepwise_sizes.h"
+#include "cuda/stepwise/sizes.h"
 
 namespace birnn::cuda {
 namespace {
