@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "cuda/plan/plan.h"
+#include "cuda/plan/request.h"
 
 namespace birnn::cuda {
 
