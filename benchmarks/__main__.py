@@ -21,10 +21,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import compare, cpu, cuda, fit, micro, readme, report, tune
-from benchmarks.cases import FilterError
-from benchmarks.results import ResultsError
-from benchmarks.terminal import Terminal
+from benchmarks import cpu, cuda, tune
+from benchmarks.measure.cases import FilterError
+from benchmarks.measure.results import ResultsError
+from benchmarks.measure.terminal import Terminal
+from benchmarks.model import fit
+from benchmarks.report import compare, readme, report
+from benchmarks.sections import micro
 
 COMMANDS = (cpu.COMMAND, cuda.COMMAND, micro, tune.COMMAND, fit, report, compare, readme)
 REFUSED = 2

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import table
-from benchmarks.cases import (
+from benchmarks.measure.cases import (
     FILTERS,
     PRESET_NAMES,
     Case,
@@ -23,13 +22,13 @@ from benchmarks.cases import (
     check_values,
     select,
 )
-from benchmarks.machine import code, load_average, machine, versions
-from benchmarks.peers import SUBJECT, TORCH, LayerPeer, Peer
-from benchmarks.results import Results, ResultsError
-from benchmarks.session import Measurement, Session, left_out, run
-from benchmarks.terminal import Terminal
+from benchmarks.measure.machine import code, load_average, machine, versions
+from benchmarks.measure.results import RESULTS_FOLDER, Results, ResultsError
+from benchmarks.measure.terminal import Terminal
+from benchmarks.peers.peer import SUBJECT, TORCH, LayerPeer, Peer
+from benchmarks.report import table
+from benchmarks.sections.session import Measurement, Session, left_out, run
 
-RESULTS_FOLDER = Path(__file__).parent / "results"
 INTERRUPTED = 130
 DEFAULT_PRESET = "standard"
 NOT_IN_THIS_PRESET = "compiles a program for each case: not in this preset"

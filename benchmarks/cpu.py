@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.accuracy import AccuracyMeasurement
-from benchmarks.cases import Case
 from benchmarks.command import MeasuringCommand
 from benchmarks.cpu_cases import PRESETS, SECTIONS
-from benchmarks.import_time import ImportMeasurement
-from benchmarks.layers import LayerMeasurement
-from benchmarks.lengths import LengthsMeasurement
-from benchmarks.memory import MemoryMeasurement
-from benchmarks.onnx_peer import OnnxPeer
-from benchmarks.peers import Peer
-from benchmarks.session import Measurement
+from benchmarks.measure.cases import Case
+from benchmarks.peers.onnxruntime import OnnxPeer
+from benchmarks.peers.peer import Peer
+from benchmarks.sections.accuracy import AccuracyMeasurement
+from benchmarks.sections.import_time import ImportMeasurement
+from benchmarks.sections.layers import LayerMeasurement
+from benchmarks.sections.lengths import LengthsMeasurement
+from benchmarks.sections.memory import MemoryMeasurement
+from benchmarks.sections.session import Measurement
 
 
 class CpuCommand(MeasuringCommand):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.cases import CELLS, Case, Limits, Preset, Shape, grid, over_length
+from benchmarks.measure.cases import CELLS, Case, Limits, Preset, Shape, grid, over_length
 
 SECTIONS = ("layers", "lengths", "memory", "accuracy", "import")
 

@@ -15,25 +15,25 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy import AccuracyMeasurement
-from benchmarks.cases import Case
-from benchmarks.clocks import SETTINGS, query, recording, sampling_command
 from benchmarks.command import MeasuringCommand
-from benchmarks.compiled_peer import CompiledLoopPeer
-from benchmarks.concurrency import ConcurrencyMeasurement
 from benchmarks.cuda_cases import PRESETS, SECTIONS
-from benchmarks.device_clock import cuda_stopwatch
-from benchmarks.divisions import plan_arguments
-from benchmarks.flashrnn_peer import FlashRNNPeer
-from benchmarks.jax_peer import JaxPeer
-from benchmarks.layers import LayerMeasurement
-from benchmarks.lengths import LengthsMeasurement
-from benchmarks.limit_model import PUBLISHED
-from benchmarks.memory import MemoryMeasurement
-from benchmarks.onnx_peer import OnnxCudaPeer
-from benchmarks.peers import CapturedPeer, PackedPeer, Peer
-from benchmarks.results import Results
-from benchmarks.session import Measurement, Session
+from benchmarks.measure.cases import Case
+from benchmarks.measure.clocks import SETTINGS, query, recording, sampling_command
+from benchmarks.measure.device_clock import cuda_stopwatch
+from benchmarks.measure.results import Results
+from benchmarks.model.limit_model import PUBLISHED
+from benchmarks.peers.compiled import CompiledLoopPeer
+from benchmarks.peers.flashrnn import FlashRNNPeer
+from benchmarks.peers.jax import JaxPeer
+from benchmarks.peers.onnxruntime import OnnxCudaPeer
+from benchmarks.peers.peer import CapturedPeer, PackedPeer, Peer
+from benchmarks.sections.accuracy import AccuracyMeasurement
+from benchmarks.sections.concurrency import ConcurrencyMeasurement
+from benchmarks.sections.divisions import plan_arguments
+from benchmarks.sections.layers import LayerMeasurement
+from benchmarks.sections.lengths import LengthsMeasurement
+from benchmarks.sections.memory import MemoryMeasurement
+from benchmarks.sections.session import Measurement, Session
 
 NO_GPU = "this needs a GPU that torch can use, and here there is none"
 

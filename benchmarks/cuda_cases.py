@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
-from benchmarks.cases import CELLS, PASSES, Case, Limits, Preset, Shape, grid, over_length
+from benchmarks.measure.cases import CELLS, PASSES, Case, Limits, Preset, Shape, grid, over_length
 
 SECTIONS = ("layers", "concurrency", "lengths", "memory", "accuracy")
 

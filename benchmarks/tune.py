@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks import cuda
-from benchmarks.cases import Case, Limits, Preset, grid
 from benchmarks.cuda_cases import CHESSBOARD, DIAGONAL, DTYPES, EVERYTHING, shapes
-from benchmarks.divisions import of_cases
-from benchmarks.peers import Peer
-from benchmarks.results import Results
-from benchmarks.session import Measurement, Session
+from benchmarks.measure.cases import Case, Limits, Preset, grid
+from benchmarks.measure.results import Results
+from benchmarks.peers.peer import Peer
+from benchmarks.sections.divisions import of_cases
+from benchmarks.sections.session import Measurement, Session
 
 CELLS = ("lstm", "gru", "rnn")
 INPUT_SIZE = 16  # few: the projection is not the subject

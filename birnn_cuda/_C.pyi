@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/layer/bindings.cpp); see birnn_cuda.ops for the ops that it registers."""
+"""The compiled extension (csrc/layer/bindings.cpp); its operators: see birnn_cuda.ops."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -2,10 +2,11 @@
 
 ``recurrent_layer`` chooses: the op alone where nothing needs a gradient, an autograd Function
 where something does, the reference under forward-mode differentiation. Eager code does the first
-two in ``csrc/layer/autograd.cpp``; what is read by a compiler or a transform does them here, its Function
-being ``_Layer``. The backward of both Functions is ``birnn_cuda::backward``; where the gradients
-are to be differentiated in turn it is a Function over that, ``_LayerBackward``, whose own backward
-differentiates the reference: the second derivative, and every one after it, is right for each cell.
+two in ``csrc/layer/autograd.cpp``; what is read by a compiler or a transform does them here, its
+Function being ``_Layer``. The backward of both Functions is ``birnn_cuda::backward``; where the
+gradients are to be differentiated in turn it is a Function over that, ``_LayerBackward``, whose own
+backward differentiates the reference: the second derivative, and every one after it, is right for
+each cell.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ def _in_forward_mode() -> bool:
 def _is_transformed() -> bool:
     """Whether this call is compiled, exported, traced or transformed by torch.func.
 
-    None of these knows the Function in C++ (csrc/layer/autograd.cpp), which is for eager code: there the
-    way through Python makes a training step of a small layer (B=1, H=64) a third longer.
+    None of these knows the Function in C++ (csrc/layer/autograd.cpp), which is for eager code:
+    there the way through Python makes a training step of a small layer (B=1, H=64) a third longer.
     """
     return (
         torch.compiler.is_compiling()

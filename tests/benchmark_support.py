@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from benchmarks import __main__
-from benchmarks.cases import Case
-from benchmarks.peers import LayerPeer
-from benchmarks.problem import DTYPES, LayerRun, Problem
-from benchmarks.results import Results
+from benchmarks.measure.cases import Case
+from benchmarks.measure.problem import DTYPES, LayerRun, Problem
+from benchmarks.measure.results import Results
+from benchmarks.peers.peer import LayerPeer
 
 
 class LengthsMixin:

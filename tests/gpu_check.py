@@ -202,7 +202,7 @@ SETTINGS = ("driver_version", "temperature.gpu", "pstate", "ecc.mode.current", "
 def part_device(out: Path) -> int:
     import torch
 
-    from benchmarks.clocks import query
+    from benchmarks.measure.clocks import query
 
     properties = torch.cuda.get_device_properties(0)
     idle = query(CLOCKS)
@@ -255,7 +255,7 @@ def part_build(out: Path) -> int:
 
 def compile_programs(sources: Sequence[Path]) -> list[Path] | None:
     """Compiles each for this device, all at once. None if one fails."""
-    from benchmarks import nvcc
+    from benchmarks.measure import nvcc
 
     includes = [ROOT / "tests" / folder for folder in ("emulator", "kernels")]
     return nvcc.compile_programs(sources, architecture(), includes)
@@ -346,7 +346,7 @@ def layer_calls() -> int:
 
 
 def part_sanitizer(out: Path) -> int:
-    from benchmarks.nvcc import PROGRAMS
+    from benchmarks.measure.nvcc import PROGRAMS
 
     tool = shutil.which("compute-sanitizer")
     if tool is None:
@@ -418,8 +418,8 @@ def part_cuda(out: Path) -> int:
     command = [sys.executable, "-m", "benchmarks", "cuda", "--preset", "quick"]
     status = run([*command, "--out", str(path)])
     if path.exists():
-        from benchmarks import metrics
-        from benchmarks.results import Results
+        from benchmarks.measure.results import Results
+        from benchmarks.report import metrics
 
         results = Results.load(path)
         means = [line.strip() for line in metrics.geometric_means(results)]

@@ -26,28 +26,17 @@ from benchmark_support import (
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import (
-    __main__,
-    cases,
-    child,
-    compare,
-    cpu,
-    cpu_cases,
-    lengths,
-    memory,
-    memory_child,
-    metrics,
-    progress,
-    session,
-    timing,
-)
+from benchmarks import __main__, cpu, cpu_cases
 from benchmarks import command as measuring
-from benchmarks.cases import Case, FilterError, Limits, Preset, grid
-from benchmarks.contest import Entrant, contest
-from benchmarks.flops import flops, products
-from benchmarks.problem import LayerRun, Problem, relative_error
-from benchmarks.results import Results, ResultsError
-from benchmarks.terminal import Table, Terminal
+from benchmarks.measure import cases, child, progress, timing
+from benchmarks.measure.cases import Case, FilterError, Limits, Preset, grid
+from benchmarks.measure.flops import flops, products
+from benchmarks.measure.problem import LayerRun, Problem, relative_error
+from benchmarks.measure.results import Results, ResultsError
+from benchmarks.measure.terminal import Table, Terminal
+from benchmarks.report import compare, metrics
+from benchmarks.sections import lengths, memory, memory_child, session
+from benchmarks.sections.contest import Entrant, contest
 
 TINY_LIMITS = Limits(seconds=0.0, min_rounds=2, max_rounds=2, min_sample=0.0)
 TINY = Preset(

@@ -16,26 +16,19 @@ import pytest
 import torch
 from benchmark_support import Repeated, StandIn, WallEvent, command, tiny_case
 
-from benchmarks import (
-    __main__,
-    cases,
-    clocks,
-    cuda,
-    cuda_cases,
-    memory,
-    micro,
-    onnx_peer,
-    peers,
-    timing,
-)
+from benchmarks import __main__, cuda, cuda_cases
 from benchmarks import command as measuring
-from benchmarks.cases import Case, Limits, Preset, grid
-from benchmarks.concurrency import ONE, TWO
-from benchmarks.device_clock import EventClock, HostClock, cuda_stopwatch
-from benchmarks.flops import compulsory_bytes
-from benchmarks.limit_model import PUBLISHED
-from benchmarks.problem import DTYPES, LayerRun, Problem, products_as
-from benchmarks.results import Results
+from benchmarks.measure import cases, clocks, timing
+from benchmarks.measure.cases import Case, Limits, Preset, grid
+from benchmarks.measure.device_clock import EventClock, HostClock, cuda_stopwatch
+from benchmarks.measure.flops import compulsory_bytes
+from benchmarks.measure.problem import DTYPES, LayerRun, Problem, products_as
+from benchmarks.measure.results import Results
+from benchmarks.model.limit_model import PUBLISHED
+from benchmarks.peers import onnxruntime as onnx_peer
+from benchmarks.peers import peer as peers
+from benchmarks.sections import memory, micro
+from benchmarks.sections.concurrency import ONE, TWO
 from birnn_cuda import ops
 
 SHAPE = (4, 2, 3)
@@ -287,8 +280,9 @@ def test_without_rich_the_same_comes_as_plain_text(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     program = (
         "import sys; sys.modules['rich'] = None\n"
-        "from benchmarks import __main__, cpu, cpu_cases, timing\n"
-        "from benchmarks.cases import Limits, Preset, grid\n"
+        "from benchmarks import __main__, cpu, cpu_cases\n"
+        "from benchmarks.measure import timing\n"
+        "from benchmarks.measure.cases import Limits, Preset, grid\n"
         "timing.GEMM_SIZES['cpu'] = 16\n"
         "cases = {'layers': grid(('gru',), ((4, 2, 3),), ('fp32',))}\n"
         "cpu.CpuCommand.presets = {'standard': Preset(cases, Limits(0.0, 2, 2, 0.0))}\n"

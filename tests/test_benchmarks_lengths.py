@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from benchmark_support import fake_results, lengths_entry
 
-from benchmarks import cases, cpu_cases, lengths, metrics, table
-from benchmarks.cases import Case
-from benchmarks.problem import Problem
-from benchmarks.results import Results
+from benchmarks import cpu_cases
+from benchmarks.measure import cases
+from benchmarks.measure.cases import Case
+from benchmarks.measure.problem import Problem
+from benchmarks.measure.results import Results
+from benchmarks.report import metrics, table
+from benchmarks.sections import lengths
 
 
 @pytest.mark.parametrize(("seq_len", "batch_size"), [(400, 8), (7, 32), (1, 3), (50, 1)])

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import limit_model
-from benchmarks.cases import Case
-from benchmarks.flops import products
-from benchmarks.limit_model import PUBLISHED, measured, microseconds_a_step, recurrence
-from benchmarks.results import Results
+from benchmarks.measure.cases import Case
+from benchmarks.measure.flops import products
+from benchmarks.measure.results import Results
+from benchmarks.model import limit_model
+from benchmarks.model.limit_model import PUBLISHED, measured, microseconds_a_step, recurrence
+from benchmarks.sections import micro
 
 # Microseconds a step, both directions: LSTM / GRU / RNN in 16 bits; LSTM in fp32 as bf16x3.
 BATCH_SIZES = (1, 8, 32, 64, 128, 256)
@@ -113,7 +114,7 @@ def test_what_was_not_measured_or_makes_no_sense_stays() -> None:
 
 
 def test_the_names_are_those_of_the_microbenchmarks() -> None:
-    source = (Path(limit_model.__file__).parent / "micro.cu").read_text()
+    source = (Path(micro.__file__).parent / "micro.cu").read_text()
     for name in (limit_model.ALL_GATHER, limit_model.CLUSTERS):
         assert f'"what": "{name}"' in source
     assert f'"{limit_model.L2_HOP}"' in source

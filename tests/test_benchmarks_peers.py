@@ -14,9 +14,13 @@ import pytest
 import torch
 from benchmark_support import tiny_case
 
-from benchmarks import cases, compiled_peer, cuda_graph, flashrnn_peer, jax_peer, onnx_peer
-from benchmarks.problem import LayerRun, Problem
-from benchmarks.recurrences import layers_of
+from benchmarks.measure import cases, cuda_graph
+from benchmarks.measure.problem import LayerRun, Problem
+from benchmarks.peers import compiled as compiled_peer
+from benchmarks.peers import flashrnn as flashrnn_peer
+from benchmarks.peers import jax as jax_peer
+from benchmarks.peers import onnxruntime as onnx_peer
+from benchmarks.peers.recurrences import layers_of
 
 
 @pytest.mark.parametrize("cell", cases.CELLS)

@@ -17,11 +17,11 @@ pytest.importorskip("matplotlib", reason="the report draws by matplotlib")
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from benchmarks import figures, metrics, page, pictures, readme, report
-from benchmarks.cases import Case, grid
-from benchmarks.flops import compulsory_bytes, flops
-from benchmarks.limit_model import PUBLISHED, microseconds_a_step
-from benchmarks.results import Results
+from benchmarks.measure.cases import Case, grid
+from benchmarks.measure.flops import compulsory_bytes, flops
+from benchmarks.measure.results import Results
+from benchmarks.model.limit_model import PUBLISHED, microseconds_a_step
+from benchmarks.report import figures, metrics, page, pictures, readme, report
 
 SHAPES = tuple((256, batch, hidden) for hidden in (128, 256, 512) for batch in (1, 32))
 WAYS = ("birnn_cuda", "birnn_cuda graph", "torch.nn", "torch.nn graph")

@@ -14,11 +14,13 @@ import torch
 from benchmark_support import Repeated, command
 from test_benchmarks_cuda import DEVICE, OnGpu, play_a_gpu
 
-from benchmarks import cuda, divisions, fit, tune
-from benchmarks.cases import Case, Limits, Preset, grid
-from benchmarks.divisions import PROJECTION, SIDES, Recurrence, name_of, worth_timing
-from benchmarks.problem import make_layer
-from benchmarks.results import Results
+from benchmarks import cuda, tune
+from benchmarks.measure.cases import Case, Limits, Preset, grid
+from benchmarks.measure.problem import make_layer
+from benchmarks.measure.results import Results
+from benchmarks.model import fit
+from benchmarks.sections import divisions
+from benchmarks.sections.divisions import PROJECTION, SIDES, Recurrence, name_of, worth_timing
 from birnn_cuda import ops
 
 H100 = next(device for device in ops.known_devices() if device["name"] == "h100")
@@ -280,7 +282,9 @@ def test_the_command_prints_constants_and_regret(
 
 
 def test_the_report_shows_estimates_against_times(tmp_path: Path) -> None:
-    pictures = pytest.importorskip("benchmarks.pictures", reason="the report needs matplotlib")
+    pictures = pytest.importorskip(
+        "benchmarks.report.pictures", reason="the report needs matplotlib"
+    )
     results = Results.load(measured(tmp_path / "tune.json"))
     (group,) = pictures.groups_of(results)
     assert [picture.name for picture in group.pictures] == [f"divisions-{s}" for s in SIDES]

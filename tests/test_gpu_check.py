@@ -19,7 +19,8 @@ from benchmark_support import fake_entry, fake_results, tiny_case
 from emulator import build
 from gpu_check import NOT_RUN, Part
 
-from benchmarks import micro, nvcc
+from benchmarks.measure import nvcc
+from benchmarks.sections import micro
 
 SCRIPT = Path(gpu_check.__file__)
 

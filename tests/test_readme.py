@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import readme
-from benchmarks.results import ResultsError
+from benchmarks.measure.results import ResultsError
+from benchmarks.report import readme
 
 
 @pytest.mark.parametrize(("path", "figures"), readme.shown().items(), ids=["README", "benchmarks"])

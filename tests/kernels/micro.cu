@@ -1,4 +1,4 @@
-// The kernels of benchmarks/micro.cu, run for what they compute: every exchange counts its wrong
+// The kernels of benchmarks/sections/micro.cu, run for what they compute: every exchange counts its wrong
 // values, of which there must be none.
 #include "../../benchmarks/micro_kernels.cuh"
 #include "test_support.h"

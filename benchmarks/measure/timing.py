@@ -1,0 +1,143 @@
+"""Timing that a noisy machine cannot tilt, and the statistics of what it yields.
+
+Entrants are timed in rounds. A round times each once, in a fresh random order, so that whatever
+the machine does meanwhile hits all alike; ratios are taken inside a round, and the median over
+rounds is reported.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.measure.cases import Limits
+
+Step = Callable[[], Any]
+Clock = Callable[[Step, int], float]  # seconds a call, on average over so many calls
+
+GEMM_SIZES = {"cpu": 2048, "cuda": 8192}  # rows and columns of the large GEMM
+
+
+def wall_seconds(step: Step, repeats: int) -> float:
+    """Seconds a call took, on average over `repeats` calls.
+
+    An untimed one comes first: it meets what the entrant before left in the caches, the allocator
+    and the thread pool. Without it the shorter of two calls suffers more: after a peer with threads
+    of its own, or a sleep, a call of 2 ms took 1.3 times as long, one of 28 ms up to 1.2 times.
+    """
+    step()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return (time.perf_counter() - start) / repeats
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """How a call is timed, and how the host's share of it, if that can be told apart."""
+
+    clock: Clock
+    host_clock: Clock | None = None
+
+
+WALL = Stopwatch(wall_seconds)
+
+
+def interleave(
+    steps: Mapping[str, Step], rng: random.Random, limits: Limits, clock: Clock = wall_seconds
+) -> tuple[int, dict[str, list[float]]]:
+    """Time every step once a round, in random order.
+
+    Returns the calls a sample is made of (the same for all), and the samples: seconds a call, by
+    name, in the order of the rounds. A first round, which finds the number of calls, is dropped.
+    """
+    fastest = min(clock(step, 1) for step in steps.values())
+    repeats = max(1, math.ceil(limits.min_sample / max(fastest, 1e-9)))
+    names = list(steps)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for done in range(limits.max_rounds):
+            if done >= limits.min_rounds and time.perf_counter() - start >= limits.seconds:
+                break
+            rng.shuffle(names)
+            for name in names:
+                samples[name].append(clock(steps[name], repeats))
+    finally:
+        if collecting:
+            gc.enable()
+    return repeats, samples
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
+    """The ratio of each round."""
+    return [above / below for above, below in zip(numerator, denominator, strict=True)]
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """The median over the rounds of the ratio taken inside each."""
+    return statistics.median(ratios(numerator, denominator))
+
+
+def spread(samples: Sequence[float]) -> float:
+    """Half the distance between the quartiles, relative to the median."""
+    if len(samples) < 2:
+        return 0.0
+    lower, middle, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return (upper - lower) / 2 / middle
+
+
+def median_interval(samples: Sequence[float], confidence: float = 0.99) -> tuple[float, float]:
+    """Between which two samples the true median lies, with at least this confidence.
+
+    By the sign test, which supposes nothing about the noise. Too few samples for the confidence
+    give their whole range.
+    """
+    ordered = sorted(samples)
+    count = len(ordered)
+    outside, rank = 0.0, 0
+    while rank < (count - 1) // 2:
+        outside += 2 * math.comb(count, rank) / 2**count
+        if outside > 1 - confidence:
+            break
+        rank += 1
+    drop = max(rank - 1, 0)  # samples left out at either end
+    return ordered[drop], ordered[count - 1 - drop]
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """The geometric mean, or None of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(statistics.fmean(logs)) if logs else None
+
+
+def gemm_dtype(dtype: str, device: str = "cpu") -> str:
+    """The dtype whose large GEMM is the yardstick: on CPU cores 16 bits compute through fp32."""
+    return "fp32" if device == "cpu" and dtype in ("fp16", "bf16") else dtype
+
+
+def gemm_seconds(
+    dtype: torch.dtype, calls: int, device: str = "cpu", clock: Clock = wall_seconds
+) -> list[float]:
+    """Seconds that each of `calls` products of two large square matrices took."""
+    size = (GEMM_SIZES[device], GEMM_SIZES[device])
+    left = torch.rand(size, device=device).to(dtype)
+    right = torch.rand(size, device=device).to(dtype)
+    out = torch.empty(size, device=device, dtype=dtype)
+    return [clock(lambda: torch.mm(left, right, out=out), 1) for _ in range(calls)]
+
+
+def gemm_rate(seconds: Sequence[float], device: str = "cpu") -> float:
+    """Floating-point operations a second of the fastest of these products."""
+    return float(2 * GEMM_SIZES[device] ** 3 / min(seconds))

@@ -1,0 +1,1 @@
+"""Who is measured: one file each, with one interface (peer.py)."""

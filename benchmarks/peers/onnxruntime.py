@@ -1,0 +1,225 @@
+"""onnxruntime's RNN, GRU and LSTM operators, in inference, on CPU cores and through CUDA.
+
+The model is the bare operator: [T, B, I] in, [T, D, B, H] out. onnxruntime is spared the
+transposition to torch's [T, B, D*H] layout, and input and outputs stay bound to memory that exists
+already. On CPU cores it runs on the same number of threads as torch, without spinning: its idle
+threads would take the cores from whoever runs next. On CUDA it runs on a stream of torch's, and
+does not wait for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.measure.cases import Case
+from benchmarks.measure.problem import DTYPES, Problem, Tensors
+from benchmarks.peers.peer import import_failure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OPSET = 17
+IR_VERSION = 8
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CUDA_DEVICE = "cuda"  # as onnxruntime names it
+
+# ONNX's gate order as indices into torch's: LSTM i, o, f, c of i, f, g, o; GRU z, r, h of r, z, n.
+GATE_ORDER = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+
+
+class OnnxPeer:
+    """onnxruntime on the CPU."""
+
+    name = "onnxruntime"
+    compiles = False
+
+    def absent(self) -> str | None:
+        return import_failure("numpy", "onnxruntime", "onnx")
+
+    def declines(self, case: Case) -> str | None:
+        if case.training:
+            return "inference only"
+        if case.dtype != "fp32":
+            return "its recurrent operators take fp32"
+        return None
+
+    def build(self, problem: Problem) -> OnnxRun:
+        return OnnxRun(problem)
+
+
+class OnnxCudaPeer:
+    """onnxruntime through its CUDA execution provider, which calls cuDNN."""
+
+    name = "onnxruntime"
+    compiles = False
+
+    def absent(self) -> str | None:
+        reason = import_failure("numpy", "onnxruntime", "onnx")
+        if reason is not None:
+            return reason
+        import onnxruntime  # type: ignore[import-untyped]
+
+        if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+            return f"this build of onnxruntime has no {CUDA_PROVIDER}"
+        return None
+
+    def declines(self, case: Case) -> str | None:
+        if case.training:
+            return "inference only"
+        if case.dtype == "bf16":
+            return "its recurrent operators take fp16 and fp32"
+        return None
+
+    def build(self, problem: Problem) -> OnnxCudaRun:
+        return OnnxCudaRun(problem)
+
+
+class OnnxRun:
+    """One session on CPU cores, bound to one problem's input."""
+
+    def __init__(self, problem: Problem) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(
+            serialized_model(problem.case, problem.weights),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.binding = self.session.io_binding()
+        self.binding.bind_cpu_input("X", problem.input.numpy())
+        for name in self.names:
+            self.binding.bind_output(name)
+
+    def step(self) -> None:
+        self.session.run_with_iobinding(self.binding)
+
+    def results(self, returned: None) -> Tensors:
+        arrays = dict(zip(self.names, self.binding.copy_outputs_to_cpu(), strict=True))
+        return torchs_layout({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+class OnnxCudaRun:
+    """One session on the GPU: its input and outputs are torch's tensors, its stream is torch's."""
+
+    def __init__(self, problem: Problem) -> None:
+        import onnxruntime
+
+        case = problem.case
+        self.input = problem.input.contiguous()
+        # onnxruntime takes stream 0, torch's default, for none at all.
+        self.stream = torch.cuda.Stream()
+        provider_options = {
+            "device_id": str(torch.cuda.current_device()),
+            "user_compute_stream": str(self.stream.cuda_stream),
+            "use_tf32": "1" if case.dtype == "tf32" else "0",
+        }
+        self.session = onnxruntime.InferenceSession(
+            serialized_model(case, problem.weights),
+            providers=[(CUDA_PROVIDER, provider_options)],
+        )
+        if self.session.get_providers()[0] != CUDA_PROVIDER:
+            raise RuntimeError(f"onnxruntime could not start {CUDA_PROVIDER}")
+        self.options = onnxruntime.RunOptions()
+        self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        state = (case.num_directions, case.batch_size, case.hidden_size)
+        sizes = {"Y": (case.seq_len, *state), "h_n": state, "c_n": state}
+        self.outputs = {
+            output.name: self.input.new_empty(sizes[output.name])
+            for output in self.session.get_outputs()
+        }
+        self.binding = self.session.io_binding()
+        for bind, tensors in (
+            (self.binding.bind_input, {"X": self.input}),
+            (self.binding.bind_output, self.outputs),
+        ):
+            for name, tensor in tensors.items():
+                bind(
+                    name=name,
+                    device_type=CUDA_DEVICE,
+                    device_id=torch.cuda.current_device(),
+                    element_type=numpy_dtype(case),
+                    shape=tuple(tensor.shape),
+                    buffer_ptr=tensor.data_ptr(),
+                )
+
+    def step(self) -> None:
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        self.session.run_with_iobinding(self.binding, self.options)
+        current.wait_stream(self.stream)
+
+    def results(self, returned: None) -> Tensors:
+        return torchs_layout(self.outputs)
+
+
+def torchs_layout(outputs: Tensors) -> Tensors:
+    """The operator's outputs by torch's names: Y [T, D, B, H] becomes output [T, B, D*H]."""
+    tensors = {name: tensor for name, tensor in outputs.items() if name != "Y"}
+    return {"output": outputs["Y"].transpose(1, 2).flatten(2), **tensors}
+
+
+def numpy_dtype(case: Case) -> type[np.generic]:
+    """The element type of the model."""
+    import numpy as np
+
+    return np.float16 if case.dtype == "fp16" else np.float32
+
+
+def serialized_model(case: Case, weights: Tensors) -> bytes:
+    """The layer as an ONNX model of a single node."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    def gates_reordered(name: str) -> np.ndarray:
+        gates = weights[name].to("cpu", DTYPES["fp32"]).numpy().astype(numpy_dtype(case))
+        gates = gates.reshape(len(GATE_ORDER[case.cell]), case.hidden_size, -1)
+        reordered: np.ndarray = gates[list(GATE_ORDER[case.cell])].reshape(
+            -1, *weights[name].shape[1:]
+        )
+        return reordered
+
+    def all_directions(*names: str) -> np.ndarray:
+        """The parameters `names`, joined, of each direction: [D, ...]."""
+        return np.stack(
+            [
+                np.concatenate([gates_reordered(f"{name}_l0{suffix}") for name in names])
+                for suffix in ("", "_reverse")[: case.num_directions]
+            ]
+        )
+
+    constants = {
+        "W": all_directions("weight_ih"),  # [D, G*H, I]
+        "R": all_directions("weight_hh"),  # [D, G*H, H]
+        "B": all_directions("bias_ih", "bias_hh"),  # [D, 2*G*H]
+    }
+    outputs = ["Y", "h_n"] + (["c_n"] if case.cell == "lstm" else [])
+    attributes: dict[str, Any] = {
+        "direction": "bidirectional" if case.bidirectional else "forward",
+        "hidden_size": case.hidden_size,
+    }
+    if case.cell == "gru":
+        attributes["linear_before_reset"] = 1  # r applies after the recurrent product
+    node = helper.make_node(case.cell.upper(), ["X", *constants], outputs, **attributes)
+    element = TensorProto.FLOAT16 if case.dtype == "fp16" else TensorProto.FLOAT
+    input_shape = [case.seq_len, case.batch_size, case.input_size]
+    graph = helper.make_graph(
+        [node],
+        case.cell,
+        [helper.make_tensor_value_info("X", element, input_shape)],
+        [helper.make_tensor_value_info(name, element, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    serialized: bytes = model.SerializeToString()
+    return serialized

@@ -1,0 +1,167 @@
+"""What the figures in tables, pictures and the README are computed by."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.measure.cases import PASSES, Case
+from benchmarks.measure.results import Entry, Results
+from benchmarks.measure.timing import gemm_dtype, gemm_rate, geometric_mean, median_ratio
+from benchmarks.model.limit_model import Constants, constants_from, microseconds_a_step
+from benchmarks.peers.peer import GRAPH, SUBJECT, TORCH, counterpart, is_subject
+from benchmarks.sections.lengths import PACKED, TORCH_PACKED
+
+MEBIBYTE = 2**20
+
+
+def case_of(entry: Entry) -> Case:
+    return Case(**entry["case"])
+
+
+def peer_names(entries: Iterable[Entry]) -> list[str]:
+    """Everyone who was timed beside this package, in the order of appearance."""
+    seen = dict.fromkeys(name for entry in entries for name in entry["samples"])
+    return [name for name in seen if not is_subject(name)]
+
+
+def own_names(entries: Iterable[Entry]) -> list[str]:
+    """The ways in which this package was timed: eager, and captured in a graph."""
+    return [
+        name
+        for name in (SUBJECT, SUBJECT + GRAPH)
+        if any(name in entry["samples"] for entry in entries)
+    ]
+
+
+def step_microseconds(entry: Entry, name: str) -> float | None:
+    """Microseconds a step: the median time of the whole pass, over T."""
+    samples = entry["samples"].get(name)
+    if not samples:
+        return None
+    return float(statistics.median(samples) / entry["case"]["seq_len"] * 1e6)
+
+
+def best_own(entry: Entry) -> str | None:
+    """The faster way in which this package was timed in an entry."""
+    names = own_names([entry])
+    return min(names, key=lambda name: statistics.median(entry["samples"][name]), default=None)
+
+
+def times_as_fast(entry: Entry, peer: str) -> float | None:
+    """How many times as fast as a peer: eager against eager, graph against graph."""
+    return ratio_in_rounds(entry, peer, counterpart(peer))
+
+
+def ratio_in_rounds(entry: Entry, name: str, other: str) -> float | None:
+    """The time of one entrant over another's: the median over the rounds of the ratio in each."""
+    samples = entry["samples"]
+    if name not in samples or other not in samples:
+        return None
+    return median_ratio(samples[name], samples[other])
+
+
+def share_of_floor(entry: Entry, gemm: Mapping[str, Sequence[float]]) -> float:
+    """The time that the products of the pass need at the large GEMM's rate, over the time taken.
+
+    Of a result on CPU cores.
+    """
+    floor = entry["flops"] / gemm_rate(gemm[gemm_dtype(entry["case"]["dtype"])])
+    return float(floor / statistics.median(entry["samples"][SUBJECT]))
+
+
+def floor_microseconds(
+    entry: Entry, results: Results, constants: Constants | None = None
+) -> float | None:
+    """What a step cannot be faster than: on CUDA by the limit model, on CPU cores by the GEMM."""
+    case = case_of(entry)
+    seconds = results.data["gemm"].get(gemm_dtype(case.dtype, results.device))
+    rate = gemm_rate(seconds, results.device) if seconds else None
+    if results.device == "cuda":
+        constants = constants or constants_from(results.data["limit_model"])
+        return microseconds_a_step(case, rate, constants)
+    return None if rate is None else float(entry["flops"] / rate / case.seq_len * 1e6)
+
+
+def geometric_means(results: Results) -> list[str]:
+    """How much faster than each peer, over all cases of a pass that both were timed in; and than
+    torch.nn where both are given the same packed sequences of unequal length."""
+    lines = []
+    entries = results.section("layers")
+    for peer in peer_names(entries):
+        for pass_name in PASSES:
+            ratios = [times_as_fast(entry, peer) for entry in _of_pass(entries, pass_name)]
+            lines += _mean_line(f"{peer} in {pass_name}", ratios)
+    for pass_name in PASSES:
+        entries = _of_pass(results.section("lengths"), pass_name)
+        ratios = [ratio_in_rounds(entry, TORCH_PACKED, PACKED) for entry in entries]
+        lines += _mean_line(f"{TORCH} in {pass_name} on packed sequences", ratios)
+    return lines
+
+
+def _of_pass(entries: Iterable[Entry], pass_name: str) -> list[Entry]:
+    return [entry for entry in entries if entry["case"]["pass_name"] == pass_name]
+
+
+def _mean_line(than: str, ratios: Iterable[float | None]) -> list[str]:
+    faster = [ratio for ratio in ratios if ratio is not None]
+    mean = geometric_mean(faster)
+    if mean is None:
+        return []
+    cases = f"geometric mean of {len(faster)} cases, worst {min(faster):.2f}"
+    return [f"{mean:5.2f} x as fast as {than} ({cases})"]
+
+
+def worst_errors(entry: Entry) -> dict[str, tuple[str, float]]:
+    """For each entrant of an accuracy entry the tensor with the largest error, and that error."""
+    worst: dict[str, tuple[str, float]] = {}
+    for name, tensors in entry["errors"].items():
+        tensor = max(tensors, key=lambda tensor: max(tensors[tensor]))
+        worst[name] = (tensor, max(tensors[tensor]))
+    return worst
+
+
+def describe(results: Results) -> list[str]:
+    """The machine, the versions, the code, and how fast the machine multiplies."""
+    data = results.data
+    machine, code = data["machine"], data["code"]
+    versions = ", ".join(f"{name} {found}" for name, found in data["versions"].items() if found)
+    commit = (code["commit"] or "unknown")[:12] + (" (modified)" if code["modified"] else "")
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['capability']}; {versions}; commit {commit}"
+    ]
+    if "device" in data:
+        lines.append(describe_device(data["device"]))
+        lines += describe_clocks(results.entries)
+    lines += [f"absent: {name} {reason}" for name, reason in data["absent"].items()]
+    lines += [
+        f"large GEMM, {dtype}: {gemm_rate(seconds, results.device) / 1e9:.0f} GFLOP/s"
+        for dtype, seconds in data["gemm"].items()
+    ]
+    load = machine["load_average"]
+    if load is not None and load > machine["cores"] / 4:
+        lines.append(f"the machine was busy before the run (load {load:.1f}): expect noise")
+    if not data["finished"]:
+        lines.append("this run is not finished")
+    return lines
+
+
+def describe_device(device: Mapping[str, Any]) -> str:
+    return (
+        f"{device['name']}, {device['multiprocessors']} SMs, "
+        f"{device['memory_bytes'] / 2**30:.0f} GiB, driver {device['driver'] or 'unknown'}, "
+        f"CUDA {device['cuda']}, cuDNN {device['cudnn']}, "
+        f"highest SM clock {device['max_sm_mhz'] or 'unknown'}"
+    )
+
+
+def describe_clocks(entries: Iterable[Entry]) -> list[str]:
+    """The range of what nvidia-smi saw over the entries."""
+    seen = [entry["clocks"]["sm_mhz"] for entry in entries if entry.get("clocks", {}).get("sm_mhz")]
+    if not seen:
+        return ["the SM clock during the run is not known"]
+    middle = statistics.median(median for _, median, _ in seen)
+    least, most = min(low for low, _, _ in seen), max(high for _, _, high in seen)
+    return [f"SM clock during the run: {least:.0f} to {most:.0f} MHz, median {middle:.0f}"]

@@ -1,0 +1,201 @@
+"""``python -m benchmarks readme``: the figures in README.md and benchmarks/README.md.
+
+They are made from the committed results files, benchmarks/results/cpu.json and, once there is one,
+cuda.json; a test fails when they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.cases import PASSES
+from benchmarks.measure.results import Entry, Results, ResultsError
+from benchmarks.measure.terminal import Table, Terminal
+from benchmarks.measure.timing import gemm_rate, median_ratio
+from benchmarks.peers.peer import GRAPH, SUBJECT, TORCH
+from benchmarks.report.metrics import (
+    MEBIBYTE,
+    describe,
+    describe_device,
+    geometric_means,
+    share_of_floor,
+    step_microseconds,
+    times_as_fast,
+)
+from benchmarks.report.table import NONE, failures, lengths, tables
+
+BEGIN = "<!-- python -m benchmarks readme: from here -->"
+END = "<!-- python -m benchmarks readme: to here -->"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+SUITE_README = ROOT / "benchmarks" / "README.md"
+SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
+SHOWN_CUDA = ROOT / "benchmarks" / "results" / "cuda.json"
+NO_CUDA_RESULTS = "Results of a GPU have not been committed yet."
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "readme",
+        help="write the figures in the READMEs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    for path, text in shown().items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+        terminal.line(f"wrote the figures in {path.relative_to(ROOT)}")
+    return 0
+
+
+def shown() -> dict[Path, str]:
+    """What stands between the markers of each file."""
+    results = [Results.load(path) for path in (SHOWN, SHOWN_CUDA) if path.exists()]
+    parts = [everything(each) for each in results]
+    if not SHOWN_CUDA.exists():
+        parts.append(f"{NO_CUDA_RESULTS}\n")
+    speeds = [speed_on_cuda(each) if each.device == "cuda" else speed(each) for each in results]
+    return {README: "\n".join(speeds), SUITE_README: "\n".join(parts)}
+
+
+def everything(results: Results) -> str:
+    """All tables of a results file as Markdown, and the machine they are of."""
+    lines = [f"**{results.path.name}**, {results.data['created'][:10]}:", ""]
+    lines += [f"- {line}" for line in describe(results)]
+    lines += [f"- {line.strip()}" for line in geometric_means(results)]
+    for table in tables(results):
+        lines += ["", f"{table.title}:", "", *table.markdown()]
+    failed = failures(results)
+    return "\n".join([*lines, *([""] if failed else []), *(f"- {line}" for line in failed), ""])
+
+
+def insert(text: str, table: str) -> str:
+    """`text` with `table` in place of what stands between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ResultsError(f"the table goes between the lines {BEGIN} and {END}: one is missing")
+    return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def speed(results: Results) -> str:
+    """The results as Markdown."""
+    machine, versions, gemm = (results.data[name] for name in ("machine", "versions", "gemm"))
+    peers = [f"onnxruntime {versions['onnxruntime']}"] if versions.get("onnxruntime") else []
+    against = " and ".join([f"torch.nn of torch {versions['torch']}", *peers])
+    lines = [
+        f"On {machine['cpu']}, {machine['cores']} cores, {machine['capability']}, fp32, both "
+        f"directions, against {against}; a 2048 x 2048 matrix product reaches "
+        f"{gemm_rate(gemm['fp32']) / 1e9:.0f} GFLOP/s there.",
+        "",
+        *(f"- {line.strip()}" for line in geometric_means(results)),
+        "",
+        "| cell | T | B | H | inference, us a step | x torch.nn | x onnxruntime | of floor "
+        "| training, us a step | x torch.nn | of floor |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    rows: dict[tuple[Any, ...], dict[str, Entry]] = {}
+    for entry in results.section("layers"):
+        case = entry["case"]
+        if case["dtype"] == "fp32" and SUBJECT in entry["samples"]:
+            names = ("cell", "seq_len", "batch_size", "hidden_size")
+            rows.setdefault(tuple(case[name] for name in names), {})[case["pass_name"]] = entry
+    for key, entries in rows.items():
+        cells = [str(part) for part in key]
+        for pass_name in PASSES:
+            cells += _cells(entries.get(pass_name), pass_name, gemm)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_lengths(results), *_memory(results.section("memory"))]
+    lines += _import_time(results.section("import"))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def speed_on_cuda(results: Results) -> str:
+    """A GPU's results as Markdown: the means, and the LSTM in fp16."""
+    columns = ("cell", "T", "B", "H", "dtype", "pass")
+    own, graph = SUBJECT, SUBJECT + GRAPH
+    table = Table("", [*columns, "us a step", "in a graph", "x torch.nn", "x in a graph"], columns)
+    for entry in results.section("layers"):
+        case = entry["case"]
+        if (case["cell"], case["dtype"]) == ("lstm", "fp16") and own in entry["samples"]:
+            names = ("cell", "seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
+            figures = (
+                *(step_microseconds(entry, name) for name in (own, graph)),
+                *(times_as_fast(entry, peer) for peer in (TORCH, TORCH + GRAPH)),
+            )
+            cells = [NONE if figure is None else f"{figure:.2f}" for figure in figures]
+            table.add(*(str(case[name]) for name in names), *cells)
+    return "\n".join(
+        [
+            f"On {describe_device(results.data['device'])}, against torch.nn of torch "
+            f"{results.data['versions']['torch']}, each eager and captured in a CUDA graph:",
+            "",
+            *(f"- {line.strip()}" for line in geometric_means(results)),
+            "",
+            *table.markdown(),
+            "",
+            *_lengths(results),
+        ]
+    )
+
+
+def _cells(entry: Entry | None, pass_name: str, gemm: Mapping[str, Sequence[float]]) -> list[str]:
+    peers = ["torch.nn"] + (["onnxruntime"] if pass_name == "inference" else [])
+    if entry is None:
+        return [NONE] * (2 + len(peers))
+    samples = entry["samples"]
+    own = samples[SUBJECT]
+    return [
+        f"{statistics.median(own) / entry['case']['seq_len'] * 1e6:.2f}",
+        *(f"{median_ratio(samples[name], own):.2f}" if name in samples else NONE for name in peers),
+        f"{share_of_floor(entry, gemm):.0%}",
+    ]
+
+
+def _lengths(results: Results) -> list[str]:
+    entries = results.section("lengths")
+    if not entries:
+        return []
+    table = lengths(entries, results)
+    return [
+        "Sequences of unequal length, over T: what a step of the padded batch takes whose "
+        "sequences are all full; then, as multiples of that, with `lengths=` (full, and random: "
+        "filled says to what share), with the same random lengths packed, and torch.nn's; last, "
+        "how many times as fast as torch.nn, both packed.",
+        "",
+        *table.markdown(),
+        "",
+    ]
+
+
+def _memory(entries: Sequence[Entry]) -> list[str]:
+    lines = []
+    for entry in entries:
+        case = entry["case"]
+        taken = " MiB, ".join(
+            f"{name} {statistics.median(samples) / MEBIBYTE:.0f}"
+            for name, samples in entry["samples"].items()
+        )
+        shape = f"T={case['seq_len']}, B={case['batch_size']}, H={case['hidden_size']}"
+        lines.append(f"- Peak memory of a training step, {case['cell']}, {shape}: {taken} MiB.")
+    return lines
+
+
+def _import_time(entries: Sequence[Entry]) -> list[str]:
+    return [
+        "- Import: "
+        + ", ".join(
+            f"`{name}` {statistics.median(samples) * 1e3:.0f} ms"
+            for name, samples in entry["samples"].items()
+        )
+        + "."
+        for entry in entries
+    ]
