@@ -39,7 +39,7 @@ test: install
 
 MINUTES ?= 10
 fuzz: install
-	$(VENV)/bin/python tests/properties.py --minutes $(MINUTES)
+	PYTHONPATH=tests $(VENV)/bin/python tests/layers/properties.py --minutes $(MINUTES)
 
 demo: install
 	$(VENV)/bin/python examples/segment_chinese.py train
@@ -75,12 +75,12 @@ docs: $(VENV)/.docs
 
 # In dist/. The wheel is built from the archive, and tested in an environment that it has to itself.
 package: $(VENV)/.dev
-	$(VENV)/bin/python tests/package_check.py --torch $(TORCH)
+	$(VENV)/bin/python tests/tools/package_check.py --torch $(TORCH)
 
 # A second environment with a CUDA build of torch. The tests of the layers run on the CPU of the
 # extension that was built for both; from tests/, so that the installed package is what they import.
 # Then what takes nvcc minutes: the registers of every instance of every kernel.
-CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
+CUDA_TESTS := $(addprefix layers/test_,layers.py errors.py convert.py model.py)
 .venv-cuda/.packages: requirements/torch-cuda.txt requirements/build.txt requirements/test.txt
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
@@ -96,13 +96,13 @@ CUDA_TESTS := test_layers.py test_errors.py test_convert.py test_model.py
 cuda: .venv-cuda/.extension
 	cd tests && ../.venv-cuda/bin/python -P -m birnn_cuda
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
-	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long test_nvcc.py
+	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long kernels/test_nvcc.py
 
 # With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
 # nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts.
 OUT ?= build/gpu-check
 gpu-check:
-	$(PYTHON) tests/gpu_check.py --out "$(OUT)" --parts "$(PARTS)" --commit "$(COMMIT)"
+	$(PYTHON) tests/tools/gpu_check.py --out "$(OUT)" --parts "$(PARTS)" --commit "$(COMMIT)"
 
 clean:
 	rm -rf .venv .venv-cuda build dist birnn_cuda.egg-info birnn_cuda/_C*.so

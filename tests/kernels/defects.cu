@@ -1,6 +1,6 @@
 // Tests of the tests: small kernels with the protocols of the recurrence kernels, each with the
 // defects that such kernels have had. Without a defect they must be clean under every schedule and
-// sanitizer; each defect must be caught (tests/test_emulator.py says by what).
+// sanitizer; each defect must be caught (tests/emulator/test_emulator.py says by what).
 //
 //   defects NAME    runs the kernel of that defect with it
 //   defects clean   runs all of them without; with names after it, those; with "list", names them

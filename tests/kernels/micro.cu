@@ -1,6 +1,6 @@
 // The kernels of benchmarks/sections/micro.cu, run for what they compute: every exchange counts its wrong
 // values, of which there must be none.
-#include "../../benchmarks/micro_kernels.cuh"
+#include "../../benchmarks/sections/micro_kernels.cuh"
 #include "test_support.h"
 
 using namespace birnn::device;

@@ -1,7 +1,7 @@
 """Build the source archive and the wheel, look into both, and test the wheel in an environment
 that holds nothing else.
 
-    python tests/package_check.py [--out FOLDER] [--torch REQUIREMENTS]
+    python tests/tools/package_check.py [--out FOLDER] [--torch REQUIREMENTS]
 
 The wheel is built from the unpacked source archive, so the archive is shown to be complete. Then a
 fresh virtual environment gets torch, the wheel and pytest, and runs tests that were unpacked from
@@ -22,8 +22,8 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_layers.py", "test_errors.py", "test_convert.py", "test_model.py")
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = [f"layers/test_{name}.py" for name in ("layers", "errors", "convert", "model")]
 
 
 def main() -> int:

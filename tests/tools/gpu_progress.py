@@ -183,7 +183,7 @@ def run_group(
     environment |= {RECORD: str(record), GROUP: str(group)}
     while time.monotonic() < deadline:
         print("$ " + " ".join(command), flush=True)
-        process = subprocess.Popen(command, cwd=folder.parent, env=environment)
+        process = subprocess.Popen(command, cwd=folder.parents[1], env=environment)
         ended = wait(process, group, record, deadline, seconds_of_a_test)
         now = running(read(record), group)
         if now is None:

@@ -12,7 +12,7 @@ import torch
 import birnn_cuda
 from birnn_cuda.__main__ import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def printed_rows(capsys):

@@ -1,4 +1,4 @@
-"""What holds for every case that hypothesis draws: tests/properties.py, for 200 of them."""
+"""What holds for every case that hypothesis draws: properties.py, for 200 of them."""
 
 from properties import explore
 

@@ -16,9 +16,9 @@ import gpu_progress
 import pytest
 import torch
 from benchmark_support import fake_entry, fake_results, tiny_case
-from emulator import build
 from gpu_check import NOT_RUN, Part
 
+import build
 from benchmarks.measure import nvcc
 from benchmarks.sections import micro
 

@@ -14,7 +14,7 @@ import torch.distributed
 
 from birnn_cuda.__main__ import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, ROOT / "examples" / "README.md"]
@@ -81,7 +81,7 @@ def exists(words: list[str]) -> bool:
     if words[:3] == ["python", "-m", "birnn_cuda"]:
         return main(words[3:]) == 0
     if words[:3] == ["python", "-m", "benchmarks"]:
-        return (ROOT / "benchmarks" / f"{words[3]}.py").exists()
+        return any((ROOT / "benchmarks").rglob(f"{words[3]}.py"))
     if words[:2] == ["pip", "install"]:
         return True
     if words[0] in ("python", "torchrun", "nvcc"):

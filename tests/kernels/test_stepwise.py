@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,11 @@ from conftest import TOLERANCE, relative_error
 from guard_zones import GuardZones
 from torch import Tensor
 
+import build
 from birnn_cuda import reference
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "tests" / "kernels"
-sys.path.insert(0, str(ROOT / "tests" / "emulator"))
-
-import build  # noqa: E402
 
 CELLS = ("tanh", "relu", "gru", "lstm", "lstm_proj")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import chinese_corpus
 import segment_chinese

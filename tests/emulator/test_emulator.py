@@ -11,16 +11,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-KERNELS = Path(__file__).parent / "kernels"
-sys.path.insert(0, str(Path(__file__).parent / "emulator"))
+import build
 
-import build  # noqa: E402
+KERNELS = Path(__file__).parents[1] / "kernels"
 
 VARIANTS = tuple(build.VARIANTS)
 ORDERS = ("shuffle", "fifo", "reverse", "skew")

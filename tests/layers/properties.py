@@ -1,8 +1,8 @@
 """One property over all that a layer can be asked: its results and gradients are the fp64 oracle's.
 
 Hypothesis draws a `Case` (shapes, dtype, strides, lengths, options) and shrinks one that fails; the
-numbers themselves come from the case's seed. ``python tests/properties.py --minutes 10`` goes on as
-long as it is told (`make fuzz`); tests/test_properties.py runs 200 cases.
+numbers themselves come from the case's seed. ``make fuzz MINUTES=10`` goes on as long as it is
+told; test_properties.py runs 200 cases.
 """
 
 from __future__ import annotations

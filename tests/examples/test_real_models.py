@@ -12,7 +12,7 @@ from torch import nn
 import birnn_cuda
 
 pytest.importorskip("rich")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import replace_in_packages
 

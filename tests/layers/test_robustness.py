@@ -19,7 +19,7 @@ from conftest import CELLS, assert_close, make_layer
 
 import birnn_cuda
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run_program(program: str, *arguments: str, seconds: float = 120, **environment: str) -> str:

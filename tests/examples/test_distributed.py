@@ -16,7 +16,7 @@ from test_example import write_corpus  # which also finds the examples
 
 import birnn_cuda
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import segment_chinese_distributed as job  # noqa: E402

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_OUT = ROOT / "build" / "gpu-check"
 
 NOT_RUN = 77  # exit status of a part for which this machine lacks something
@@ -293,13 +293,21 @@ def part_conformance(out: Path) -> int:
 
 
 # Side by side. Those of each kernel by name say most about what is wrong.
-GPU_TESTS = (("cuda_kernels",), ("cuda",), ("cuda_sequences", "benchmarks_cuda", "benchmarks_tune"))
+GPU_TESTS = (
+    ("layers/test_cuda_kernels.py",),
+    ("layers/test_cuda.py",),
+    (
+        "layers/test_cuda_sequences.py",
+        "benchmarks/test_benchmarks_cuda.py",
+        "benchmarks/test_benchmarks_tune.py",
+    ),
+)
 
 
 def part_tests(out: Path) -> int:
     from gpu_progress import run_tests
 
-    groups = [[f"tests/test_{name}.py" for name in names] for names in GPU_TESTS]
+    groups = [[f"tests/{file}" for file in files] for files in GPU_TESTS]
     seconds = CAPS["tests"] - 2 * SECONDS_TO_END
     found = run_tests(groups, out / "tests.jsonl", seconds, ["-m", "gpu"])
     bad = ("failed", "hung", "out of time")
