@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure.cases import PASSES, Case
@@ -84,33 +85,52 @@ def floor_microseconds(
     return None if rate is None else float(entry["flops"] / rate / case.seq_len * 1e6)
 
 
-def geometric_means(results: Results) -> list[str]:
-    """How much faster than each peer, over all cases of a pass that both were timed in; and than
-    torch.nn where both are given the same packed sequences of unequal length."""
-    lines = []
+@dataclass(frozen=True)
+class Mean:
+    """How much faster than a peer, in each case of a pass that both were timed in."""
+
+    peer: str
+    what: str  # the pass, and on what
+    ratios: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        mean = geometric_mean(self.ratios)
+        assert mean is not None  # there are ratios
+        return mean
+
+    def __str__(self) -> str:
+        cases = f"geometric mean of {len(self.ratios)} cases, worst {min(self.ratios):.2f}"
+        return f"{self.mean:5.2f} x as fast as {self.peer} in {self.what} ({cases})"
+
+
+def means(results: Results) -> Iterator[Mean]:
+    """Against each peer and in each pass; and against torch.nn where both are given the same packed
+    sequences of unequal length."""
     entries = results.section("layers")
     for peer in peer_names(entries):
         for pass_name in PASSES:
             ratios = [times_as_fast(entry, peer) for entry in _of_pass(entries, pass_name)]
-            lines += _mean_line(f"{peer} in {pass_name}", ratios)
+            yield from _mean(peer, pass_name, ratios)
     for pass_name in PASSES:
         entries = _of_pass(results.section("lengths"), pass_name)
         ratios = [ratio_in_rounds(entry, TORCH_PACKED, PACKED) for entry in entries]
-        lines += _mean_line(f"{TORCH} in {pass_name} on packed sequences", ratios)
-    return lines
+        yield from _mean(TORCH, f"{pass_name} on packed sequences", ratios)
+
+
+def geometric_means(results: Results) -> list[str]:
+    """The means as lines of text."""
+    return [str(mean) for mean in means(results)]
 
 
 def _of_pass(entries: Iterable[Entry], pass_name: str) -> list[Entry]:
     return [entry for entry in entries if entry["case"]["pass_name"] == pass_name]
 
 
-def _mean_line(than: str, ratios: Iterable[float | None]) -> list[str]:
-    faster = [ratio for ratio in ratios if ratio is not None]
-    mean = geometric_mean(faster)
-    if mean is None:
-        return []
-    cases = f"geometric mean of {len(faster)} cases, worst {min(faster):.2f}"
-    return [f"{mean:5.2f} x as fast as {than} ({cases})"]
+def _mean(peer: str, what: str, ratios: Iterable[float | None]) -> Iterator[Mean]:
+    timed = [ratio for ratio in ratios if ratio is not None]
+    if timed:
+        yield Mean(peer, what, timed)
 
 
 def worst_errors(entry: Entry) -> dict[str, tuple[str, float]]:

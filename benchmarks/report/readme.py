@@ -1,7 +1,7 @@
-"""``python -m benchmarks readme``: the figures in README.md and benchmarks/README.md.
+"""``python -m benchmarks readme``: the figures and the picture of the READMEs and docs/speed.md.
 
-They are made from the committed results files, benchmarks/results/cpu.json and, once there is one,
-cuda.json; a test fails when they differ.
+They are made from the committed results files, benchmarks/results/cpu.json, cpu_*.json of other
+processors and, once there is one, cuda.json; a test fails when they differ.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.report.metrics import (
     describe,
     describe_device,
     geometric_means,
+    means,
     share_of_floor,
     step_microseconds,
     times_as_fast,
@@ -32,7 +33,10 @@ BEGIN = "<!-- python -m benchmarks readme: from here -->"
 END = "<!-- python -m benchmarks readme: to here -->"
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+README_ZH = ROOT / "README.zh-CN.md"
+SPEED = ROOT / "docs" / "speed.md"
 SUITE_README = ROOT / "benchmarks" / "README.md"
+IMAGES = ROOT / "docs" / "images"
 SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
 SHOWN_CUDA = ROOT / "benchmarks" / "results" / "cuda.json"
 NO_CUDA_RESULTS = "Results of a GPU have not been committed yet."
@@ -42,7 +46,7 @@ def add_parser(commands: Any) -> None:
     """Declare the sub-command."""
     parser = commands.add_parser(
         "readme",
-        help="write the figures in the READMEs",
+        help="write the figures in the READMEs and docs/speed.md",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,17 +57,68 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     for path, text in shown().items():
         path.write_text(insert(path.read_text(encoding="utf-8"), text), encoding="utf-8")
         terminal.line(f"wrote the figures in {path.relative_to(ROOT)}")
+    from benchmarks.report import overview  # matplotlib is slow to import
+
+    for theme in overview.THEMES:
+        path = picture_path(theme.name)
+        path.write_text(overview.svg(on_processors(), theme), encoding="utf-8")
+        terminal.line(f"drew {path.relative_to(ROOT)}")
     return 0
+
+
+def picture_path(theme: str) -> Path:
+    """Where the READMEs' picture for light or dark pages stands."""
+    return IMAGES / f"speed-{theme}.svg"
+
+
+def on_processors() -> list[Results]:
+    """The committed results of CPUs."""
+    return [Results.load(path) for path in (SHOWN, *sorted(SHOWN.parent.glob("cpu_*.json")))]
 
 
 def shown() -> dict[Path, str]:
     """What stands between the markers of each file."""
-    results = [Results.load(path) for path in (SHOWN, SHOWN_CUDA) if path.exists()]
+    results = on_processors()
+    if SHOWN_CUDA.exists():
+        results.append(Results.load(SHOWN_CUDA))
     parts = [everything(each) for each in results]
     if not SHOWN_CUDA.exists():
         parts.append(f"{NO_CUDA_RESULTS}\n")
     speeds = [speed_on_cuda(each) if each.device == "cuda" else speed(each) for each in results]
-    return {README: "\n".join(speeds), SUITE_README: "\n".join(parts)}
+    return {
+        README: headlines(results, HEADS, {}),
+        README_ZH: headlines(results, HEADS_ZH, WORDS_ZH),
+        SPEED: "\n".join(speeds),
+        SUITE_README: "\n".join(parts),
+    }
+
+
+HEADS = ("processor", "against", "pass", "cases", "times as fast", "worst")
+HEADS_ZH = ("处理器", "对比对象", "过程", "用例数", "平均加速比", "最低")
+WORDS_ZH = {"inference": "推理", "training": "训练", " on packed sequences": " (打包序列)"}
+
+
+def headlines(results: Sequence[Results], heads: Sequence[str], words: Mapping[str, str]) -> str:
+    """The geometric means, a line for each peer and pass; `words` are translated."""
+    columns = [heads[0], *heads[1:3]]
+    table = Table("", list(heads), columns)
+    for each in results:
+        where = (
+            each.data["device"]["name"] if each.device == "cuda" else each.data["machine"]["cpu"]
+        )
+        for mean in means(each):
+            what = mean.what
+            for word, translated in words.items():
+                what = what.replace(word, translated)
+            table.add(
+                where,
+                mean.peer,
+                what,
+                str(len(mean.ratios)),
+                f"{mean.mean:.2f}",
+                f"{min(mean.ratios):.2f}",
+            )
+    return "\n".join(table.markdown()) + "\n"
 
 
 def everything(results: Results) -> str:

@@ -101,10 +101,22 @@ def test_a_command_that_names_nothing_is_seen() -> None:
     assert not exists(["bazel", "build"])
 
 
+def test_findings_are_listed_and_say_what_they_show() -> None:
+    folder = ROOT / "findings"
+    listed = re.findall(r"^\| \[?`(\w+)\.sh`", (folder / "README.md").read_text(), re.MULTILINE)
+    scripts = sorted(folder.glob("*.sh"))
+    assert sorted(listed) == [script.stem for script in scripts]
+    for script in scripts:
+        first, *lines = script.read_text().splitlines()
+        assert first == "#!/usr/bin/env bash", script.name
+        assert lines[0].startswith("# ") and "mktemp -d" in script.read_text(), script.name
+        assert "==" in script.read_text(), f"{script.name} pins no version"
+
+
 def test_drawings_are_used_and_have_words_for_those_who_do_not_see_them() -> None:
     text = "".join(page.read_text() for page in PAGES)
     drawings = sorted((ROOT / "docs" / "images").glob("*.svg"))
     assert drawings
     for drawing in drawings:
-        assert f"(images/{drawing.name})" in text, f"{drawing.name} is not shown"
+        assert f"images/{drawing.name}" in text, f"{drawing.name} is not shown"
         assert "<title>" in drawing.read_text() and "<desc>" in drawing.read_text()
