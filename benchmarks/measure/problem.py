@@ -2,8 +2,8 @@
 
 The answer is torch.nn in fp64, without cuDNN, on the very numbers the entrants get (rounded to
 their dtype, then widened). An entrant whose relative error ||out - ref|| / ||ref|| is too large in
-any tensor is not timed. The limits: 1e-5 in fp32, 1e-12 in fp64; in fp16, bf16 and tf32 twice
-torch.nn's own error on the same device and numbers, plus one rounding.
+any tensor is not timed. The limits: 1e-5 in fp32, 1e-12 in fp64; in fp16, bf16 and tf32 four times
+torch.nn's own error on the same device and numbers, plus one rounding. Why four: TIMES_TORCH.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ DTYPES = {
     "fp16": torch.float16,
 }
 FIXED_TOLERANCES = {"fp32": 1e-5, "fp64": 1e-12}
+# An entrant that rounds as often as torch.nn errs as much, but otherwise: the squares of two such
+# errors have a quotient distributed like F(f, f). Of all tensors that are measured, the gradients
+# of the biases of the smallest layer (T=100, B=1, H=64) have the least degrees of freedom, f = 28,
+# with which twice the error is exceeded in one of 4,000 tensors, four times in one of 10^10.
+TIMES_TORCH = 4
 ROUNDINGS = {"fp16": 2**-11, "tf32": 2**-11, "bf16": 2**-8}  # to the nearest
 
 # Below this the answer is computed on one thread: threads that meet at every small product are
@@ -222,7 +227,7 @@ class Problem:
         results = self._torch_results(DTYPES[self.case.dtype])
         rounding = ROUNDINGS[self.case.dtype]
         return {
-            name: 2 * relative_error(results[name], expected) + rounding
+            name: TIMES_TORCH * relative_error(results[name], expected) + rounding
             for name, expected in self.answer.items()
         }
 

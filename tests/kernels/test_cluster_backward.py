@@ -1,23 +1,23 @@
 """The cluster backward kernel, run by the emulator, against the reference in fp64.
 
-The forward pass before it is stepwise's, in the same format. In tf32 the error allowed is twice
-that of an fp64 computation whose recurrent product rounds its operands to tf32.
+The forward pass before it is stepwise's, in the same format. What may differ from the reference in
+16 bits and tf32: rounding.py.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import rounding
 import test_stepwise as stepwise
 import torch
-from conftest import TOLERANCE, relative_error
 from defects import cluster_backward as defects
 from defects import planting, shared
-from test_stepwise import KERNELS, Problem, Run, build, exact, integers, rounded
+from test_stepwise import KERNELS, Problem, Run, build, exact, integers
 from torch import Tensor
 
 CELLS = ("tanh", "relu", "gru", "lstm")
@@ -84,71 +84,12 @@ class ClusterRun(Run):
         self.library, self.last_error = Library(), emulator.last_error
 
 
-class Tf32Weight:
-    """weight_hh whose products are formed by `product`, which rounds operands to tf32."""
-
-    def __init__(self, weight: Tensor, product: type[torch.autograd.Function]) -> None:
-        self.weight, self.product = weight, product
-
-    def __getitem__(self, direction: int) -> Tf32Weight:
-        return Tf32Weight(self.weight[direction], self.product)
-
-    def t(self) -> Tf32Weight:
-        return self
-
-    def __rmatmul__(self, h: Tensor) -> Tensor:
-        product: Callable[..., Tensor] = self.product.apply
-        return product(h, self.weight)
-
-
-class Tf32BackwardProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        return h @ weight.t()
-
-    @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
-        h, weight = ctx.saved_tensors
-        return to_tf32(d) @ to_tf32(weight), d.t() @ h
-
-
-def to_tf32(x: Tensor) -> Tensor:
-    """To 11 significant bits, ties away from zero."""
-    mantissa, exponent = torch.frexp(x)
-    return torch.ldexp((mantissa * 2**11).abs().add(0.5).floor() * mantissa.sign(), exponent - 11)
-
-
-def rounded_to_tf32(product: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """The recurrence in fp64 with these recurrent products."""
-
-    def recurrence(problem: Problem, *operands: Any) -> tuple[Tensor, ...]:
-        gates, hx, cx, weight_hh, weight_hr = operands
-        weight: Any = Tf32Weight(weight_hh, product)
-        return rounded(problem, gates, hx, cx, weight, weight_hr)
-
-    return recurrence
-
-
 def check(problem: Problem, run: Run, tf32: bool = False) -> None:
-    """Every gradient of every direction within its tolerance."""
+    """Every gradient of every direction within its limit."""
     actual, expected = run.results(), problem.results(exact)
-    at_best = None
-    if tf32 or problem.dtype not in TOLERANCE:
-        with torch.random.fork_rng():
-            at_best = problem.results(rounded_to_tf32(Tf32BackwardProduct) if tf32 else rounded)
-    for name in ("dgates", "dhx", "dweight_hh", *(("dcx",) if problem.cell == "lstm" else ())):
-        for d in range(2):
-            wanted = expected[name][d]
-            error = relative_error(actual[name][d], wanted)
-            # Of operands of the order of 1, the few numbers of a tiny tensor may cancel.
-            cancelled = max(1.0, 1 / max(wanted.norm().item(), 1e-30))
-            allowed = TOLERANCE[torch.float32] * cancelled
-            if at_best is not None:
-                allowed = 2 * relative_error(at_best[name][d], wanted) + 1e-5 * cancelled
-            assert error <= allowed, (
-                f"{name}, direction {d}: relative error {error:.3g} > {allowed:.3g}"
-            )
+    names = ("dgates", "dhx", "dweight_hh", *(("dcx",) if problem.cell == "lstm" else ()))
+    format = rounding.FORMATS["tf32"] if tf32 else None
+    stepwise.check(problem, actual, expected, format, names, forward_factors=False)
     past = ~problem.inside[..., 0]
     assert (actual["dgates"][:, past] == 0).all(), "dgates past the end"
     firsts = run.first_dgates[:, (~problem.inside.any(0))[:, 0]]

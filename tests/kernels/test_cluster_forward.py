@@ -1,7 +1,7 @@
 """The cluster forward kernel, run by the emulator, against the reference in fp64.
 
-What it keeps for backward is judged by the gradients that stepwise makes of it. In tf32 the error
-allowed is twice that of an fp64 computation whose recurrent product rounds its operands to tf32.
+What it keeps for backward is judged by the gradients that stepwise makes of it. What may differ
+from the reference in 16 bits and tf32: rounding.py.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import itertools
 from typing import Any
 
 import pytest
+import rounding
 import test_stepwise as stepwise
 import torch
 from conftest import relative_error
 from defects import cluster_forward as defects
 from defects import planting, shared
-from test_cluster_backward import CELLS, PRECISIONS, draw_lengths, rounded_to_tf32, to_tf32
+from test_cluster_backward import CELLS, PRECISIONS, draw_lengths
 from test_stepwise import KERNELS, NAN, Problem, Run, build, check, exact, integers, is_equal
 from torch import Tensor
 
-# H, B, blocks of a cluster, batch tiles, split of K: one unit; one sequence, of many units (of few
-# numbers, errors of rounding are a matter of luck); rows of all alignments; a last block
-# with fewer groups; weights in shared memory; a split whose last part is smaller, and one whose
-# warps own different numbers of batch tiles.
+# H, B, blocks of a cluster, batch tiles, split of K: one unit; one sequence, of many units; rows of
+# all alignments; a last block with fewer groups; weights in shared memory; a split whose last part
+# is smaller, and one whose warps own different numbers of batch tiles.
 SHAPES = (
     (1, 9, 1, 1, 1),
     (20, 9, 2, 4, 1),
@@ -78,21 +78,9 @@ class ClusterRun(Run):
         return [self.output, self.hy, *([self.cy] if self.problem.cell == "lstm" else [])]
 
 
-class Tf32ForwardProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        return to_tf32(h) @ to_tf32(weight).t()
-
-    @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
-        h, weight = ctx.saved_tensors
-        return d @ weight, d.t() @ h
-
-
 def check_run(problem: Problem, run: Run, tf32: bool = False) -> None:
-    model = rounded_to_tf32(Tf32ForwardProduct) if tf32 else None
-    check(problem, run.results(), problem.results(exact), model)
+    format = rounding.FORMATS["tf32"] if tf32 else None
+    check(problem, run.results(), problem.results(exact), format, backward_factors=False)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

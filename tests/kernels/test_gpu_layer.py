@@ -2,33 +2,40 @@
 
 What is tested is what lies between the operators and the kernels: which kernel is chosen and given
 what, the streams' order, packed batches, the weight gradients in one part or several. The oracle is
-the reference in fp64. In 16 bits and tf32 a kernel may be twice as wrong as stepwise is on the same
-operands, and one rounding.
+the reference in fp64; what may differ from it in 16 bits and tf32: rounding.py.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import rounding
+import rounding_model
 import torch
-from conftest import TOLERANCE, relative_error
+from conftest import TOLERANCE
 from test_stepwise import build
 from torch import Tensor
 
 from birnn_cuda import reference
+from birnn_cuda.sequences import (
+    packed_lengths,
+    packed_to_padded,
+    padded_to_packed,
+    padding_mask,
+)
 
 CELLS = ("tanh", "relu", "gru", "lstm")
 PERSISTENT = ("block", "cluster", "grid")
 FORMATS = {
-    "ieee": (torch.float32, "ieee", 0.0),
-    "tf32": (torch.float32, "tf32", 2**-11),
-    "fp16": (torch.float16, "ieee", 2**-11),
-    "bf16": (torch.bfloat16, "ieee", 2**-8),
+    "ieee": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
 }
 
 
@@ -72,8 +79,11 @@ class Problem:
             self.lengths = None
         rows = (int(self.batch_sizes.sum()),) if packed else (T, B)  # type: ignore[union-attr]
 
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape).to(dtype)
+        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(shape) * scale).to(dtype)
+
+        def away_from_zero(tensor: Tensor, sign: Tensor | float = 1.0) -> Tensor:
+            return (sign * (1 + tensor.abs())).to(dtype)
 
         lstm = cell == "lstm"
         self.input = draw(*rows, input_size)
@@ -82,11 +92,20 @@ class Problem:
         scale = H**-0.5
         self.weights: list[Tensor] = []
         for _ in range(directions):
-            self.weights += [draw(G * H, input_size) * scale, draw(G * H, S) * scale]
+            weight_ih = draw(G * H, input_size, scale=scale)
+            weight_hh = draw(G * H, S, scale=scale)
+            if cell == "relu":
+                # Each unit stays on its side of the kink, where a rounding error decides between a
+                # gradient and none.
+                weight_ih = away_from_zero(weight_ih, draw(G * H, 1).sign())
+                weight_hh = (weight_hh / 32).to(dtype)
+            self.weights += [weight_ih, weight_hh]
             if bias:
-                self.weights += [draw(G * H) * scale, draw(G * H) * scale]
+                self.weights += [draw(G * H, scale=scale), draw(G * H, scale=scale)]
             if proj_size:
-                self.weights += [draw(S, H) * scale]
+                self.weights += [draw(S, H, scale=scale)]
+        if cell == "relu":
+            self.input = away_from_zero(self.input)
         self.d_output = draw(*rows, directions * S)
         self.d_h_n = draw(directions, B, S)
         self.d_c_n = draw(directions, B, H) if lstm else None
@@ -128,22 +147,47 @@ class Problem:
         gradients = [t for t in (d_input, d_hx, d_cx, *d_weights) if t.dim() > 1 or t.numel()]
         return [*outputs, *gradients]
 
+    @torch.no_grad()
+    def drawn(self, format: rounding.Format) -> list[Tensor]:
+        """What exact() gives, by draws of a model that rounds to a format."""
+        lengths, rows = self.lengths, [self.input, self.d_output]
+        if self.batch_sizes is not None:
+            lengths = packed_lengths(self.batch_sizes)
+            rows = [packed_to_padded(tensor, self.batch_sizes) for tensor in rows]
+        elif lengths is not None:
+            inside = padding_mask(lengths, self.input.size(0)).unsqueeze(2)
+            rows = [torch.where(inside, tensor, 0) for tensor in rows]
+        input, d_output = (tensor.unsqueeze(0) for tensor in rows)
+        count = len(self.weights) // self.directions
+        weights = [self.weights[d * count : (d + 1) * count] for d in range(self.directions)]
+        layer = rounding_model.Layer(
+            self.cell, weights, rounding.Rounding(format), rounding.DRAWS, lengths
+        )
+        outputs = layer.forward(input, self.hx, self.cx)
+        d_c_n = None if self.d_c_n is None else self.d_c_n.unsqueeze(0)
+        d_input, d_states, d_weights = layer.backward(d_output, self.d_h_n.unsqueeze(0), d_c_n)
+        if self.batch_sizes is not None:
+            outputs[0], d_input = (
+                torch.stack([padded_to_packed(draw, self.batch_sizes) for draw in tensor])
+                for tensor in (outputs[0], d_input)
+            )
+        if self.hx is None:
+            d_states = []
+        return [*outputs, d_input, *d_states, *itertools.chain.from_iterable(d_weights)]
 
-def errors(problem: Problem, precision: str) -> list[float]:
-    actual, expected = problem.run(precision), problem.exact()
-    assert len(actual) == len(expected)
-    return [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
 
-
-def check(problem: Problem, precision: str, kernel: str, rounding: float, parts: int = 0) -> None:
+def check(
+    problem: Problem, format_: str, kernel: str, parts: int = 0, divisions: Any = None
+) -> None:
     with forced(kernel, parts):
-        found = errors(problem, precision)
-    allowed = [TOLERANCE[torch.float32]] * len(found)
-    if rounding:
-        with forced("stepwise"):
-            allowed = [2 * error + rounding for error in errors(problem, precision)]
-    wrong = [(i, e, a) for i, (e, a) in enumerate(zip(found, allowed, strict=True)) if not e <= a]
-    assert not wrong, f"{kernel}: (result, error, allowed) {wrong}"
+        if divisions is not None:
+            module().force_divisions(*divisions)
+        actual, expected = problem.run(FORMATS[format_][1]), problem.exact()
+    drawn: Sequence[Tensor | None] = [None] * len(expected)
+    if format_ != "ieee":
+        drawn = problem.drawn(rounding.FORMATS[format_])
+    for index, (a, e, d) in enumerate(zip(actual, expected, drawn, strict=True)):
+        rounding.check(a, e, TOLERANCE[torch.float32], d, f"{kernel}, result {index}")
 
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -160,41 +204,41 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kernel", PERSISTENT)
 def test_values_and_gradients(kernel: str, cell: str, format_: str, seed: int) -> None:
-    dtype, precision, rounding = FORMATS[format_]
+    dtype = FORMATS[format_][0]
     chosen = OPTIONS if format_ == "ieee" else OPTIONS[seed % 3 :: 3]
     for options in chosen:
         problem = Problem(cell, dtype, (5, 5, 3, 20), **options)
-        check(problem, precision, kernel, rounding)
+        check(problem, format_, kernel)
 
 
 @pytest.mark.parametrize("format_", ("ieee", "fp16"))
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kernel", ("block", "grid"))
 def test_backward_in_parts(kernel: str, cell: str, format_: str) -> None:
-    dtype, precision, rounding = FORMATS[format_]
+    dtype = FORMATS[format_][0]
     for directions, states, parts in itertools.product((1, 2), (True, False), (2, 7)):
         problem = Problem(cell, dtype, (7, 3, 4, 9), directions, states=states)
-        check(problem, precision, kernel, rounding, parts)
+        check(problem, format_, kernel, parts)
 
 
 def test_parts_need_sequences_that_are_full() -> None:
     """With lengths the steps of a part lie at different times: then there is one part."""
     problem = Problem("lstm", torch.float32, (5, 3, 4, 9), lengths=[5, 2, 0])
-    check(problem, "ieee", "block", 0.0, parts=3)
+    check(problem, "ieee", "block", parts=3)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_stepwise(cell: str) -> None:
     for options in OPTIONS:
-        check(Problem(cell, torch.float32, (5, 5, 3, 20), **options), "ieee", "stepwise", 0.0)
+        check(Problem(cell, torch.float32, (5, 5, 3, 20), **options), "ieee", "stepwise")
     if cell == "lstm":
         problem = Problem(cell, torch.float32, (5, 5, 3, 20), proj_size=7, lengths=[5, 1, 0, 3, 3])
-        check(problem, "ieee", "", 0.0)
+        check(problem, "ieee", "")
 
 
 def test_the_layer_follows_the_plan() -> None:
     problem = Problem("lstm", torch.float32, (5, 3, 4, 20), lengths=[5, 3, 1])
-    check(problem, "ieee", "", 0.0)
+    check(problem, "ieee", "")
     proj = Problem("lstm", torch.float32, (2, 2, 4, 20), proj_size=3)
     with forced("cluster"), pytest.raises(RuntimeError, match=r'"cluster" does not take.*stepwise'):
         proj.run("ieee")
@@ -219,11 +263,7 @@ DIVISIONS = (
 def test_a_division_that_is_asked_for_runs(divisions: Any, cell: str) -> None:
     forward, backward, batch_size = divisions
     problem = Problem(cell, torch.float32, (5, batch_size, 3, 34))
-    module().force_divisions(forward, backward)
-    try:
-        assert max(errors(problem, "ieee")) <= TOLERANCE[torch.float32]
-    finally:
-        module().force("", 0)
+    check(problem, "ieee", "", divisions=(forward, backward))
 
 
 def test_a_division_that_does_not_fit_is_refused() -> None:

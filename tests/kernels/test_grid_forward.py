@@ -1,8 +1,8 @@
 """The grid forward kernel, run by the emulator, against the reference in fp64.
 
 The backward pass behind it is stepwise's, in the same format: so what the kernel leaves in the
-reserve is judged by the gradients. In tf32 the error allowed is twice that of an fp64 computation
-whose recurrent product rounds its operands to tf32.
+reserve is judged by the gradients. What may differ from the reference in 16 bits and tf32:
+rounding.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rounding
 import test_stepwise as stepwise
 import torch
 from defects import grid_forward as defects
 from defects import planting, shared
-from test_cluster_backward import CELLS, PRECISIONS, draw_lengths, rounded_to_tf32
-from test_cluster_forward import Tf32ForwardProduct
+from test_cluster_backward import CELLS, PRECISIONS, draw_lengths
 from test_stepwise import KERNELS, NAN, Problem, Run, build, exact, integers, is_equal
 from torch import Tensor
 
@@ -85,8 +85,8 @@ class GridRun(Run):
 
 
 def check(problem: Problem, run: Run, tf32: bool = False) -> None:
-    model = rounded_to_tf32(Tf32ForwardProduct) if tf32 else None
-    stepwise.check(problem, run.results(), problem.results(exact), model)
+    format = rounding.FORMATS["tf32"] if tf32 else None
+    stepwise.check(problem, run.results(), problem.results(exact), format, backward_factors=False)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

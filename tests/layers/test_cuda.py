@@ -1,9 +1,8 @@
 """The layers on a GPU: values and gradients against fp64, streams, graphs, lengths, errors.
 
 The tests of the modules run on the CPU (test_layers.py and the others); here is what only a device
-can show. The oracle is torch's layer in fp64 on the CPU. In fp32 'ieee' and fp64 the error is
-bounded; in tf32 and 16 bits it may be twice that of torch's own layer on the same device, and one
-rounding.
+can show. The oracle is torch's layer in fp64 on the CPU; what may differ from it in tf32 and 16
+bits: rounding.py.
 """
 
 from __future__ import annotations
@@ -13,21 +12,23 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import rounding
+import rounding_model
 import torch
 from conftest import (
     CELLS,
+    TOLERANCE,
     assert_close,
     call,
     call_by_lengths,
     copies,
     draw_operands,
     gradients,
+    leave_the_kink,
     make_layer,
     make_pair,
     make_states,
-    relative_error,
 )
-from torch import nn
 from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -42,15 +43,15 @@ pytestmark = [
     ),
 ]
 
-# dtype, the switch for fp32, the bound of the error or the rounding of the format.
+# dtype, the switch for fp32, the bound of the error or the format that it comes of.
 BOUNDED = {
     "fp64": (torch.float64, "ieee", 1e-12),
     "ieee": (torch.float32, "ieee", 1e-5),
 }
-AS_TORCH = {
-    "tf32": (torch.float32, "tf32", 2**-11),
-    "fp16": (torch.float16, "ieee", 2**-11),
-    "bf16": (torch.bfloat16, "ieee", 2**-8),
+ROUNDED = {
+    "tf32": (torch.float32, "tf32", rounding.FORMATS["tf32 of libraries"]),
+    "fp16": (torch.float16, "ieee", rounding.FORMATS["fp16"]),
+    "bf16": (torch.bfloat16, "ieee", rounding.FORMATS["bf16"]),
 }
 # T, B, I, H and the options of a layer.
 CONFIGURATIONS = [
@@ -99,17 +100,6 @@ def assert_equal(actual, expected):
     assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
-def leave_the_kink(layer):
-    """Moves the units of a relu layer far from zero: there rounding turns gradients on and off."""
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith("weight_hh"):
-                parameter *= 0.3
-            if name.startswith("bias_ih"):
-                parameter[::2] += 4
-                parameter[1::2] -= 40
-
-
 # ---- values and gradients
 
 
@@ -153,21 +143,19 @@ def check_results(oracle, ours, outputs, expected, operands, exact, tolerance):
     )
 
 
-@pytest.mark.parametrize("mode", AS_TORCH)
+@pytest.mark.parametrize("mode", ROUNDED)
 @pytest.mark.parametrize("config", CONFIGURATIONS[4:], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_no_worse_than_torch(monkeypatch, cell, config, mode):
-    dtype, precision, rounding = AS_TORCH[mode]
+def test_no_further_than_rounding(monkeypatch, cell, config, mode):
+    """Where the format rounds, errors are no larger than its rounding explains."""
+    dtype, precision, format_ = ROUNDED[mode]
     use_precision(monkeypatch, precision)
     seq_len, batch_size, input_size, hidden_size, options = config
     options = {**options, "dtype": dtype, "num_layers": 1, "batch_first": False}
-    ours = make_layer(birnn_cuda, cell, input_size, hidden_size, **options)
+    oracle, ours = make_pair(cell, input_size, hidden_size, **options)
     if cell == "relu":
         leave_the_kink(ours)
-    theirs = make_layer(nn, cell, input_size, hidden_size, **options)
-    oracle = make_layer(nn, cell, input_size, hidden_size, **{**options, "dtype": torch.float64})
-    theirs.load_state_dict(ours.state_dict())
-    oracle.load_state_dict(ours.state_dict())
+        oracle.load_state_dict(ours.state_dict())
     operands = [
         torch.randn(seq_len, batch_size, input_size).to(dtype),
         *make_states(ours, batch_size, dtype),
@@ -175,7 +163,6 @@ def test_no_worse_than_torch(monkeypatch, cell, config, mode):
     cotangents, results = [], []
     for layer, leaves in (
         (oracle, copies(operands, torch.float64)),
-        (theirs.cuda(), on_device(copies(operands, dtype))),
         (ours.cuda(), on_device(copies(operands, dtype))),
     ):
         outputs = call(layer, leaves[0], leaves[1:])
@@ -183,10 +170,10 @@ def test_no_worse_than_torch(monkeypatch, cell, config, mode):
         moved = [d.to(outputs[0].device) for d in cotangents]
         grads = gradients(outputs, moved, [*leaves, *layer.parameters()])
         results.append([t.cpu() for t in (*outputs, *grads)])
-    for index, (exact, torchs, own) in enumerate(zip(*results, strict=True)):
+    drawn = rounding_model.drawn(oracle.cuda(), format_, on_device(operands), on_device(cotangents))
+    for index, (exact, own, draws) in enumerate(zip(*results, drawn, strict=True)):
         assert own.dtype == dtype
-        allowed = 2 * relative_error(torchs, exact) + rounding
-        assert relative_error(own, exact) <= allowed, f"result {index}"
+        rounding.check(own, exact, TOLERANCE[torch.float32], draws, f"result {index}")
 
 
 @pytest.mark.parametrize("mode", ["ieee", "tf32"])

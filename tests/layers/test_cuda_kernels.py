@@ -1,18 +1,20 @@
 """Every kernel by name on a GPU: values and gradients, repeatability, streams, graphs, parts.
 
-Sizes are those that each kernel is for, and ragged ones. The oracle is torch's layer in fp64 on the
-CPU; in 16 bits and tf32 a kernel may be twice as wrong as stepwise on the same operands, and one
-rounding.
+Sizes are those that each kernel is for, and ragged ones. The oracle is the reference in fp64 on the
+CPU; what may differ from it in tf32 and 16 bits: rounding.py.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
+import rounding
+import rounding_model
 import torch
-from conftest import copies, make_layer, make_pair, relative_error
-from test_cuda import AS_TORCH, assert_equal, on_device, pytestmark, training_step, use_precision
+from conftest import TOLERANCE, call, gradients, make_layer, relative_error
+from test_cuda import ROUNDED, assert_equal, on_device, pytestmark, training_step, use_precision
 
 import birnn_cuda
 from birnn_cuda import ops
@@ -40,46 +42,47 @@ def lengths_of(pattern, seq_len, batch_size):
     return torch.arange(batch_size).mul(5).remainder(seq_len + 1).cuda()
 
 
-def run(layer, input, lengths, kernel, parts=0):
-    with ops.forced_kernel(kernel, parts):
-        options = {} if lengths is None else {"lengths": lengths}
-        return [t.cpu() for t in training_step(layer, input, **options)]
-
-
-def expect_as_close_as_stepwise(cell, shape, mode, kernel, pattern, parts=0):
+def expect_close(cell, shape, mode, kernel, pattern, parts=0):
     seq_len, batch_size, input_size, hidden_size = shape
-    dtype, rounding = torch.float32, 0.0
-    if mode != "ieee":
-        dtype, _, rounding = AS_TORCH[mode]
-    oracle, ours = make_pair(cell, input_size, hidden_size, bidirectional=True, dtype=dtype)
+    dtype = torch.float32 if mode == "ieee" else ROUNDED[mode][0]
+    ours = make_layer(birnn_cuda, cell, input_size, hidden_size, bidirectional=True, dtype=dtype)
+    reference = copy.deepcopy(ours).double()
     lengths = lengths_of(pattern, seq_len, batch_size)
-    input = torch.randn(seq_len, batch_size, input_size).to(dtype).requires_grad_()
-    exact_input = copies([input], torch.float64)[0]
-    reference = make_layer(
-        birnn_cuda, cell, input_size, hidden_size, bidirectional=True, dtype=torch.float64
-    )
-    reference.load_state_dict(oracle.state_dict())
-    options = {} if lengths is None else {"lengths": lengths.cpu()}
-    exact = training_step(reference, exact_input, **options)
+    input = torch.randn(seq_len, batch_size, input_size).to(dtype)
+    num_states = 2 if cell == "lstm" else 1
+    state = torch.empty(2, batch_size, hidden_size)
+    cotangents = [torch.empty(seq_len, batch_size, 2 * hidden_size), *[state] * num_states]
+    cotangents = [torch.randn_like(d).to(dtype) for d in cotangents]
+
+    def results(layer, input, cotangents, lengths):
+        leaf = input.detach().requires_grad_()
+        outputs = call(layer, leaf, **({} if lengths is None else {"lengths": lengths}))
+        grads = gradients(outputs, cotangents, [leaf, *layer.parameters()])
+        return [t.cpu() for t in (*outputs, *grads)]
+
+    on_cpu = None if lengths is None else lengths.cpu()
+    exact = results(reference, input.double(), cotangents, on_cpu)
     ours.cuda()
-    on_gpu = on_device([input])[0]
-    actual = run(ours, on_gpu, lengths, kernel, parts)
-    baseline = run(ours, on_gpu, lengths, "stepwise")
-    for index, (a, b, e) in enumerate(zip(actual, baseline, exact, strict=True)):
-        bound = 1e-5 if mode == "ieee" else 2 * relative_error(b, e) + rounding
-        error = relative_error(a, e)
-        assert error <= bound, f"result {index}: {error:.3g} > {bound:.3g}"
-    assert_equal(run(ours, on_gpu, lengths, kernel, parts), actual)
+    given = (input.cuda(), on_device(cotangents), lengths)
+    with ops.forced_kernel(kernel, parts):
+        actual, again = (results(ours, *given) for _ in range(2))
+    assert_equal(actual, again)
+    drawn = [None] * len(exact)
+    if mode != "ieee":
+        operands = [given[0].double()]
+        drawn = rounding_model.drawn(reference.cuda(), ROUNDED[mode][2], operands, *given[1:])
+    for index, (a, e, d) in enumerate(zip(actual, exact, drawn, strict=True)):
+        rounding.check(a, e, TOLERANCE[torch.float32], d, f"result {index}")
 
 
 @pytest.mark.parametrize("pattern", ["full", "ragged"])
-@pytest.mark.parametrize("mode", ["ieee", *AS_TORCH])
+@pytest.mark.parametrize("mode", ["ieee", *ROUNDED])
 @pytest.mark.parametrize(("kernel", "shape"), CASES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_values_and_gradients(monkeypatch, cell, kernel, shape, mode, pattern):
     needs(kernel)
     use_precision(monkeypatch, "tf32" if mode == "tf32" else "ieee")
-    expect_as_close_as_stepwise(cell, shape, mode, kernel, pattern)
+    expect_close(cell, shape, mode, kernel, pattern)
 
 
 @pytest.mark.parametrize("kernel", SHAPES)
@@ -88,8 +91,8 @@ def test_backward_in_parts(monkeypatch, cell, kernel):
     needs(kernel)
     use_precision(monkeypatch, "ieee")
     for parts in (2, 5):
-        expect_as_close_as_stepwise(cell, SHAPES[kernel][0], "ieee", kernel, "full", parts)
-        expect_as_close_as_stepwise(cell, SHAPES[kernel][1], "bf16", kernel, "full", parts)
+        expect_close(cell, SHAPES[kernel][0], "ieee", kernel, "full", parts)
+        expect_close(cell, SHAPES[kernel][1], "bf16", kernel, "full", parts)
 
 
 def test_layers_on_many_streams_make_progress():
