@@ -1,20 +1,23 @@
-"""What the tests share: the seed, the layers under test beside torch's own, and the oracle.
-
-Inputs are fresh in every run. The seed stands in the header of the report; the same inputs come
-back with ``pytest --seed=...``.
-"""
+"""What the tests share: the seed, the layers under test beside torch's own, and the oracle."""
 
 from __future__ import annotations
 
 import copy
 import random
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import rounding
+import seeding
 import torch
+from seeding import (
+    pytest_addoption,
+    pytest_configure_node,
+    pytest_report_header,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -28,27 +31,28 @@ CELLS = ("tanh", "relu", "gru", "lstm", "lstm_proj")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, default=None, help="seed of the random inputs")
+__all__ = [
+    "pytest_addoption",
+    "pytest_configure_node",
+    "pytest_report_header",
+    "pytest_runtest_makereport",
+    "pytest_terminal_summary",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:
-        config.option.seed = random.SystemRandom().randrange(2**31)
+    seeding.pytest_configure(config)
     # On tensors this small more threads only wait for each other; what runs on several threads
     # has a test of its own.
     torch.set_num_threads(1)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"inputs: --seed={config.option.seed}"
-
-
 @pytest.fixture(autouse=True)
 def seed(request: pytest.FixtureRequest) -> int:
-    """Seeds torch for one test, from the run's seed and the test's name."""
-    value: int = request.config.option.seed ^ zlib.crc32(request.node.nodeid.encode())
+    """Seeds torch and random for one test, from the run's seed and the test's name."""
+    value = seeding.seed_of(request.node)
     torch.manual_seed(value)
+    random.seed(value)
     return value
 
 

@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import subprocess
@@ -309,12 +310,15 @@ def part_tests(out: Path) -> int:
 
     groups = [[f"tests/{file}" for file in files] for files in GPU_TESTS]
     seconds = CAPS["tests"] - 2 * SECONDS_TO_END
-    found = run_tests(groups, out / "tests.jsonl", seconds, ["-m", "gpu"])
+    # One seed for all their processes, also for those that are started again.
+    seed = f"--seed={random.SystemRandom().randrange(2**31)}"
+    found = run_tests(groups, out / "tests.jsonl", seconds, ["-m", "gpu", seed])
     bad = ("failed", "hung", "out of time")
     for name, result in found.items():
         if result["outcome"] in bad:
             say(f"{result['outcome']}: {name}")
     counts = Counter(result["outcome"] for result in found.values())
+    say(f"inputs: {seed}")
     say(NOTE + (", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none ran"))
     # All skipped has shown nothing.
     return 0 if counts["passed"] and not any(counts[outcome] for outcome in bad) else 1
