@@ -7,11 +7,12 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench real-models lint cuda gpu-check package fuzz docs clean
+.PHONY: help install test demo bench real-models lint cuda gpu-check package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the whole test-suite"
+	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
 	@echo "make real-models  replace the layers of published networks, and compare"
@@ -36,6 +37,10 @@ install: $(VENV)/.extension
 
 test: install
 	$(VENV)/bin/python -m pytest -q -n auto -m "not long" tests
+
+SEEDS ?= 100
+soak-tests: install
+	$(VENV)/bin/python tests/tools/soak.py --seeds $(SEEDS)
 
 MINUTES ?= 10
 fuzz: install
