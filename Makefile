@@ -85,7 +85,7 @@ package: $(VENV)/.dev
 # A second environment with a CUDA build of torch. The tests of the layers run on the CPU of the
 # extension that was built for both; from tests/, so that the installed package is what they import.
 # Then what takes nvcc minutes: the registers of every instance of every kernel.
-CUDA_TESTS := $(addprefix layers/test_,layers.py errors.py convert.py model.py)
+CUDA_TESTS := $(patsubst %,layers/test_%.py,layers lengths input_forms module autocast dropout errors convert model)
 .venv-cuda/.packages: requirements/torch-cuda.txt requirements/build.txt requirements/test.txt
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \

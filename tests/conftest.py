@@ -224,3 +224,15 @@ def assert_close(
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         rounding.check(a, e, tolerance, what=f"{what} {index}")
+
+
+def assert_like_oracle(oracle, ours, outputs, expected, operands, oracle_operands, tolerance):
+    """Outputs, and the gradients of random cotangents, against the fp64 oracle's."""
+    assert_close(outputs, expected, tolerance, "output")
+    cotangents = [torch.randn_like(o) for o in outputs]
+    assert_close(
+        gradients(outputs, cotangents, [*operands, *ours.parameters()]),
+        gradients(expected, cotangents, [*oracle_operands, *oracle.parameters()]),
+        tolerance,
+        "gradient",
+    )

@@ -23,7 +23,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = [f"layers/test_{name}.py" for name in ("layers", "errors", "convert", "model")]
+TESTS = [
+    f"layers/test_{name}.py"
+    for name in ("layers", "lengths", "input_forms", "module", "autocast", "errors", "convert")
+]
 
 
 def main() -> int:
