@@ -59,6 +59,7 @@ $(VENV)/.real-models: $(VENV)/.extension requirements/real-models.txt
 
 real-models: $(VENV)/.real-models
 	$(VENV)/bin/python examples/replace_in_packages.py
+	$(VENV)/bin/python examples/private_training.py
 
 $(VENV)/.dev: $(VENV)/.extension requirements/dev.txt
 	$(PIP) install --quiet -r requirements/dev.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from .layers import GRU, LSTM, RNN
@@ -24,9 +25,18 @@ def replace_rnns(model: ModuleT) -> ModuleT:
 
     The modules stay the objects they are and change their class: parameters (and an optimizer's
     hold on them), tied weights, hooks, the training flag and every reference to a module are kept.
-    What was swapped is logged at level INFO by the logger ``birnn_cuda.convert``. Left alone, with
-    a WARNING, is a module whose behaviour is not torch's own: of a subclass (a parametrized layer
-    is one: swap before parametrizing) or with a ``forward`` of its own set on the instance.
+    ``isinstance(layer, torch.nn.LSTM)`` stays true of a swapped LSTM, as it is of each
+    ``birnn_cuda.LSTM``; so for GRU and RNN.
+
+    What was swapped is logged at level INFO by the logger ``birnn_cuda.convert``; with a WARNING
+    what was left alone, and why: a subclass, whose behaviour need not be torch's own (a
+    parametrized layer is one: swap before parametrizing); a layer with a ``forward`` of its own set
+    on the instance; cells, since the loop over a cell is the model's own code; layers that
+    ``torch.ao.quantization`` took first; scripted modules; or that there was nothing to swap.
+
+    A model that makes itself anew when it is copied, saved or loaded comes back with torch's
+    layers. ``any(isinstance(m, (birnn_cuda.RNN, birnn_cuda.GRU, birnn_cuda.LSTM)) for m in
+    model.modules())`` tells; call ``replace_rnns`` again.
 
     Args:
         model: any module, on any device; may itself be a recurrent layer.
@@ -41,8 +51,9 @@ def to_torch(model: ModuleT) -> ModuleT:
     """Make every layer of this package in ``model`` torch's own: undoes :func:`replace_rnns`.
 
     In place, as :func:`replace_rnns` does it; ``to_torch(copy.deepcopy(layer))`` leaves ``layer``
-    as it is. What torch's layers do not have is then no longer understood: ``lengths=``, nested
-    tensors, ``return_cell_states=``.
+    as it is. A model that cannot be copied can be changed in place, used, and changed back. What
+    torch's layers do not have is then no longer understood: ``lengths=``, nested tensors,
+    ``return_cell_states=``.
 
     It is the way to ONNX, for which torch knows its own layers only. With ``dynamo=False`` each
     becomes one node for every layer, right at any T and B; the default exporter fixes T::
@@ -62,21 +73,50 @@ def to_torch(model: ModuleT) -> ModuleT:
 
 
 def _swap(model: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> ModuleT:
+    found_any = False
     for name, module in model.named_modules():
         swapped = classes.get(type(module))
         label = f"{name or 'the module itself'} ({_qualified_name(type(module))})"
+        reason = None
         if swapped is None:
-            if isinstance(module, tuple(classes)):
-                _logger.warning("left alone: %s: a subclass may behave differently", label)
+            reason = _reason_to_leave(module, tuple(classes))
         elif "forward" in module.__dict__:
-            _logger.warning("left alone: %s: its forward was replaced on the instance", label)
-        else:
+            reason = "its forward was replaced on the instance"
+        found_any = found_any or reason is not None or swapped is not None
+        if reason is not None:
+            _logger.warning("left alone: %s: %s", label, reason)
+        elif swapped is not None:
             # The flat list of weights is an attribute of torch's layers and derived in ours.
             module.__dict__.pop("_flat_weights", None)
             module.__class__ = swapped
             module._init_flat_weights()
             _logger.info("swapped: %s for %s", label, _qualified_name(swapped))
+    if classes is _OURS and not found_any and not _has_any(model, tuple(_TORCHS)):
+        _logger.warning("nothing to swap: no recurrent layer in %s", _qualified_name(type(model)))
     return model
+
+
+def _has_any(model: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
+    return any(isinstance(module, classes) for module in model.modules())
+
+
+def _reason_to_leave(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> str | None:
+    """Why a recurrent module that is of none of the classes stays as it is; None for any other."""
+    cls = type(module)
+    if issubclass(cls, classes):
+        return "a subclass may behave differently"
+    if classes != tuple(_OURS):
+        return None
+    if isinstance(module, nn.RNNCellBase):
+        return "a cell: the loop over it is the model's own; a layer would do all steps in one call"
+    if cls.__module__.startswith("torch.ao.nn") and cls.__name__.startswith(("LSTM", "GRU", "RNN")):
+        return "it is quantized: call replace_rnns before quantize_dynamic"
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    if scripted and getattr(module, "original_name", "") in ("LSTM", "GRU", "RNN"):
+        return "it is scripted: call replace_rnns on the model that was scripted, and trace that"
+    if issubclass(cls, nn.RNNBase) and not issubclass(cls, tuple(_TORCHS)):
+        return "not a class of torch.nn"
+    return None
 
 
 def _qualified_name(cls: type) -> str:

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
+from torch.overrides import handle_torch_function, has_torch_function
 
+from . import flops as flops  # registers the formulas
 from . import ops, reference
 
 __all__ = ["recurrent_layer"]
@@ -68,12 +70,31 @@ def recurrent_layer(
         RuntimeError: shapes, dtypes or devices that do not fit together.
         ValueError: on the CPU, a length outside ``[0, T]``.
     """
+    tensors = (input, hx, cx, lengths, *weights)
+    if has_torch_function(tensors):
+        overridden: tuple[Tensor, ...] = handle_torch_function(
+            recurrent_layer,
+            tensors,
+            input,
+            hx,
+            cx,
+            weights,
+            lengths=lengths,
+            batch_sizes=batch_sizes,
+            cell=cell,
+            num_directions=num_directions,
+            precision=precision,
+            with_cell_states=with_cell_states,
+            recompute_activations=recompute_activations,
+        )
+        return overridden
     if _in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):
             results = reference.forward_with_cell_states(
                 input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
             )
         return results if with_cell_states else results[:3]
+    options = (cell, num_directions, precision, with_cell_states, recompute_activations)
     if not (with_cell_states or _is_transformed()):
         return ops.extension.eager_layer(
             input,
@@ -88,7 +109,6 @@ def recurrent_layer(
             recompute_activations,
         )
     if _may_need_grad((input, hx, cx, *weights)):
-        options = (cell, num_directions, precision, with_cell_states, recompute_activations)
         output, h_n, c_n, _, *cell_states = _Layer.apply(
             input, hx, cx, lengths, batch_sizes, *options, *weights
         )

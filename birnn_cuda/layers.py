@@ -16,6 +16,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import recurrent_layer
+from .interop import ReportsTorchClass, check_weights, fx_node, warn_of_quantization
 from .sequences import (
     check_lengths_form,
     check_nested_form,
@@ -38,16 +39,21 @@ _SCALAR_TYPE_NAMES = {
 }
 
 
-class _Recurrent(nn.RNNBase):
+class _Recurrent(ReportsTorchClass, nn.RNNBase):
     """What the three layers share: everything but the constructor and the form of the states."""
 
     recompute_activations: bool = False
 
     # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
-    # ---- is read from the parameters whenever asked for, so it cannot be stale.
+    # ---- is read from the parameters whenever asked for, so it cannot be stale. A list that was
+    # ---- assigned (weights that are computed, as for dropping some of them) is used as torch does:
+    # ---- until one of them is set by its name, or all are moved.
 
     @property
     def _flat_weights(self) -> list[Any]:
+        assigned = self.__dict__.get("_assigned_weights")
+        if assigned is not None:
+            return list(assigned)
         # A plain parameter without the detour through Module.__getattr__; getattr finds what a
         # parametrization computes.
         plain = self._parameters
@@ -58,14 +64,28 @@ class _Recurrent(nn.RNNBase):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Any]) -> None:
-        pass
+        assigned, names = list(weights), self._flat_weights_names
+        if len(assigned) != len(names):
+            raise ValueError(
+                f"_flat_weights must hold {len(names)} tensors ({', '.join(names)}), "
+                f"got {len(assigned)}"
+            )
+        self.__dict__.pop("_assigned_weights", None)
+        if any(a is not b for a, b in zip(assigned, self._flat_weights, strict=True)):
+            self.__dict__["_assigned_weights"] = assigned
 
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs = [None] * len(self._flat_weights_names)
+        self.__dict__.pop("_assigned_weights", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig":
+            warn_of_quantization(self)
         # Past RNNBase, which would read every weight to put one of them into its list.
         nn.Module.__setattr__(self, name, value)
+        assigned = self.__dict__.get("_assigned_weights")
+        if assigned is not None and name in self._flat_weights_names:
+            assigned[self._flat_weights_names.index(name)] = value
 
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read each weight where it lies."""
@@ -73,8 +93,9 @@ class _Recurrent(nn.RNNBase):
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(
             f"torch.jit.script does not support birnn_cuda.{self._get_name()}. Use "
-            "torch.export.export(model, args), or script a copy made of torch's own layers: "
-            "torch.jit.script(birnn_cuda.to_torch(copy.deepcopy(model)))"
+            "torch.export.export(model, args), or script torch's "
+            "own layers: torch.jit.script(birnn_cuda.to_torch(model)), which changes the model in "
+            "place, or a copy of it, if it can be copied: birnn_cuda.to_torch(copy.deepcopy(model))"
         )
 
     # ---- forward
@@ -108,6 +129,19 @@ class _Recurrent(nn.RNNBase):
     ) -> tuple[Any, States, Any]:
         """Forward for all three: ``output``, the final states ``(h_n,)`` or ``(h_n, c_n)``, and in
         the form of ``output`` the cell states, None where they were not asked for."""
+        try:
+            return self._run_form(input, hx, lengths, with_cell_states)
+        except AttributeError:
+            check_weights(self._flat_weights_names, self._flat_weights)
+            raise
+
+    def _run_form(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | None,
+        with_cell_states: bool,
+    ) -> tuple[Any, States, Any]:
         if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
             raise RuntimeError(
                 f"torch.onnx does not know birnn_cuda.{self._get_name()}. Export a copy made of "
@@ -298,6 +332,10 @@ class _SingleState(_Recurrent):
         direction has such a state: the reverse one starts at the end of what it is given, so a
         bidirectional layer reads whole sequences.
         """
+        if type(input) is not Tensor or hx is not None or lengths is not None:
+            node: tuple[Any, Any] | None = fx_node(self, input, hx, lengths=lengths)
+            if node is not None:
+                return node
         output, (h_n,), _ = self._run(input, hx, lengths)
         return output, h_n
 
@@ -336,6 +374,8 @@ class RNN(_SingleState):
     Sources: Elman 1990, Cognitive Science 14(2); Schuster & Paliwal 1997, IEEE Transactions on
     Signal Processing 45(11).
     """
+
+    torch_class = nn.RNN
 
     @overload
     def __init__(
@@ -398,6 +438,8 @@ class GRU(_SingleState):
     Signal Processing 45(11).
     """
 
+    torch_class = nn.GRU
+
     @overload
     def __init__(
         self,
@@ -451,6 +493,8 @@ class LSTM(_Recurrent):
     2000, Neural Computation 12(10); Sak, Senior & Beaufays 2014, arXiv 1402.1128 (projection);
     Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45(11).
     """
+
+    torch_class = nn.LSTM
 
     # RNNBase's own serve a single state only.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
@@ -550,6 +594,11 @@ class LSTM(_Recurrent):
         How long sequences are given in chunks: see :meth:`RNN.forward`; here
         ``state = tuple(s.detach() for s in state)``.
         """
+        if type(input) is not Tensor or hx is not None or lengths is not None:
+            options: dict[str, Any] = {"lengths": lengths, "return_cell_states": return_cell_states}
+            node: tuple[Any, ...] | None = fx_node(self, input, hx, **options)
+            if node is not None:
+                return node
         if not isinstance(return_cell_states, bool):
             raise TypeError(
                 f"return_cell_states must be True or False, got {type(return_cell_states).__name__}"
@@ -560,6 +609,8 @@ class LSTM(_Recurrent):
         return output, (h_n, c_n)
 
     def _states(self, hx: Any) -> States:
+        if not isinstance(hx, Tensor) and len(hx) != 2:  # torch.nn's is an error of its operator
+            raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
         return hx[0], hx[1]
 
     def _check_states_dim(self, states: States, is_batched: bool) -> None:

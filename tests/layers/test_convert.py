@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 
 import pytest
 import torch
@@ -137,12 +138,83 @@ def test_what_is_left_alone_is_said(caplog):
     assert after == {**before, "plain": birnn_cuda.GRU}
     messages = {(r.levelname, r.getMessage().partition(" (")[0]) for r in caplog.records}
     assert messages == {
+        ("WARNING", "left alone: cell"),
         ("WARNING", "left alone: custom"),
         ("WARNING", "left alone: parametrized"),
         ("WARNING", "left alone: patched"),
         ("INFO", "swapped: plain"),
     }
     assert "torch.nn.GRU" in caplog.text and "birnn_cuda.GRU" in caplog.text
+
+
+class Loop(nn.Module):
+    """A loop over a cell, a scripted layer and a layer in 8 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.scripted = torch.jit.script(nn.GRU(3, 4))
+            self.quantized = torch.ao.quantization.quantize_dynamic(
+                nn.Sequential(nn.LSTM(3, 4)), {nn.LSTM}
+            )
+        self.other = OtherRecurrent("GRU", 3, 4)
+
+
+class OtherRecurrent(nn.RNNBase):
+    pass
+
+
+def test_every_reason_to_leave_a_layer_is_said(caplog):
+    model = Loop()
+    before = {name: type(module) for name, module in model.named_modules()}
+    replace_rnns(model)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    said = dict(r.getMessage().removeprefix("left alone: ").split(" (", 1) for r in caplog.records)
+    assert {name: text.split(": ", 1)[1].split(":")[0] for name, text in said.items()} == {
+        "cell": "a cell",
+        "scripted": "it is scripted",
+        "quantized.0": "it is quantized",
+        "other": "not a class of torch.nn",
+    }
+    assert all(r.levelname == "WARNING" for r in caplog.records)
+
+
+def test_nothing_to_swap_is_said(caplog):
+    replace_rnns(nn.Sequential(nn.Linear(3, 4)))
+    assert [r.getMessage() for r in caplog.records] == [
+        "nothing to swap: no recurrent layer in torch.nn.Sequential"
+    ]
+    caplog.clear()
+    replace_rnns(nn.Sequential(birnn_cuda.GRU(3, 4)))
+    to_torch(nn.Sequential(nn.Linear(3, 4), nn.GRUCell(3, 4)))
+    assert not caplog.records
+
+
+class Rebuilt(nn.Module):
+    """Makes itself anew when it is copied, as some published models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+
+    def __deepcopy__(self, memo):
+        other = Rebuilt()
+        other.load_state_dict(self.state_dict())
+        return other
+
+
+def test_a_model_that_rebuilds_itself_is_noticed():
+    model = replace_rnns(Rebuilt())
+
+    def is_swapped(model):
+        ours = birnn_cuda.RNN, birnn_cuda.GRU, birnn_cuda.LSTM
+        return any(isinstance(module, ours) for module in model.modules())
+
+    twin = copy.deepcopy(model)
+    assert is_swapped(model) and not is_swapped(twin)
+    assert is_swapped(replace_rnns(twin))
 
 
 def test_swapped_layer_can_be_copied_and_saved():
