@@ -7,11 +7,12 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test demo bench real-models lint cuda gpu-check package fuzz soak-tests docs clean
+.PHONY: help install test test-long demo bench real-models lint cuda gpu-check package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
-	@echo "make test    run the whole test-suite"
+	@echo "make test    run the test-suite"
+	@echo "make test-long  the defects planted in the kernels, each of which it must catch"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
@@ -37,6 +38,11 @@ install: $(VENV)/.extension
 
 test: install
 	$(VENV)/bin/python -m pytest -q -n auto -m "not long" tests
+
+# What takes minutes and shows something only where a kernel or its tests have changed: the planted
+# defects. Those tests that need nvcc for minutes are `make cuda`'s.
+test-long: install
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests --ignore=tests/kernels/test_nvcc.py
 
 SEEDS ?= 100
 soak-tests: install

@@ -199,11 +199,13 @@ def check_defective(
     check(problem, ClusterRun(emulator, problem, (cluster, 1)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("defect", planting.names_in(FILES))
 def test_defect_is_caught(defect: str) -> None:
     planting.assert_caught(defective_kernel(), defect, DEFECT_CASES, check_defective)
 
 
+@pytest.mark.long
 def test_without_a_defect_all_is_well() -> None:
     planting.assert_well(defective_kernel(), DEFECT_CASES, check_defective)
 
