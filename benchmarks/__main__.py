@@ -8,6 +8,7 @@
   pictures of it                       python -m benchmarks report benchmarks/results/cuda-*.json
   what got slower                      python -m benchmarks compare before.json after.json
   what the plan should choose on a GPU python -m benchmarks tune, then fit
+  the machine code of a step, no GPU   python -m benchmarks steps --against main
 
 Each sub-command explains its options: python -m benchmarks cuda --help. What is measured, and why
 it is fair, stands in benchmarks/README.md. Exit status: 0 if all is well, 1 if this package failed
@@ -28,8 +29,9 @@ from benchmarks.measure.terminal import Terminal
 from benchmarks.model import fit
 from benchmarks.report import compare, readme, report
 from benchmarks.sections import micro
+from benchmarks.steps import command as steps
 
-COMMANDS = (cpu.COMMAND, cuda.COMMAND, micro, tune.COMMAND, fit, report, compare, readme)
+COMMANDS = (cpu.COMMAND, cuda.COMMAND, micro, tune.COMMAND, fit, steps, report, compare, readme)
 REFUSED = 2
 
 

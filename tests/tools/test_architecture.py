@@ -53,7 +53,8 @@ BENCHMARKS: Rooms = {
     "sections": (["sections/*.py"], ["measure", "peers"]),
     "model": (["model/*.py"], ["measure", "peers", "sections"]),
     "report": (["report/*.py"], ["measure", "peers", "sections", "model"]),
-    "commands": (["*.py"], ["measure", "peers", "sections", "model", "report"]),
+    "steps": (["steps/*.py"], ["measure"]),
+    "commands": (["*.py"], ["measure", "peers", "sections", "model", "report", "steps"]),
 }
 
 # Torch's headers, beside csrc/layer: its memory, its threads and its matrix product.
