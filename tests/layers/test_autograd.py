@@ -207,6 +207,8 @@ def test_dispatch_modes_see_both_ops():
         assert input.grad.shape == input.shape
 
 
+# Sizes are checked once, as torch's layers check them.
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traced_layer_keeps_its_gradients():
     ours = birnn_cuda.GRU(3, 4, bidirectional=True)
     traced = torch.jit.trace(ours, (torch.randn(5, 2, 3),), check_trace=False)
