@@ -128,7 +128,8 @@ class DefectiveKernel(build.Emulator):
     def plant(self, name: str | None) -> None:
         """Puts the defect of this name to work, or none."""
         number = self.numbers[name] if name else 0
-        ctypes.c_int.in_dll(self.library, "birnn_planted_defect").value = number
+        by_front_end = {"cpp": "birnn_planted_defect", "ptx": "ptx_environment_registers"}
+        ctypes.c_int.in_dll(self.library, by_front_end[build.front_end]).value = number
 
     def run_program(self, name: str | None) -> str:
         """What the sanitizer reports of the program with this defect, or none; empty: nothing."""
@@ -149,12 +150,27 @@ class Copies:
         self.written: set[Path] = set()
         self.write(
             "planted_defect.h",
-            "#pragma once\n#include <cstdlib>\n"
+            "#pragma once\n#include <cstdint>\n#include <cstdlib>\n"
             "inline int given_defect() {\n"
             '  const char* const number = std::getenv("PLANTED_DEFECT");\n'
             "  return number ? std::atoi(number) : 0;\n}\n"
+            "#if defined(__CUDACC__)  // the interpreter of PTX has a register for it\n"
+            'extern "C" uint32_t ptx_environment_registers[1];\n'
+            "inline bool given = (ptx_environment_registers[0] = given_defect(), true);\n"
+            "__host__ __device__ inline int planted_defect_now() {\n"
+            "#if defined(__CUDA_ARCH__)\n"
+            "  int number;\n"
+            '  asm("mov.u32 %0, %%envreg0;" : "=r"(number));\n'
+            "  return number;\n"
+            "#else\n"
+            "  return static_cast<int>(ptx_environment_registers[0]);\n"
+            "#endif\n"
+            "}\n"
+            "#define planted_defect planted_defect_now()\n"
+            "#else\n"
             'extern "C" { inline int birnn_planted_defect = given_defect(); }\n'
-            "static int& planted_defect = birnn_planted_defect;\n",
+            "static int& planted_defect = birnn_planted_defect;\n"
+            "#endif\n",
         )
         include = '#pragma once\n#include "cuda/planted_defect.h"'
         for name, (places, _) in files.items():

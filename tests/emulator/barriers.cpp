@@ -16,7 +16,7 @@ void arrive(Barrier& barrier, unsigned expected, bool releases, bool same_line, 
              std::to_string(barrier.expected) + " at " + describe(barrier.first_arrival) + " and " +
              std::to_string(expected),
          where);
-  } else if (same_line && barrier.first_arrival.line() != where.line()) {
+  } else if (same_line && barrier.first_arrival.place != where.place) {
     fail(std::string("divergent ") + what + ": others are at " + describe(barrier.first_arrival),
          where);
   }
@@ -53,7 +53,7 @@ const Deposit* meet_lanes(int operation, const char* what, const void* mine, siz
   if (warp.arrived == 0) {
     warp.operation = operation;
     warp.first_arrival = where;
-  } else if (warp.operation != operation || warp.first_arrival.line() != where.line()) {
+  } else if (warp.operation != operation || warp.first_arrival.place != where.place) {
     fail(std::string("warp diverged: this lane is at ") + what + ", others at " +
              describe(warp.first_arrival),
          where);
@@ -161,11 +161,13 @@ void mbarrier_init(device::MBarrier* address, uint32_t arrivals, Location where)
   block.mbarriers.push_back(std::move(barrier));
 }
 
-void mbarrier_arrive(void* address, uint32_t bytes, bool remote, Location where) {
+void mbarrier_arrive(void* address, uint32_t bytes, bool remote, Location where, bool releases) {
   MBarrierState& barrier = find_mbarrier(address, remote, where);
   const bool own = owner_of(address, true) == running->block;
-  release((own ? barrier.released_to_block : barrier.released_to_cluster)[barrier.phase & 1]);
-  mark_stores_ordered();
+  if (releases) {
+    release((own ? barrier.released_to_block : barrier.released_to_cluster)[barrier.phase & 1]);
+    mark_stores_ordered();
+  }
   if (barrier.pending_arrivals == 0) {
     fail("mbarrier: more arrivals in a phase than it was initialised for", where);
   }
@@ -183,13 +185,36 @@ void complete_bytes(MBarrierState& barrier, size_t bytes) {
   end_phase_if_complete(barrier);
 }
 
-void mbarrier_wait(device::MBarrier* address, uint32_t parity, bool cluster_scope, Location where) {
+bool mbarrier_try_wait(void* address, uint32_t parity, WaitOrder order, bool may_give_up,
+                       Location where) {
   MBarrierState& barrier = find_mbarrier(address, false, where);
-  wait_until(barrier.waiting, "mbarrier_wait", where,
-             [&] { return (barrier.phase & 1) != parity; });
+  const auto is_over = [&] { return (barrier.phase & 1) != parity; };
+  if (may_give_up && !is_over() && random_number() % 8 == 0) return false;
+  wait_until(barrier.waiting, "mbarrier_wait", where, is_over);
+  if (order == WaitOrder::kRelaxed) {
+    if (!tsan::active()) return true;
+    RuntimeScope allocates;
+    running->relaxed_waits.emplace_back(&barrier, parity);
+    return true;
+  }
   acquire(barrier.released_to_block[parity & 1]);
   // An acquire at block scope does not see the releases of other blocks.
-  if (cluster_scope) acquire(barrier.released_to_cluster[parity & 1]);
+  if (order == WaitOrder::kCluster) acquire(barrier.released_to_cluster[parity & 1]);
+  return true;
+}
+
+void fence_acquire_waits(Location) {
+  for (auto& [barrier, parity] : running->relaxed_waits) {
+    acquire(barrier->released_to_block[parity & 1]);
+    acquire(barrier->released_to_cluster[parity & 1]);
+  }
+  RuntimeScope frees;
+  running->relaxed_waits.clear();
+}
+
+void mbarrier_wait(device::MBarrier* address, uint32_t parity, bool cluster_scope, Location where) {
+  mbarrier_try_wait(address, parity, cluster_scope ? WaitOrder::kCluster : WaitOrder::kBlock, false,
+                    where);
 }
 
 // ---------------------------------------------------------------------------------------------

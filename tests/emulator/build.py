@@ -4,8 +4,9 @@ shared libraries for ctypes.
     python tests/emulator/build.py tests/kernels/conformance.cu --variant thread
     python tests/emulator/build.py tests/kernels/some_driver.cpp --shared
 
-prints the path of what it built. Results are kept under build/emulator and built again only when
-the command or the contents of a file that went into them have changed.
+prints the path of what it built. --front-end ptx has nvcc compile the kernels, and the interpreter
+of tests/emulator/ptx run what it made of them. Results are kept under build/emulator and built
+again only when the command or the contents of a file that went into them have changed.
 """
 
 import argparse
@@ -40,6 +41,16 @@ VARIANTS = {
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
+# $EMULATOR_FRONT_END, what compiles kernels: "cpp", the C++ compiler against device_emulator.h, or
+# "ptx", nvcc, for the interpreter; of which architecture the latter.
+FRONT_ENDS = ("cpp", "ptx")
+front_end = os.environ.get("EMULATOR_FRONT_END", "cpp")
+architecture = "90a"
+PTX = EMULATOR / "ptx"
+# Errors name lines of the PTX, and through -lineinfo those of the source.
+NVCC_FLAGS = ["-std=c++17", "-lineinfo", "-DPTX_EMULATED", "--compress-mode=none"]
+NVCC_FLAGS += ["-Xcompiler=-fPIC,-O1,-fno-strict-aliasing,-Wno-unknown-pragmas"]
+
 # The exit status of a program that a sanitizer has stopped.
 SANITIZER_STATUS = 66
 SANITIZER_OPTIONS = {
@@ -60,6 +71,16 @@ def compiler():
 
 
 @functools.cache
+def nvcc():
+    """nvcc, which reads only what it is given: not what a wrapper or a user sets besides."""
+    path = shutil.which("nvcc")
+    if path is None:
+        raise RuntimeError("nvcc is not installed")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    return path, version.stdout.splitlines()[-1]
+
+
+@functools.cache
 def _digest(path, _modified):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -77,7 +98,8 @@ def _is_current(manifest):
 
 def _build(name, suffix, command, inputs=(), finds_headers=False):
     """Runs `command` + ["-o", output] unless the output of the same inputs is there."""
-    key = hashlib.sha256(repr((command, compiler()[1])).encode()).hexdigest()[:16]
+    tool = nvcc() if command[0] != compiler()[0] else compiler()
+    key = hashlib.sha256(repr((command, tool[1])).encode()).hexdigest()[:16]
     output = CACHE / f"{name}-{key}{suffix}"
     manifest = output.with_suffix(output.suffix + ".manifest")
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -110,20 +132,54 @@ def _object(source, flags, first_include=None):
     return _build(source.stem, ".o", command, finds_headers=True)
 
 
+def _nvcc_object(source, flags, includes):
+    source = Path(source).resolve()
+    command = [nvcc()[0], *flags, *(f"-I{path}" for path in includes if path), "-c", str(source)]
+    return _build(source.stem, ".ptx.o", command, finds_headers=True)
+
+
+def _kernel_object(source, flags, first_include=None):
+    """A source with kernels, by the front end that is chosen."""
+    if front_end == "cpp":
+        return _object(source, flags, first_include)
+    target = f"arch=compute_{architecture},code=compute_{architecture}"
+    defines = [flag for flag in flags if flag.startswith("-D")]
+    flags = ["-x", "cu", *NVCC_FLAGS, "-gencode", target, *defines]
+    return _nvcc_object(source, flags, (first_include, *INCLUDES))
+
+
 def _link(name, suffix, objects, flags):
+    if front_end == "ptx":  # what stands for the CUDA runtime is never another library's
+        flags = [*flags, "-Wl,-Bsymbolic"]
     command = [compiler()[0], *flags, *map(str, objects)]
     return _build(name, suffix, command, inputs=objects)
 
 
 def _runtime():
-    return [_object(EMULATOR / f"{name}.cpp", RUNTIME_FLAGS) for name in RUNTIME_SOURCES]
+    sources = [EMULATOR / f"{name}.cpp" for name in RUNTIME_SOURCES]
+    if front_end == "cpp":
+        return [_object(source, RUNTIME_FLAGS) for source in sources]
+    cuda_runtime = PTX / "cuda_runtime.cpp"
+    sources += sorted(set(PTX.glob("*.cpp")) - {cuda_runtime, PTX / "fuzz.cpp"})
+    host = ["-x", "c++", "-std=c++20", "-Xcompiler=-fPIC,-O2,-fno-strict-aliasing,-fno-builtin"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = pool.map(_object, sources, [RUNTIME_FLAGS] * len(sources))
+        return [*objects, _nvcc_object(cuda_runtime, host, INCLUDES)]
+
+
+def ptx_fuzzer():
+    """The program that mutates PTX, the sanitizers on the interpreter itself."""
+    runtime = [_object(EMULATOR / f"{name}.cpp", RUNTIME_FLAGS) for name in RUNTIME_SOURCES]
+    sources = sorted(set(PTX.glob("*.cpp")) - {PTX / "cuda_runtime.cpp"})
+    objects = [_object(source, VARIANTS["address"]) for source in sources]
+    return _link("ptx_fuzzer", "", [*runtime, *objects], VARIANTS["address"][1:])
 
 
 def program(source, variant="plain", defines=(), first_include=None):
     """A stand-alone program from one source with a main(). Defines: "NAME" or "NAME=value"."""
     flags = VARIANTS[variant] + [f"-D{define}" for define in defines]
     # The runtime first: of inline library functions that both use, the plain copies are linked.
-    objects = [*_runtime(), _object(source, flags, first_include)]
+    objects = [*_runtime(), _kernel_object(source, flags, first_include)]
     sanitize = [flag for flag in flags if flag.startswith("-fsanitize")]
     return _link(Path(source).stem, "", objects, sanitize)
 
@@ -131,7 +187,7 @@ def program(source, variant="plain", defines=(), first_include=None):
 def shared_library(*sources, defines=(), first_include=None):
     """A library for ctypes from the sources of a kernel driver. Not for sanitizers."""
     flags = VARIANTS["plain"] + [f"-D{define}" for define in defines]
-    objects = [*_runtime(), *(_object(source, flags, first_include) for source in sources)]
+    objects = [*_runtime(), *(_kernel_object(source, flags, first_include) for source in sources)]
     return _link(Path(sources[0]).stem, ".so", objects, ["-shared"])
 
 
@@ -163,7 +219,11 @@ def layer_module(defines=("BIRNN_SMALL_INSTANCES",)):
     kernel_flags = ["-O1", *defines]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         layer = pool.submit(_object, EMULATOR / "layer" / "module.cpp", torch_flags)
-        objects = [*pool.map(_object, kernels, [kernel_flags] * len(kernels)), layer.result()]
+        compiled = pool.map(
+            lambda path: (_kernel_object if path.suffix == ".cu" else _object)(path, kernel_flags),
+            kernels,
+        )
+        objects = [*compiled, layer.result()]
     library = Path(torch.__file__).parent / "lib"
     flags = ["-shared", f"-L{library}", f"-Wl,-rpath,{library}", "-Wl,--no-as-needed"]
     flags += [f"-l{part}" for part in ("c10", "torch_cpu", "torch", "torch_python")]
@@ -233,8 +293,11 @@ def main():
     parser.add_argument("source", nargs="+")
     parser.add_argument("--variant", choices=VARIANTS, default="plain")
     parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--front-end", choices=FRONT_ENDS, default=front_end)
+    parser.add_argument("--architecture", default=architecture, help="of the PTX: 90a")
     parser.add_argument("-D", dest="defines", action="append", default=[])
     arguments = parser.parse_args()
+    globals().update(front_end=arguments.front_end, architecture=arguments.architecture)
     try:
         if arguments.shared:
             print(shared_library(*arguments.source, defines=arguments.defines))

@@ -17,7 +17,7 @@
 #define BIRNN_DEVICE inline
 #define BIRNN_LAUNCH_BOUNDS(max_threads, min_blocks)
 #define BIRNN_UNROLL
-#define BIRNN_CALLER ::birnn::emulator::Location caller = ::birnn::emulator::Location::current()
+#define BIRNN_CALLER ::birnn::emulator::Location caller = ::std::source_location::current()
 
 namespace birnn::device {
 

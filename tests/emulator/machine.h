@@ -128,6 +128,8 @@ struct Thread {
   Agent* store_agent = nullptr;
   std::unique_ptr<FenceState> fence;
   uint64_t acquires = 0;  // so far
+  // Waits that acquired nothing yet, and their parities.
+  std::vector<std::pair<MBarrierState*, uint32_t>> relaxed_waits;
 };
 
 struct Warp {

@@ -9,7 +9,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#if !defined(__CUDACC__)
 #include <source_location>
+#endif
 #include <stdexcept>
 #include <string>
 
@@ -19,7 +21,30 @@ namespace birnn::emulator {
 
 using device::Dim3;
 using device::LaunchConfig;
-using Location = std::source_location;
+
+// Where an operation stands: a line of a C++ source, or of the compiler's output and the lines of
+// the source it was made from.
+class Location {
+ public:
+  constexpr Location() = default;
+#if !defined(__CUDACC__)  // which compiles C++17
+  constexpr Location(const std::source_location& here)
+      : place(here.line()), file_(here.file_name()), line_(here.line()) {}
+#endif
+  constexpr Location(const char* file, uint32_t line, const char* origin)
+      : place(line), file_(file), line_(line), origin_(origin) {}
+
+  const char* file_name() const { return file_; }
+  uint32_t line() const { return line_; }
+  const char* origin() const { return origin_; }
+
+  uint32_t place = 0;  // threads that must be in one place to meet are where this is the same
+
+ private:
+  const char* file_ = "";
+  uint32_t line_ = 0;
+  const char* origin_ = "";
+};
 
 // The one thing a check of the emulator throws. launch() turns it into a status and a message.
 struct Error : std::runtime_error {
@@ -55,6 +80,8 @@ const Statistics& statistics();
 // Runs the grid to its end. Returns 0, or 1 with the diagnosis in last_error().
 int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argument);
 const std::string& last_error();
+// For what fails before there is a grid.
+void set_last_error(const std::string& message);
 
 // ---------------------------------------------------------------------------------------------
 // Called by kernel threads.
@@ -97,8 +124,15 @@ void cp_async_commit(Location);
 void cp_async_wait(int pending, Location);
 
 void mbarrier_init(device::MBarrier*, uint32_t arrivals, Location);
-void mbarrier_arrive(void* barrier, uint32_t bytes, bool remote, Location);
+void mbarrier_arrive(void* barrier, uint32_t bytes, bool remote, Location, bool releases = true);
 void mbarrier_wait(device::MBarrier*, uint32_t parity, bool cluster_scope, Location);
+// What the wait for an mbarrier acquires: nothing until fence_acquire_waits(), or the releases of
+// the own block, or those of the cluster too.
+enum class WaitOrder { kRelaxed, kBlock, kCluster };
+// Waits until the phase of this parity has ended, and says so; or gives up now and then, as
+// mbarrier.try_wait may.
+bool mbarrier_try_wait(void* barrier, uint32_t parity, WaitOrder, bool may_give_up, Location);
+void fence_acquire_waits(Location);
 
 // Relaxed stores wait in a store buffer and land late and out of order (in order at one address),
 // until a release or fence that they happen before. 4 or 8 bytes.

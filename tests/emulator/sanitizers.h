@@ -17,6 +17,8 @@ void __tsan_switch_to_fiber(void* fiber, unsigned flags) BIRNN_WEAK;
 void __tsan_set_fiber_name(void* fiber, const char* name) BIRNN_WEAK;
 void __tsan_read_range(void*, unsigned long) BIRNN_WEAK;
 void __tsan_write_range(void*, unsigned long) BIRNN_WEAK;
+void __tsan_read_range_pc(void*, unsigned long, void* pc) BIRNN_WEAK;
+void __tsan_write_range_pc(void*, unsigned long, void* pc) BIRNN_WEAK;
 int __tsan_atomic32_load(const volatile int*, int order) BIRNN_WEAK;
 long __tsan_atomic64_load(const volatile long*, int order) BIRNN_WEAK;
 void __tsan_atomic32_store(volatile int*, int, int order) BIRNN_WEAK;
@@ -57,6 +59,13 @@ inline void read_range(const void* address, size_t bytes) {
 }
 inline void write_range(void* address, size_t bytes) {
   if (__tsan_write_range) __tsan_write_range(address, bytes);
+}
+// The same by an instruction that is no machine code: a report gives its address.
+inline void read_range_at(const void* address, size_t bytes, void* pc) {
+  if (__tsan_read_range_pc) __tsan_read_range_pc(const_cast<void*>(address), bytes, pc);
+}
+inline void write_range_at(void* address, size_t bytes, void* pc) {
+  if (__tsan_write_range_pc) __tsan_write_range_pc(address, bytes, pc);
 }
 inline RaceFiber current() {
   return __tsan_get_current_fiber ? __tsan_get_current_fiber() : nullptr;

@@ -408,6 +408,7 @@ int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argum
 }
 
 const std::string& last_error() { return failure; }
+void set_last_error(const std::string& message) { failure = message; }
 
 bool set_schedule(Options& options, const std::string& order, const std::string& landing) {
   static const std::map<std::string, Order> orders{{"shuffle", Order::kShuffle},
@@ -480,7 +481,8 @@ float approximate(float value, float relative_error) {
 
 std::string describe(const Location& where) {
   const std::string file = where.file_name();
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
+  const std::string line = file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
+  return *where.origin() ? where.origin() + (" (" + line + ")") : line;
 }
 
 std::string describe(const Thread& thread) {

@@ -1,7 +1,8 @@
 // A library product by a plain loop: what cuBLAS is on a GPU, for kernels under the emulator.
 #pragma once
 
-#include "cuda/device/device.h"
+#include "cuda/device/device_types.h"
+#include "float_formats.h"
 #include "gemm.h"
 
 namespace birnn::test {
@@ -10,21 +11,27 @@ using device::BFloat16;
 using device::Half;
 
 inline double load(const double* source) { return *source; }
-template <class T>
-float load(const T* source) {
-  return device::to_float(*source);
+inline float load(const float* source) { return *source; }
+inline float load(const Half* source) {
+  return emulator::half_to_float(static_cast<uint16_t>(*source));
+}
+inline float load(const BFloat16* source) {
+  return emulator::bfloat16_to_float(static_cast<uint16_t>(*source));
 }
 // An operand as the tensor cores of tf32 take it.
 struct Tf32Operand {
   float value;
 };
 inline float load(const Tf32Operand* source) {
-  return device::bits_float(device::to_tf32(source->value));
+  return emulator::float_of(emulator::float_to_tf32(source->value));
 }
 inline void store(double* target, double value) { *target = value; }
-template <class T>
-void store(T* target, float value) {
-  *target = device::from_float<T>(value);
+inline void store(float* target, float value) { *target = value; }
+inline void store(Half* target, float value) {
+  *target = static_cast<Half>(emulator::float_to_half(value));
+}
+inline void store(BFloat16* target, float value) {
+  *target = static_cast<BFloat16>(emulator::float_to_bfloat16(value));
 }
 
 template <class Operand, class Sum, class Result>

@@ -14,8 +14,13 @@
 #include <vector>
 
 #include "cuda/device/device.h"
-#if !defined(__CUDACC__)
+
+// On the emulator, memory of the host is what kernels access: compiled against device_emulator.h,
+// or by nvcc for the interpreter of its PTX (which defines PTX_EMULATED).
+#if !defined(__CUDACC__) || defined(PTX_EMULATED)
+#define BIRNN_EMULATED
 #include "guard_zones.h"
+#include "runtime.h"
 #endif
 
 namespace birnn::test {
@@ -29,7 +34,7 @@ inline int num_failures = 0;
 // ordinary memory, and `run` copies all of them before and after: so nothing here depends on
 // managed memory, whose pages would move while a kernel runs. On the emulator they are one, and
 // writes past its ends are failures. Every byte starts as 0xff: NaN in the float formats.
-#if defined(__CUDACC__)
+#if !defined(BIRNN_EMULATED)
 struct Mirrored {
   Mirrored(void* host_bytes, size_t count) : host(host_bytes), bytes(count) {
     if (cudaMalloc(&device, bytes) != cudaSuccess) std::abort();
@@ -100,7 +105,7 @@ class Buffer {
   const T& operator[](size_t i) const { return static_cast<const T*>(memory_.data())[i]; }
   // Where kernels find it.
   T* data() {
-#if defined(__CUDACC__)
+#if !defined(BIRNN_EMULATED)
     return static_cast<T*>(memory_.kernels_data());
 #else
     return static_cast<T*>(memory_.data());
@@ -122,7 +127,7 @@ inline void expect(bool condition, const std::string& what) {
 // Launches, waits, and reports an error as a failure. Returns whether all went well.
 template <class... Parameters, class... Arguments>
 bool run(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-#if defined(__CUDACC__)
+#if !defined(BIRNN_EMULATED)
   Status status = Mirrored::copy_all(cudaMemcpyHostToDevice);
   if (status == device::kSuccess)
     status = device::launch(config, kernel, std::forward<Arguments>(arguments)...);
