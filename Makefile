@@ -44,7 +44,7 @@ test: install
 # defects. Those tests that need nvcc for minutes are `make cuda`'s.
 test-long: install
 	$(VENV)/bin/python -m pytest -q -n auto -m long tests --ignore=tests/kernels/test_nvcc.py \
-	    --ignore=tests/exchange
+	    --ignore=tests/kernels/test_steps.py --ignore=tests/exchange
 
 # Weights to and from other frameworks and runtimes, each beside the real one.
 $(VENV)/.exchange: $(VENV)/.extension requirements/exchange.txt requirements/exchange-models.txt
@@ -121,7 +121,8 @@ CUDA_TESTS := $(patsubst %,layers/test_%.py,layers lengths input_forms module au
 cuda: .venv-cuda/.extension
 	cd tests && ../.venv-cuda/bin/python -P -m birnn_cuda
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
-	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long kernels/test_nvcc.py
+	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long \
+	    kernels/test_nvcc.py kernels/test_steps.py
 
 # With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
 # nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts.
