@@ -1,8 +1,7 @@
 """Keras layers and files: SimpleRNN, GRU, LSTM, and Bidirectional of them.
 
 Keras multiplies from the right, so its matrices are torch's transposed; an LSTM has one bias, a GRU
-with ``reset_after=True`` two, and its gates are z, r, h. Of Keras 2's CuDNN layers the bias has two
-halves; their files hold the input's kernel reshaped, not transposed, block by block.
+with ``reset_after=True`` two, and its gates are z, r, h.
 Source: keras/src/layers/rnn of Keras 3.
 """
 
@@ -30,7 +29,8 @@ def load_keras(source: Any) -> Any:
     A Keras layer gives zeros or repeats its last output past a mask's end; these layers give zeros.
     Its ``Bidirectional`` with ``merge_mode="concat"`` is a layer of two directions; with another
     one it is too, and merging the halves of its output stays to the caller. ``return_sequences``
-    says which output is wanted, not what is computed, and is not kept.
+    says which output is wanted, not what is computed, and is not kept; nor are ``stateful``, whose
+    states are passed as hx here, and dropout.
 
     Args:
         source: a layer that is built (SimpleRNN, GRU, LSTM, Bidirectional), a model, or the path
@@ -43,7 +43,7 @@ def load_keras(source: Any) -> Any:
     Raises:
         NotImplementedError: a layer that is none of this package, naming it and why: other
             activations, a GRU with ``reset_after=False``, ``go_backwards`` (whose outputs run
-            backwards while its mask does not), ``stateful``, ``unroll``-independent dropout.
+            backwards while its mask does not).
         ValueError: a layer that is not built, or a model without a recurrent layer.
         ImportError: the package keras is missing.
     """
