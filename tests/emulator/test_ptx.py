@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import seeding
 import test_emulator as emulated
 from defects import device_header
 
@@ -127,18 +125,6 @@ def test_defect_of_the_device_header_is_caught(name: str, tmp_path: Path) -> Non
     pytest.fail(f"{name} was not caught\n" + "\n".join(seen))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("architecture", ["80", "100"])
-def test_conformance_of_other_architectures(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "architecture", architecture)
-    result = build.run(build.program(KERNELS / "conformance.cu"), order="skew", landing="late")
-    assert result.returncode == 0, result.stdout
-    skipped = "cluster_2                        skipped: needs compute capability 9.0"
-    assert (skipped in result.stdout) == (architecture == "80")
-
-
 def test_the_example_of_the_readme() -> None:
     assert build.run(build.program(EXAMPLE)).stdout == "ok\n"
 
@@ -208,26 +194,6 @@ def test_a_text_that_is_cut_off_is_refused_wherever_it_ends(library: ctypes.CDLL
     first = text.index("{")
     for end in range(first, len(text) - 1):
         assert re.match(r"k\.ptx:\d+: ", check(library, text[:end])), text[:end]
-
-
-@pytest.mark.long
-def test_mutated_texts_do_not_crash_the_interpreter(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For $PTX_FUZZ_SECONDS, or 30."""
-    monkeypatch.setenv("PTX_SAVE", str(tmp_path))
-    monkeypatch.setenv("PTX_FUZZ_LAST", str(tmp_path / "last"))
-    for source in (KERNELS / "conformance.cu", KERNELS / "defects.cu", EXAMPLE):
-        build.run(build.program(source), "list")
-    texts = sorted(tmp_path.glob("*.ptx"))
-    assert len(texts) == 3
-    seconds = os.environ.get("PTX_FUZZ_SECONDS", "30")
-    seed = seeding.seed_of(request.node)
-    result = build.run(build.ptx_fuzzer(), seconds, seed, *texts)
-    last = (tmp_path / "last").read_text(errors="replace")
-    assert result.returncode == 0, f"seed {seed}\n{result.stdout[-4000:]}\n{last[:2000]}"
-    counted = re.search(r"(\d+) texts, (\d+) run, (\d+) launches\n$", result.stdout)
-    assert counted and int(counted[3]) > 0, result.stdout[-2000:]
 
 
 # ---------------------------------------------------------------------------------------------
