@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .convert import replace_rnns, to_torch
 from .layers import GRU, LSTM, RNN
 from .model import BiRNN
+from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, quantize
 from .sequences import check_lengths
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ __all__ = [
     "LSTM",
     "RNN",
     "BiRNN",
+    "QuantizedGRU",
+    "QuantizedLSTM",
+    "QuantizedRNN",
     "__version__",
     "check_lengths",
     "load_dynet",
@@ -44,6 +48,7 @@ __all__ = [
     "load_mlx",
     "load_onnx",
     "load_paddle",
+    "quantize",
     "replace_rnns",
     "to_flax",
     "to_keras",

@@ -92,8 +92,18 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         f"{'inference' if options.inference else 'training'}, {device}"
     )
     if device == "cpu":
-        compute = "float32" if options.dtype in ("float16", "bfloat16") else options.dtype
-        kernel = f"cpu, {ops.build_info().get('cpu_instruction_set', 'portable')}"
+        info = ops.build_info()
+        # float64 is computed by the kernels' sets of float32.
+        instruction_set = info[f"cpu_{options.dtype.replace('float64', 'float32')}"]
+        if instruction_set.startswith("none"):
+            instruction_set = info["cpu_float32"]
+        compute = {
+            "float64": "float64",
+            "float32": "float32",
+            "float16": "weights stay in float16, all else is float32",
+            "bfloat16": "weights stay in bfloat16, cell and sums are float32",
+        }[options.dtype]
+        kernel = f"cpu, {instruction_set}"
         reason = f"the tensors are on the CPU; computes in {compute}"
         return [("shape", shape), ("kernel", kernel), ("because", reason)]
     if device == "cuda":

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .layers import GRU, LSTM, RNN
+from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, dequantize_layer
 
 __all__ = ["replace_rnns", "to_torch"]
 
@@ -16,6 +17,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_TORCHS |= {QuantizedRNN: nn.RNN, QuantizedGRU: nn.GRU, QuantizedLSTM: nn.LSTM}
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ def to_torch(model: ModuleT) -> ModuleT:
     In place, as :func:`replace_rnns` does it; ``to_torch(copy.deepcopy(layer))`` leaves ``layer``
     as it is. A model that cannot be copied can be changed in place, used, and changed back. What
     torch's layers do not have is then no longer understood: ``lengths=``, nested tensors,
-    ``return_cell_states=``.
+    ``return_cell_states=``. A layer of :func:`quantize` becomes a float32 one with the weights that
+    8 bits left; what it multiplies them by is no longer rounded.
 
     To ONNX goes :func:`birnn_cuda.onnx.export`, which needs no such copy.
 
@@ -79,6 +82,10 @@ def _swap(model: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> Mo
         found_any = found_any or reason is not None or swapped is not None
         if reason is not None:
             _logger.warning("left alone: %s: %s", label, reason)
+        elif isinstance(module, QuantizedRNN | QuantizedGRU | QuantizedLSTM):
+            if swapped is not None:
+                dequantize_layer(module, swapped)
+                _logger.info("swapped: %s for %s in float32", label, _qualified_name(swapped))
         elif swapped is not None:
             # The flat list of weights is an attribute of torch's layers and derived in ours.
             module.__dict__.pop("_flat_weights", None)

@@ -47,6 +47,7 @@ __all__ = [
     "forward",
     "known_devices",
     "plan",
+    "quantized_forward",
 ]
 
 extension = _C
@@ -57,6 +58,7 @@ divisions: Callable[..., tuple[list[dict[str, Any]], int]] = _C.divisions
 cost_constants: Callable[[], dict[str, float]] = _C.cost_constants
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
+quantized_forward = torch.ops.birnn_cuda.quantized_forward
 
 
 @contextmanager
@@ -180,6 +182,24 @@ def _forward_fake(
         num_directions, rows, _RESERVE_WIDTH[cell] * hidden_size, dtype=_reserve_dtype(input)
     )
     return output, h_n, c_n, reserve
+
+
+@torch.library.register_fake("birnn_cuda::quantized_forward")  # type: ignore[untyped-decorator]
+def _quantized_forward_fake(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    cell: str,
+    num_directions: int,
+    with_reserve: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = lengths, batch_sizes, cell, num_directions, with_reserve, "ieee"
+    results: tuple[Tensor, Tensor, Tensor, Tensor] = _forward_fake(input, hx, cx, weights, *options)
+    return results
 
 
 @torch.library.register_fake("birnn_cuda::backward")  # type: ignore[untyped-decorator]

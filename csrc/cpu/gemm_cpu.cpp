@@ -20,15 +20,26 @@ int gemm(void*, void*, const GemmShape& s, const void* a, const void* b, void* c
          GemmCompute) {
   if (s.m == 0 || s.n == 0) return 0;
   const c10::InferenceMode no_tracking;
-  const auto options =
-      at::TensorOptions().dtype(element == Element::kFloat64 ? at::kDouble : at::kFloat);
-  at::Tensor to = matrix(c, s.m, s.n, s.ldc, false, options);
+  const at::ScalarType type = element == Element::kFloat64    ? at::kDouble
+                              : element == Element::kBFloat16 ? at::kBFloat16
+                                                              : at::kFloat;
+  const auto options = at::TensorOptions().dtype(type);
+  const bool widens = type == at::kBFloat16 && s.float_output;
+  at::Tensor to = matrix(c, s.m, s.n, s.ldc, false, widens ? options.dtype(at::kFloat) : options);
   const at::Tensor left = matrix(a, s.m, s.k, s.lda, s.transpose_a, options);
   const at::Tensor right = matrix(b, s.k, s.n, s.ldb, s.transpose_b, options);
-  if (s.beta == 0.0f)
+  if (widens) {
+    // The library adds bf16 up in fp32, and rounds its sums.
+    const at::Tensor product = at::mm(left, right);
+    if (s.beta == 0.0f)
+      to.copy_(product);
+    else
+      to.add_(product);
+  } else if (s.beta == 0.0f) {
     at::mm_out(to, left, right);
-  else
+  } else {
     at::addmm_out(to, to, left, right, s.beta);
+  }
   return 0;
 }
 

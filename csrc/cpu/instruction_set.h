@@ -1,5 +1,5 @@
-// The kernels of one instruction set behind a table of functions. kernels.h is compiled once for
-// each set (baseline.cpp, avx2.cpp, avx512.cpp); recurrence.cpp picks one at run time.
+// The kernels of one instruction set behind tables of functions. kernels.h is compiled once for
+// each set (baseline.cpp, avx2.cpp, ...); instruction_set.cpp picks tables at run time.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,26 @@
 
 namespace birnn::cpu {
 
+// 16-bit numbers as they lie in memory.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
 // The rows that all directions read.
 struct LayerInput {
   const void* x;   // [N, I]
   int64_t stride;  // between rows
   int64_t size;    // I
+};
+
+// Scales of int8 weights: a weight is its int8 times its row's scale.
+struct WeightScales {
+  const float* ih = nullptr;  // [G*H]
+  const float* hh = nullptr;  // [G*H]
+  const float* hr = nullptr;  // [P]
 };
 
 // A contiguous range of sequences of one direction: what one thread runs, all steps of it.
@@ -24,7 +39,8 @@ struct ForwardTask {
   const void* panels;     // weight_hh, packed
   const void* panels_ih;  // weight_ih, packed
   const void* panels_hr;  // weight_hr, packed, or null
-  const void* zeros;      // [max(S, H)]
+  WeightScales scales;
+  const void* zeros;  // [max(S, H)]
   bool save_reserve;
   int64_t b_begin, b_end;
   void* scratch;
@@ -43,29 +59,49 @@ struct BackwardTask {
 };
 
 struct KernelTable {
-  int64_t (*packed_elements)(int64_t units, int gates, int64_t depth);
+  // What x, hx, output, dy and dgates are made of. Biases, reserve, cx, cy, dhx and dcx are float,
+  // or double where this is.
+  Element rows;
+  int64_t (*packed_bytes)(int64_t units, int gates, int64_t depth);
   // Panels of W^T, W [gates*units, depth].
   void (*pack_rows)(const void* w, int gates, int64_t units, int64_t depth, void* panels);
   // Panels of W, W [depth, units].
   void (*pack_columns)(const void* w, int64_t units, int64_t depth, void* panels);
-  int64_t (*scratch_bytes)(const RecurrenceShape& shape, int64_t rows);
+  int64_t (*scratch_bytes)(const RecurrenceShape& shape, int64_t input_size, int64_t rows);
   void (*forward)(const ForwardTask& task);
-  void (*backward)(const BackwardTask& task);
+  void (*backward)(const BackwardTask& task);  // null: inference only
 };
+
+// The numbers that weights are given in.
+enum class WeightFormat : int { kFloat64, kFloat32, kFloat16, kBFloat16, kInt8 };
+constexpr int kNumWeightFormats = 5;
 
 struct InstructionSet {
   const char* name;
-  KernelTable float32, float64;
-
-  const KernelTable& table(Element element) const {
-    return element == Element::kFloat64 ? float64 : float32;
-  }
+  bool (*is_available)();                        // to this process, on this processor
+  const KernelTable* tables[kNumWeightFormats];  // by WeightFormat; null: none of its own
 };
 
+// In the order of what they can do.
 const InstructionSet& baseline();
 #if defined(__x86_64__)
 const InstructionSet& avx2();
 const InstructionSet& avx512();
+const InstructionSet& avx512_vnni();
+const InstructionSet& avx512_bf16();
+const InstructionSet& amx();
 #endif
+
+struct ChosenKernels {
+  const char* instruction_set;
+  const KernelTable* table;
+};
+
+// The best kernels for weights of this format among the sets that processor and operating system
+// have, none of them above the one that the environment variable BIRNN_CPU_ISA names. Raises an
+// error that says what there is if it names one that is not.
+const ChosenKernels& kernels_for(WeightFormat format);
+// The name of the best set itself.
+const char* instruction_set_name();
 
 }  // namespace birnn::cpu

@@ -10,20 +10,6 @@
 namespace birnn::cpu {
 namespace {
 
-const InstructionSet& instruction_set() {
-  static const InstructionSet& chosen = []() -> const InstructionSet& {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-      return avx512();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2();
-#endif
-    return baseline();
-  }();
-  return chosen;
-}
-
 int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 
 // Sequences are split over the cores that a direction gets.
@@ -51,17 +37,17 @@ struct Workspace {
 
   explicit Workspace(const Layer& layer) {
     const RecurrenceShape& s = layer.shape;
-    const KernelTable& kernels = instruction_set().table(s.element);
+    const KernelTable& kernels = *layer.kernels;
     const int gates = num_gates(s.cell);
-    const int64_t H = s.hidden_size, S = s.state_size(), bytes = element_bytes(layer.shape.element);
-    zeros = align(std::max(S, H) * bytes);
-    panels = align(bytes * std::max(kernels.packed_elements(H, gates, S),
-                                    kernels.packed_elements(S, 1, gates * H)));
-    panels_ih = align(bytes * kernels.packed_elements(H, gates, layer.input_size));
-    panels_hr = s.proj_size ? align(bytes * std::max(kernels.packed_elements(S, 1, H),
-                                                     kernels.packed_elements(H, 1, S)))
-                            : 0;
-    scratch = align(kernels.scratch_bytes(s, s.batch_size));
+    const int64_t H = s.hidden_size, S = s.state_size();
+    zeros = align(std::max(S, H) * int64_t(sizeof(double)));
+    panels =
+        align(std::max(kernels.packed_bytes(H, gates, S), kernels.packed_bytes(S, 1, gates * H)));
+    panels_ih = align(kernels.packed_bytes(H, gates, layer.input_size));
+    panels_hr = s.proj_size
+                    ? align(std::max(kernels.packed_bytes(S, 1, H), kernels.packed_bytes(H, 1, S)))
+                    : 0;
+    scratch = align(kernels.scratch_bytes(s, layer.input_size, s.batch_size));
   }
 
   int64_t bytes(const Layer& layer) const {
@@ -125,15 +111,14 @@ void write_final_state(const Layer& layer, const ForwardDirection& dir, int64_t 
 
 }  // namespace
 
-const char* instruction_set_name() { return instruction_set().name; }
-
 int64_t workspace_bytes(const Layer& layer) { return Workspace(layer).bytes(layer); }
 
 void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
-             int64_t x_stride, const void* const* weight_ih, void* workspace) {
+             int64_t x_stride, const void* const* weight_ih, const WeightScales* scales,
+             void* workspace) {
   const RecurrenceShape& s = layer.shape;
   const Workspace layout(layer);
-  const KernelTable& kernels = instruction_set().table(s.element);
+  const KernelTable& kernels = *layer.kernels;
   const LayerInput input{x, x_stride, layer.input_size};
   std::memset(workspace, 0, layout.zeros);
   const int gates = num_gates(s.cell);
@@ -149,7 +134,7 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
   for_each_task(layer, pack, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
     kernels.forward({&s, &layer.sequences, &directions[d], &input, layout.panels_of(workspace, d),
                      layout.panels_ih_of(workspace, d), layout.panels_hr_of(workspace, d),
-                     workspace, directions[d].gates != nullptr, b_begin, b_end,
+                     scales[d], workspace, directions[d].gates != nullptr, b_begin, b_end,
                      layout.scratch_of(workspace, layer, i)});
     write_final_state(layer, directions[d], b_begin, b_end);
   });
@@ -159,7 +144,7 @@ void backward(const Layer& layer, const BackwardDirection* directions, int64_t s
               int64_t step_end, void* workspace) {
   const RecurrenceShape& s = layer.shape;
   const Workspace layout(layer);
-  const KernelTable& kernels = instruction_set().table(s.element);
+  const KernelTable& kernels = *layer.kernels;
   const bool first = step_end == s.seq_len;
   if (first) std::memset(workspace, 0, layout.zeros);
   const auto pack = [&](int d) {

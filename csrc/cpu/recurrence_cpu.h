@@ -1,31 +1,32 @@
 // The CPU backend: the recurrences of a layer's directions, concurrently on disjoint groups of
-// cores. Element types: float and double.
+// cores.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu/instruction_set.h"
 #include "recurrence.h"
 
 namespace birnn::cpu {
 
 // With lengths, sequences must be sorted, longest first, in packed rows (SequenceRows).
 struct Layer {
-  RecurrenceShape shape;
+  RecurrenceShape shape;  // element: of the rows (KernelTable)
   SequenceRows sequences;
   int num_directions = 1;
   int64_t input_size = 0;
+  const KernelTable* kernels = nullptr;
 };
-
-// The instruction set that runs: the best that processor and operating system have.
-const char* instruction_set_name();
 
 // Bytes that a pass needs at `workspace`, aligned to 64.
 int64_t workspace_bytes(const Layer& layer);
 
-// The input projection included: x [N, I] at x_stride; weight_ih of each direction [G*H, I]. The
-// directions' `gates` receive the reserve, or are null; cy must hold cx.
+// The input projection included: x [N, I] at x_stride; weight_ih of each direction [G*H, I], and
+// the scales of its weights if they are int8. The directions' `gates` receive the reserve, or are
+// null; cy must hold cx.
 void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
-             int64_t x_stride, const void* const* weight_ih, void* workspace);
+             int64_t x_stride, const void* const* weight_ih, const WeightScales* scales,
+             void* workspace);
 
 // Steps [step_begin, step_end) of every direction's forward walk, last to first. Calls walk from T
 // down to 0 in turn; the carried gradients are in dhx and dcx, the packed weights in the workspace.

@@ -22,6 +22,10 @@ struct VectorTypes<float> {
   typedef float Value __attribute__((vector_size(kVectorBytes)));
   typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t UnsignedBits __attribute__((vector_size(kVectorBytes)));
+  typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint16_t Unaligned16
+      __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 };
 template <>
 struct VectorTypes<double> {
@@ -72,6 +76,42 @@ struct VectorMath {
     if (n >= kLanes) return store(p, v);
     std::memcpy(p, &v, n * sizeof(Real));
   }
+  // 16-bit numbers, widened and rounded to the nearest; the value type is float.
+  BIRNN_VECTOR_FN Value load(const BFloat16* p) {
+    return widen(*reinterpret_cast<const typename VectorTypes<Real>::Unaligned16*>(p));
+  }
+  BIRNN_VECTOR_FN Value load(const BFloat16* p, int n) {
+    if (n >= kLanes) return load(p);
+    typename VectorTypes<Real>::Bits16 v{};
+    std::memcpy(&v, p, n * sizeof(BFloat16));
+    return widen(v);
+  }
+  BIRNN_VECTOR_FN void store(BFloat16* p, Value v) {
+    *reinterpret_cast<typename VectorTypes<Real>::Unaligned16*>(p) = narrow(v);
+  }
+  BIRNN_VECTOR_FN void store(BFloat16* p, Value v, int n) {
+    if (n >= kLanes) return store(p, v);
+    const auto narrowed = narrow(v);
+    std::memcpy(p, &narrowed, n * sizeof(BFloat16));
+  }
+#if defined(BIRNN_HAS_FLOAT16)
+  BIRNN_VECTOR_FN Value load(const Float16* p) {
+#if BIRNN_VECTOR_BYTES == 64
+    // Masked, though by all lanes: GCC warns of the other form's undefined operand.
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+  }
+  BIRNN_VECTOR_FN void store(Float16* p, Value v) {
+    constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+#if BIRNN_VECTOR_BYTES == 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, kRounding));
+#else
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, kRounding));
+#endif
+  }
+#endif
   // x - 0 is x for every x, 0 + x is not: only the former is a plain broadcast.
   BIRNN_VECTOR_FN Value broadcast(Real x) { return x - Value{}; }
   // Loads once what several products use: GCC would repeat the load as an operand of each.
@@ -124,6 +164,20 @@ struct VectorMath {
   }
 
  private:
+  template <class Bits16>
+  BIRNN_VECTOR_FN Value widen(Bits16 v) {
+    const auto bits = __builtin_convertvector(v, typename VectorTypes<Real>::UnsignedBits) << 16;
+    Value value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  BIRNN_VECTOR_FN auto narrow(Value v) {
+    typename VectorTypes<Real>::UnsignedBits bits;
+    std::memcpy(&bits, &v, sizeof(v));
+    // A NaN whose bits are all below would round to infinity.
+    bits = v == v ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+    return __builtin_convertvector(bits >> 16, typename VectorTypes<Real>::Bits16);
+  }
   static constexpr Real inverse_factorial(int k) {
     Real f = 1;
     for (int j = 2; j <= k; ++j) f *= j;

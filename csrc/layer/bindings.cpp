@@ -7,7 +7,7 @@
 #include <map>
 #include <optional>
 
-#include "cpu/recurrence_cpu.h"
+#include "cpu/instruction_set.h"
 #include "cuda/plan/plan.h"
 #include "layer/autograd.h"
 #include "layer/layer.h"
@@ -29,6 +29,12 @@ pybind11::dict build_info() {
       "unknown";
 #endif
   info["cpu_instruction_set"] = birnn::cpu::instruction_set_name();
+  using birnn::cpu::WeightFormat;
+  for (const auto& [name, format] :
+       {std::pair{"float32", WeightFormat::kFloat32},
+        std::pair{"bfloat16", WeightFormat::kBFloat16},
+        std::pair{"float16", WeightFormat::kFloat16}, std::pair{"int8", WeightFormat::kInt8}})
+    info[(std::string("cpu_") + name).c_str()] = birnn::cpu::kernels_for(format).instruction_set;
 #if defined(BIRNN_WITH_CUDA)
   info["cuda_version"] = BIRNN_CUDA_VERSION;
   info["cuda_architectures"] = BIRNN_CUDA_ARCHITECTURES;
@@ -222,6 +228,10 @@ TORCH_LIBRARY(birnn_cuda, m) {
       "Tensor? batch_sizes, str cell, int num_directions, bool training, str precision) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
   m.def(
+      "quantized_forward(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor[] scales, "
+      "Tensor? lengths, Tensor? batch_sizes, str cell, int num_directions, bool with_reserve) -> "
+      "(Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  m.def(
       "backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor input, Tensor? hx, "
       "Tensor? cx, Tensor[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor output, "
       "Tensor reserve, str cell, int num_directions, str precision, bool[] needs_grad, "
@@ -231,6 +241,7 @@ TORCH_LIBRARY(birnn_cuda, m) {
 
 TORCH_LIBRARY_IMPL(birnn_cuda, CPU, m) {
   m.impl("forward", birnn::layer_forward);
+  m.impl("quantized_forward", birnn::layer_quantized_forward);
   m.impl("backward", backward_op);
 }
 

@@ -18,7 +18,30 @@
 namespace birnn {
 namespace {
 
-at::ScalarType compute_type(const Tensor& t) { return at::toOpMathType(t.scalar_type()); }
+// What a call computes with: the kernels for its weights, and the types of its rows (x, h, their
+// gradients, dgates), which the products of the weight gradients share, and of all else.
+struct Numbers {
+  const cpu::KernelTable* kernels;
+  at::ScalarType weights, rows, sums;  // weights: the matrices, as the kernels take them
+
+  explicit Numbers(at::ScalarType type) : sums(at::toOpMathType(type)) {
+    using cpu::WeightFormat;
+    if (type == at::kChar) {
+      kernels = cpu::kernels_for(WeightFormat::kInt8).table;
+      weights = at::kChar;
+      rows = sums = at::kFloat;
+      return;
+    }
+    kernels = cpu::kernels_for(type == at::kDouble     ? WeightFormat::kFloat64
+                               : type == at::kHalf     ? WeightFormat::kFloat16
+                               : type == at::kBFloat16 ? WeightFormat::kBFloat16
+                                                       : WeightFormat::kFloat32)
+                  .table;
+    weights = kernels ? type : at::kFloat;
+    if (!kernels) kernels = cpu::kernels_for(WeightFormat::kFloat32).table;
+    rows = kernels->rows == Element::kBFloat16 ? at::kBFloat16 : sums;
+  }
+};
 
 // t.to(type) without its price where there is nothing to do. A layer of one sequence and 64 units
 // is done in 40 us, so that every call of the dispatcher counts.
@@ -106,7 +129,7 @@ Rows rows_of(const Problem& p) {
 
 // A tensor [T, B, C] or [N, C] as the rows that the recurrence walks, [N, C] with unit stride in
 // the last dimension: a view where the memory allows it.
-Tensor take_rows(const Tensor& t, const Rows& rows) {
+Tensor take_rows(const Tensor& t, const Rows& rows, at::ScalarType type) {
   Tensor flat;
   const int64_t C = t.size(-1);
   const bool mergeable = t.dim() == 3 && t.stride(2) == 1 && t.stride(1) >= C &&
@@ -116,7 +139,7 @@ Tensor take_rows(const Tensor& t, const Rows& rows) {
   else
     flat = t.reshape({-1, C});
   if (rows.padded_rows.defined()) flat = flat.index_select(0, rows.padded_rows);
-  flat = as_type(flat, compute_type(t));
+  flat = as_type(flat, type);
   const bool usable = (C == 1 || flat.stride(1) == 1) && flat.stride(0) >= C;
   return usable ? flat : flat.contiguous();
 }
@@ -147,17 +170,27 @@ Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
   return at::empty_like(t).index_copy_(1, rows.order, t);
 }
 
-std::vector<Tensor> compute_weights(const Problem& p) {
+// The weights as a pass takes them: forward multiplies rows of x by W_ih in the recurrence,
+// backward rows of dgates by a product of their own type.
+std::vector<Tensor> weights_for(const Problem& p, const Numbers& numbers, bool backward) {
   std::vector<Tensor> weights;
-  for (const Tensor& w : p.weights) weights.push_back(as_type(w, compute_type(w)).contiguous());
+  for (size_t i = 0; i < p.weights.size(); ++i) {
+    const Tensor& w = p.weights[i];
+    const bool is_ih = i % p.weights_per_direction == 0;
+    const at::ScalarType type = w.dim() == 1        ? numbers.sums
+                                : is_ih && backward ? numbers.rows
+                                                    : numbers.weights;
+    weights.push_back(as_type(w, type).contiguous());
+  }
   return weights;
 }
 
-// Products on rows of `element` type.
+// Products on rows of `element` type; what they add up is float or double.
 struct Products {
   Element element;
 
   void operator()(GemmShape shape, const void* a, const void* b, void* c) const {
+    shape.float_output = true;
     cpu::gemm(nullptr, nullptr, shape, a, b, c, element, GemmCompute::kIeee);
   }
 };
@@ -176,10 +209,9 @@ const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t c
   return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
 }
 
-cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
-  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size};
-  layer.shape.element =
-      p.shape.element == Element::kFloat64 ? Element::kFloat64 : Element::kFloat32;
+cpu::Layer cpu_layer(const Problem& p, const Rows& rows, const cpu::KernelTable* kernels) {
+  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
+  layer.shape.element = kernels->rows;
   return layer;
 }
 
@@ -188,27 +220,32 @@ cpu::Layer cpu_layer(const Problem& p, const Rows& rows) {
 ForwardResult forward_cpu(const Problem& given, bool training) {
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
+  const Numbers numbers(given.weight_hh(0).scalar_type());
   Problem p = given;
-  p.weights = compute_weights(given);
-  const cpu::Layer layer = cpu_layer(p, rows);
+  p.weights = weights_for(given, numbers, false);
+  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
   const RecurrenceShape& s = layer.shape;
   const int64_t D = p.num_directions, B = s.batch_size, H = s.hidden_size;
   const int64_t S = s.state_size();
   const at::ScalarType type = p.input.scalar_type();
-  const auto options = p.input.options().dtype(compute_type(p.input));
+  const auto options = p.input.options().dtype(numbers.sums);
+  const auto row_options = options.dtype(numbers.rows);
   const bool lstm = s.cell == Cell::kLstm;
 
-  const Tensor x = take_rows(p.input, rows);
-  const Tensor output = cpu::empty_large({rows.num_rows, D * S}, options);
-  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, options) : Tensor();
+  const Tensor x = take_rows(p.input, rows, numbers.rows);
+  const Tensor output = cpu::empty_large({rows.num_rows, D * S}, row_options);
+  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, row_options) : Tensor();
   const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
-  const Tensor hy = at::empty({D, B, S}, options);
+  const Tensor hy = at::empty({D, B, S}, row_options);
   const Tensor cy = lstm ? (p.cx ? cx.clone() : at::zeros({D, B, H}, options)) : Tensor();
   const int64_t reserve_width = reserve_blocks(s.cell) * H;
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
 
   std::vector<const void*> weight_ih(D);
+  std::vector<cpu::WeightScales> scales(D);
+  std::vector<Tensor> contiguous_scales;
+  for (const Tensor& scale : p.scales) contiguous_scales.push_back(scale.contiguous());
   std::vector<ForwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
     ForwardDirection& dir = directions[d];
@@ -222,6 +259,11 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);
     dir.gates_stride = reserve_width;
     weight_ih[d] = p.weight_ih(d).const_data_ptr();
+    if (p.is_quantized()) {
+      const Tensor* scale = &contiguous_scales[d * p.scales.size() / D];
+      scales[d] = {scale[0].const_data_ptr<float>(), scale[1].const_data_ptr<float>(),
+                   s.proj_size ? scale[2].const_data_ptr<float>() : nullptr};
+    }
     dir.output = mutable_row_pointer(output, 0, d * S);
     dir.output_stride = D * S;
     dir.hy = mutable_row_pointer(hy, d);
@@ -231,7 +273,7 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Tensor workspace =
       cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
   cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
-               workspace.data_ptr());
+               scales.data(), workspace.data_ptr());
 
   std::vector<int64_t> sizes = p.input.sizes().vec();
   sizes.back() = D * S;
@@ -286,28 +328,30 @@ int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
 BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
+  const Numbers numbers(given.input.scalar_type());
   Problem p = given;
-  p.weights = compute_weights(given);
-  const cpu::Layer layer = cpu_layer(p, rows);
+  p.weights = weights_for(given, numbers, true);
+  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
   const RecurrenceShape& s = layer.shape;
   const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
   const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell), N = rows.num_rows;
   const at::ScalarType type = p.input.scalar_type();
-  const auto options = p.input.options().dtype(compute_type(p.input));
+  const auto options = p.input.options().dtype(numbers.sums);
+  const auto row_options = options.dtype(numbers.rows);
   const bool lstm = s.cell == Cell::kLstm;
   const Products multiply{s.element};
 
-  const Tensor output = take_rows(in.output, rows);
-  const Tensor dy = in.d_output ? take_rows(*in.d_output, rows) : Tensor();
-  const Tensor dc = in.d_cell_states ? take_rows(*in.d_cell_states, rows) : Tensor();
-  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, options) : Tensor();
+  const Tensor output = take_rows(in.output, rows, numbers.rows);
+  const Tensor dy = in.d_output ? take_rows(*in.d_output, rows, numbers.rows) : Tensor();
+  const Tensor dc = in.d_cell_states ? take_rows(*in.d_cell_states, rows, numbers.rows) : Tensor();
+  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, row_options) : Tensor();
   const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
   const Tensor dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
   const Tensor dcx = lstm ? take_state(in.d_c_n, rows, {D, B, H}, options) : Tensor();
   const int64_t dgates_width = dgates_blocks(s.cell) * H;
-  const int64_t chunk = steps_per_chunk(layer, dgates_width * options.dtype().itemsize());
-  const Tensor dgates = cpu::empty_large({D, std::min(chunk * B, N), dgates_width}, options);
-  const Tensor dproj = s.proj_size ? cpu::empty_large({D, N, S}, options) : Tensor();
+  const int64_t chunk = steps_per_chunk(layer, dgates_width * row_options.dtype().itemsize());
+  const Tensor dgates = cpu::empty_large({D, std::min(chunk * B, N), dgates_width}, row_options);
+  const Tensor dproj = s.proj_size ? cpu::empty_large({D, N, S}, row_options) : Tensor();
 
   std::vector<BackwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
@@ -335,7 +379,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const auto needed = [&](int d, int i) { return in.needs_grad[3 + d * per_direction + i]; };
   const std::vector<InputGateBlocks> blocks = input_gate_blocks(s.cell);
   const int64_t recurrent_column = s.cell == Cell::kGru ? H : 0;
-  const Tensor x = take_rows(p.input, rows);
+  const Tensor x = take_rows(p.input, rows, numbers.rows);
   // The directions meet in dx: where there are several chunks, each adds to rows that the other
   // may have written or not.
   GradientSum dx;
@@ -397,9 +441,9 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     if (Tensor& sum = dbias[d].sum; sum.defined()) {
       const Tensor counted = dgates[d].narrow(0, 0, count);
       if (dbias[d].next_beta() == 0.0f)
-        at::sum_out(sum, counted, {0});
+        at::sum_out(sum, counted, {0}, false, numbers.sums);
       else
-        sum.add_(counted.sum(0));
+        sum.add_(counted.sum({0}, false, numbers.sums));
     }
   };
 
@@ -475,7 +519,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     }
     if (s.proj_size && needed(d, per_direction - 1)) {
       const Tensor saved = in.reserve[d].narrow(0, 0, N);
-      const Tensor h = saved.narrow(1, 4 * H, H).tanh().mul_(saved.narrow(1, 3 * H, H));
+      const Tensor h =
+          saved.narrow(1, 4 * H, H).tanh().mul_(saved.narrow(1, 3 * H, H)).to(numbers.rows);
       const Tensor dw = at::empty({S, H}, options);
       GemmShape product;  // dW_hr = dproj^T h
       product.transpose_a = true;

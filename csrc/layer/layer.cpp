@@ -30,10 +30,14 @@ Element parse_element(at::ScalarType type) {
   }
 }
 
-void check_like_input(const Tensor& t, const Tensor& input, const char* name,
-                      at::IntArrayRef sizes) {
+void check_sizes(const Tensor& t, const char* name, at::IntArrayRef sizes) {
   TORCH_CHECK(t.sizes() == sizes, "birnn_cuda: expected ", name, " of size ", sizes, ", got ",
               t.sizes());
+}
+
+void check_like_input(const Tensor& t, const Tensor& input, const char* name,
+                      at::IntArrayRef sizes) {
+  check_sizes(t, name, sizes);
   TORCH_CHECK(t.scalar_type() == input.scalar_type(), "birnn_cuda: expected ", name, " of dtype ",
               input.scalar_type(), " like the input, got ", t.scalar_type());
   TORCH_CHECK(t.device() == input.device(), "birnn_cuda: expected ", name, " on ", input.device(),
@@ -43,7 +47,8 @@ void check_like_input(const Tensor& t, const Tensor& input, const char* name,
 Problem check_problem(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
                       std::vector<Tensor> weights, const OptionalTensor& lengths,
                       const OptionalTensor& batch_sizes, const std::string& cell,
-                      int64_t num_directions, const std::string& precision) {
+                      int64_t num_directions, const std::string& precision,
+                      std::vector<Tensor> scales = {}) {
   Problem p;
   p.shape.cell = parse_cell(cell);
   p.shape.element = parse_element(input.scalar_type());
@@ -111,14 +116,27 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   p.shape.proj_size = projected ? p.weight_hr(0).size(0) : 0;
   const int64_t H = p.shape.hidden_size, S = p.shape.state_size(), D = p.num_directions;
   const int64_t B = p.shape.batch_size;
+  p.scales = std::move(scales);
+  const auto check_matrix = [&](int d, int index, const Tensor& t, const char* name, int64_t rows,
+                                int64_t columns) {
+    if (!p.is_quantized()) return check_like_input(t, input, name, {rows, columns});
+    check_sizes(t, name, {rows, columns});
+    TORCH_CHECK(t.scalar_type() == at::kChar && t.device() == input.device(),
+                "birnn_cuda: expected ", name, " of dtype int8 on ", input.device(), ", got ",
+                t.scalar_type(), " on ", t.device());
+    const Tensor& scale = p.scales[d * (projected ? 3 : 2) + index];
+    check_like_input(scale, input, (std::string("the scale of ") + name).c_str(), {rows});
+  };
+  TORCH_CHECK(!p.is_quantized() || p.scales.size() == static_cast<size_t>(D * (projected ? 3 : 2)),
+              "birnn_cuda: expected ", D * (projected ? 3 : 2), " scales, got ", p.scales.size());
   for (int d = 0; d < D; ++d) {
-    check_like_input(p.weight_ih(d), input, "weight_ih", {gates * H, p.input_size});
-    check_like_input(p.weight_hh(d), input, "weight_hh", {gates * H, S});
+    check_matrix(d, 0, p.weight_ih(d), "weight_ih", gates * H, p.input_size);
+    check_matrix(d, 1, p.weight_hh(d), "weight_hh", gates * H, S);
     if (p.has_bias) {
       check_like_input(p.bias_ih(d), input, "bias_ih", {gates * H});
       check_like_input(p.bias_hh(d), input, "bias_hh", {gates * H});
     }
-    if (projected) check_like_input(p.weight_hr(d), input, "weight_hr", {S, H});
+    if (projected) check_matrix(d, 2, p.weight_hr(d), "weight_hr", S, H);
   }
   if (p.hx) check_like_input(*p.hx, input, "hx", {D, B, S});
   if (p.cx) check_like_input(*p.cx, input, "cx", {D, B, H});
@@ -178,6 +196,22 @@ ForwardResult forward_on_device(const Problem& p, bool training) {
   return forward_cpu(p, training);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_checked(const Problem& p, bool training) {
+  const Tensor& input = p.input;
+  check_device_is_built(input.device());
+  if (p.shape.batch_size == 0) {
+    const int64_t D = p.num_directions, S = p.shape.state_size();
+    const auto options = input.options();
+    const bool lstm = p.shape.cell == Cell::kLstm;
+    return {at::empty({p.shape.seq_len, 0, D * S}, options), initial_state(p, p.hx, S),
+            lstm ? initial_state(p, p.cx, p.shape.hidden_size) : at::empty({0}, options),
+            training ? at::empty(reserve_sizes(p), options.dtype(reserve_type(p)))
+                     : at::empty({0}, options)};
+  }
+  ForwardResult r = forward_on_device(p, training);
+  return {r.output, r.h_n, r.c_n, r.reserve};
+}
+
 BackwardResult backward_on_device(const Problem& p, const BackwardInputs& inputs) {
 #if defined(BIRNN_WITH_CUDA)
   if (uses_gpu(p.input)) return backward_cuda(p, inputs);
@@ -204,20 +238,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
     std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
     std::string cell, int64_t num_directions, bool training, std::string precision) {
-  const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
-                                  num_directions, precision);
-  check_device_is_built(input.device());
-  if (p.shape.batch_size == 0) {
-    const int64_t D = p.num_directions, S = p.shape.state_size();
-    const auto options = input.options();
-    const bool lstm = p.shape.cell == Cell::kLstm;
-    return {at::empty({p.shape.seq_len, 0, D * S}, options), initial_state(p, p.hx, S),
-            lstm ? initial_state(p, p.cx, p.shape.hidden_size) : at::empty({0}, options),
-            training ? at::empty(reserve_sizes(p), options.dtype(reserve_type(p)))
-                     : at::empty({0}, options)};
-  }
-  ForwardResult r = forward_on_device(p, training);
-  return {r.output, r.h_n, r.c_n, r.reserve};
+  return forward_checked(check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes,
+                                       cell, num_directions, precision),
+                         training);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    std::vector<Tensor> weights, std::vector<Tensor> scales, const OptionalTensor& lengths,
+    const OptionalTensor& batch_sizes, std::string cell, int64_t num_directions,
+    bool with_reserve) {
+  TORCH_CHECK(input.scalar_type() == at::kFloat,
+              "birnn_cuda: an int8 layer takes a float32 input, got ", input.scalar_type());
+  TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
+  return forward_checked(check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes,
+                                       cell, num_directions, "ieee", std::move(scales)),
+                         with_reserve);
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(

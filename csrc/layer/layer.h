@@ -27,12 +27,15 @@ struct Problem {
   OptionalTensor hx;     // [D, B, S]
   OptionalTensor cx;     // [D, B, H]
   std::vector<Tensor> weights;
+  // Of int8 matrices: for each direction those of weight_ih, weight_hh and, projected, weight_hr.
+  std::vector<Tensor> scales;
   int weights_per_direction = 0;
   bool has_bias = false;
   OptionalTensor lengths;      // [B], padded input only
   OptionalTensor batch_sizes;  // [T], packed input only
   bool ieee = false;           // fp32 products on a GPU
 
+  bool is_quantized() const { return !scales.empty(); }
   bool is_packed() const { return batch_sizes.has_value(); }
   const Tensor& weight_ih(int d) const { return weights[d * weights_per_direction]; }
   const Tensor& weight_hh(int d) const { return weights[d * weights_per_direction + 1]; }
@@ -77,6 +80,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
     std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
     std::string cell, int64_t num_directions, bool training, std::string precision);
+
+// int8 matrices with a float32 scale for each row; the reserve holds what one of float32 does.
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    std::vector<Tensor> weights, std::vector<Tensor> scales, const OptionalTensor& lengths,
+    const OptionalTensor& batch_sizes, std::string cell, int64_t num_directions, bool with_reserve);
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,

@@ -57,16 +57,18 @@ BENCHMARKS: Rooms = {
     "commands": (["*.py"], ["measure", "peers", "sections", "model", "report", "steps"]),
 }
 
-# Torch's headers, beside csrc/layer: its memory, its threads and its matrix product.
+# Torch's headers, beside csrc/layer: its memory, threads, errors and matrix product.
 TORCH_BELOW_THE_LAYER = {
     "cpu/gemm_cpu.cpp",
+    "cpu/instruction_set.cpp",
     "cpu/kept_memory.cpp",
     "cpu/kept_memory.h",
     "cpu/recurrence_cpu.cpp",
 }
 
-# Beside csrc/cuda/device: what keeps a compiler from seeing through a value.
-ASM_OF_THE_CPU = {"cpu/vector.h"}
+# Beside csrc/cuda/device: what keeps a compiler from seeing through a value, XGETBV, and tiles,
+# whose numbers GCC's intrinsics take as text alone: no template can compute them.
+ASM_OF_THE_CPU = {"cpu/amx.cpp", "cpu/processor.h", "cpu/tiles.h", "cpu/vector.h"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 IMPORT = re.compile(

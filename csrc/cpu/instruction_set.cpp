@@ -1,0 +1,59 @@
+// Which instruction set runs: asked of the processor once.
+#include "cpu/instruction_set.h"
+
+#include <c10/util/Exception.h>
+
+#include <array>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+namespace birnn::cpu {
+namespace {
+
+std::vector<const InstructionSet*> known_sets() {
+  return {&baseline(),
+#if defined(__x86_64__)
+          &avx2(),        &avx512(), &avx512_vnni(),
+          &avx512_bf16(), &amx()
+#endif
+  };
+}
+
+// The sets that may run, the best last.
+const std::vector<const InstructionSet*>& allowed_sets() {
+  static const std::vector<const InstructionSet*> allowed = [] {
+    std::vector<const InstructionSet*> sets;
+    std::string available;
+    for (const InstructionSet* set : known_sets())
+      if (set->is_available()) {
+        sets.push_back(set);
+        available += (available.empty() ? "" : ", ") + std::string(set->name);
+      }
+    const char* limit = std::getenv("BIRNN_CPU_ISA");
+    if (!limit || !*limit) return sets;
+    while (!sets.empty() && sets.back()->name != std::string(limit)) sets.pop_back();
+    TORCH_CHECK_VALUE(!sets.empty(), "BIRNN_CPU_ISA is \"", limit,
+                      "\", which this machine does not have; it has ", available);
+    return sets;
+  }();
+  return allowed;
+}
+
+}  // namespace
+
+const ChosenKernels& kernels_for(WeightFormat format) {
+  static const std::array<ChosenKernels, kNumWeightFormats> chosen = [] {
+    std::array<ChosenKernels, kNumWeightFormats> best;
+    best.fill({"none, computed in float32", nullptr});
+    for (const InstructionSet* set : allowed_sets())
+      for (int f = 0; f < kNumWeightFormats; ++f)
+        if (set->tables[f]) best[f] = {set->name, set->tables[f]};
+    return best;
+  }();
+  return chosen[static_cast<int>(format)];
+}
+
+const char* instruction_set_name() { return allowed_sets().back()->name; }
+
+}  // namespace birnn::cpu

@@ -1,0 +1,49 @@
+// The functions of an instruction set for one kind of numbers.
+
+template <class N>
+void run_forward_cell(const ForwardTask& task) {
+  switch (task.shape->cell) {
+    case Cell::kTanh:
+      return run_forward<N, Cell::kTanh>(task);
+    case Cell::kRelu:
+      return run_forward<N, Cell::kRelu>(task);
+    case Cell::kGru:
+      return run_forward<N, Cell::kGru>(task);
+    case Cell::kLstm:
+      return run_forward<N, Cell::kLstm>(task);
+  }
+}
+
+template <class N>
+void run_backward_cell(const BackwardTask& task) {
+  switch (task.shape->cell) {
+    case Cell::kTanh:
+      return run_backward<N, Cell::kTanh>(task);
+    case Cell::kRelu:
+      return run_backward<N, Cell::kRelu>(task);
+    case Cell::kGru:
+      return run_backward<N, Cell::kGru>(task);
+    case Cell::kLstm:
+      return run_backward<N, Cell::kLstm>(task);
+  }
+}
+
+template <class N>
+constexpr Element row_element() {
+  if (std::is_same_v<typename N::Row, BFloat16>) return Element::kBFloat16;
+  return sizeof(typename N::Row) == 8 ? Element::kFloat64 : Element::kFloat32;
+}
+
+template <class N>
+const KernelTable& kernel_table() {
+  static const KernelTable table = [] {
+    KernelTable t{row_element<N>(),      packed_bytes<N>,     pack_rows<N>, nullptr,
+                  Scratch<N>::bytes_for, run_forward_cell<N>, nullptr};
+    if constexpr (!std::is_same_v<typename N::Weight, int8_t>) {
+      t.pack_columns = pack_columns<N>;
+      t.backward = run_backward_cell<N>;
+    }
+    return t;
+  }();
+  return table;
+}

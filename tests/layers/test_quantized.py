@@ -1,0 +1,315 @@
+"""int8 layers against an independent computation in float64 that rounds what they round."""
+
+import copy
+import io
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CELLS, call, make_layer, make_states, relative_error
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import birnn_cuda
+
+# Half a step of int8 is 4e-3 of a row's largest number, and all of them move results by about 1e-2.
+# What h is in float32 tips few of them the other way: the oracle's h is of float64.
+ROUNDED_DIFFERENTLY = 3e-3
+
+
+def rounded_rows(x):
+    """Rows to the nearest of 255 steps of their own largest number, found in float32."""
+    low = x.float()
+    largest = low.abs().amax(-1, keepdim=True)
+    steps = (low * (127 / largest)).round()
+    return torch.where(largest > 0, steps.double() * (largest / 127).double(), x)
+
+
+def rounded_product(x, weight):
+    return rounded_rows(x) @ rounded_rows(weight.detach().double()).T
+
+
+def oracle(layer, input, states, lengths):
+    """What an int8 copy of `layer` must give, one sequence and step after the other."""
+    outputs = input.double()
+    num_directions = 2 if layer.bidirectional else 1
+    lstm = layer.mode == "LSTM"
+    finals = [], []
+    for k in range(layer.num_layers):
+        per_direction = []
+        for d in range(num_directions):
+            suffix = f"_l{k}" + ("_reverse" if d else "")
+            w = {
+                name: getattr(layer, name + suffix, None)
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+            }
+            index = k * num_directions + d
+            rows = torch.zeros(*input.shape[:2], states[0].size(2), dtype=torch.float64)
+            h_n = states[0][index].double().clone()
+            c_n = states[1][index].double().clone() if lstm else None
+            for b, length in enumerate(lengths):
+                h = h_n[b]
+                c = c_n[b] if lstm else None
+                for t in reversed(range(length)) if d else range(length):
+                    a = rounded_product(outputs[t, b], w["weight_ih"])
+                    q = rounded_product(h, w["weight_hh"])
+                    if w["bias_ih"] is not None:
+                        a = a + w["bias_ih"].detach().double()
+                        q = q + w["bias_hh"].detach().double()
+                    if lstm:
+                        i, f, g, o = (a + q).chunk(4)
+                        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                        h = o.sigmoid() * c.tanh()
+                        if w["weight_hr"] is not None:
+                            h = rounded_product(h, w["weight_hr"])
+                    elif layer.mode == "GRU":
+                        (a_r, a_z, a_n), (q_r, q_z, q_n) = a.chunk(3), q.chunk(3)
+                        n = (a_n + (a_r + q_r).sigmoid() * q_n).tanh()
+                        z = (a_z + q_z).sigmoid()
+                        h = (1 - z) * n + z * h
+                    else:
+                        h = (a + q).tanh() if layer.nonlinearity == "tanh" else (a + q).relu()
+                    rows[t, b] = h
+                h_n[b] = h
+                if lstm:
+                    c_n[b] = c
+            per_direction.append(rows)
+            finals[0].append(h_n)
+            finals[1].append(c_n)
+        outputs = torch.cat(per_direction, -1)
+    return [outputs, torch.stack(finals[0]), *([torch.stack(finals[1])] if lstm else [])]
+
+
+def quantized(layer):
+    return birnn_cuda.quantize(copy.deepcopy(layer).eval())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "sizes", [(4, 3, 5, 7, 1), (3, 17, 33, 20, 2), (2, 35, 70, 66, 1), (5, 1, 64, 130, 1)], ids=str
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_values(cell, sizes, bias):
+    seq_len, batch_size, input_size, hidden_size, num_layers = sizes
+    options = {"bidirectional": True, "num_layers": num_layers, "bias": bias}
+    layer = make_layer(birnn_cuda, cell, input_size, hidden_size, **options)
+    input = torch.randn(seq_len, batch_size, input_size)
+    states = [2 * state for state in make_states(layer, batch_size, torch.float32)]
+    lengths = torch.randint(0, seq_len + 1, (batch_size,))
+    lengths[0] = seq_len
+    own = call(quantized(layer), input, states, lengths=lengths)
+    expected = oracle(layer, input, states, lengths.tolist())
+    for actual, exact in zip(own, expected, strict=True):
+        assert relative_error(actual, exact) <= ROUNDED_DIFFERENTLY
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_depends_on_nothing_beside_it(cell):
+    layer = quantized(make_layer(birnn_cuda, cell, 9, 37, bidirectional=True))
+    input = torch.randn(6, 21, 9)
+    lengths = torch.randint(1, 7, (21,))
+    states = make_states(layer, 21, torch.float32)
+    before = call(layer, input, states, lengths=lengths)
+    changed = input.clone()
+    changed[:, 4] *= 1000  # a loud neighbour
+    for b, length in enumerate(lengths.tolist()):
+        changed[length:, b] = 100  # padding
+    after = call(layer, changed, states, lengths=lengths)
+    others = [b for b in range(21) if b != 4]
+    assert all(torch.equal(x[:, others], y[:, others]) for x, y in zip(before, after, strict=True))
+    alone = call(layer, input[: lengths[2], 2:3], [state[:, 2:3] for state in states])
+    assert torch.equal(alone[0], before[0][: lengths[2], 2:3])
+    packed = pack_padded_sequence(input, lengths, enforce_sorted=False)
+    hx = tuple(states) if layer.mode == "LSTM" else states[0]
+    assert torch.equal(pad_packed_sequence(layer(packed, hx)[0], total_length=6)[0], before[0])
+
+
+def test_threads():
+    layer = quantized(birnn_cuda.LSTM(20, 40, bidirectional=True))
+    input = torch.randn(5, 37, 20)
+    expected = call(layer, input)
+    torch.set_num_threads(3)
+    try:
+        actual = call(layer, input)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_row(value):
+    layer = quantized(birnn_cuda.GRU(5, 12))
+    input = torch.randn(4, 3, 5)
+    expected = layer(input)[0]
+    input[2, 1, 3] = value
+    output = layer(input)[0]
+    assert output[2:, 1].isnan().all()
+    assert torch.equal(output[:2], expected[:2]) and torch.equal(output[:, ::2], expected[:, ::2])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_forms(cell):
+    layer = quantized(make_layer(birnn_cuda, cell, 6, 8, batch_first=True))
+    input = torch.randn(3, 5, 6)
+    output, final = layer(input)
+    assert torch.equal(layer(input[1])[0], output[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(input)[0], output)
+    if cell.startswith("lstm"):
+        states = layer(input, return_cell_states=True)[2]
+        assert torch.equal(states[:, -1], final[1][0])
+    assert layer(input[:0])[0].shape == (0, 5, output.size(2))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_state_dict(cell, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    options = {"num_layers": 2, "bidirectional": True}
+    layer = make_layer(birnn_cuda, cell, 6, 40, **options)
+    own = quantized(layer)
+    assert not list(own.parameters())
+    size = {k: sum(v.nbytes for v in m.state_dict().values()) for k, m in ((1, layer), (2, own))}
+    assert size[2] < 0.35 * size[1]
+    input = torch.randn(3, 2, 6)
+    file = io.BytesIO()
+    torch.save(own.state_dict(), file)
+    file.seek(0)
+    safetensors.save_file(own.state_dict(), tmp_path / "layer.safetensors")
+    for values in (
+        torch.load(file, weights_only=True),
+        safetensors.load_file(tmp_path / "layer.safetensors"),
+    ):
+        other = quantized(make_layer(birnn_cuda, cell, 6, 40, **options))
+        other.load_state_dict(values)
+        assert torch.equal(other(input)[0], own(input)[0])
+    assert torch.equal(copy.deepcopy(own)(input)[0], own(input)[0])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm_proj"])
+def test_compiled(cell):
+    layer = quantized(make_layer(birnn_cuda, cell, 6, 8, bidirectional=True))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    input, lengths = torch.randn(4, 3, 6), torch.tensor([4, 0, 2])
+    with torch.no_grad():
+        output = compiled(input, lengths=lengths)[0]
+        assert torch.equal(output, layer(input, lengths=lengths)[0])
+        weights, scales = layer._weights_of(0)
+        name = {"gru": "gru", "lstm_proj": "lstm"}[cell]
+        arguments = (input, None, None, weights, scales, lengths, None, name, 2, False)
+        torch.library.opcheck(
+            torch.ops.birnn_cuda.quantized_forward.default,
+            arguments,
+            test_utils=("test_schema", "test_faketensor"),
+        )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_to_torch_has_the_rounded_weights(cell):
+    own = quantized(make_layer(birnn_cuda, cell, 6, 24, num_layers=2, bidirectional=True))
+    input = torch.randn(5, 3, 6)
+    output = own(input)[0]
+    plain = birnn_cuda.to_torch(own)
+    assert type(plain) in (nn.RNN, nn.GRU, nn.LSTM) and plain is own
+    assert all(p.dtype == torch.float32 for p in plain.parameters())
+    assert relative_error(output, plain(input)[0].detach()) < 0.03  # the rounding of x and h
+    again = birnn_cuda.quantize(plain)
+    # Rounding rounded weights changes nothing but the last bit of a scale.
+    assert relative_error(again(input)[0], output) <= ROUNDED_DIFFERENTLY
+
+
+def test_a_whole_model():
+    model = nn.ModuleDict(
+        {
+            "ours": birnn_cuda.LSTM(4, 8),
+            "theirs": nn.GRU(8, 6, bidirectional=True),
+            "net": birnn_cuda.BiRNN(12, 5, 3, cell="tanh"),
+            "linear": nn.Linear(2, 2),
+        }
+    ).eval()
+    assert birnn_cuda.quantize(model) is model
+    classes = [
+        type(module).__name__ for module in (model["ours"], model["theirs"], model["net"].hidden)
+    ]
+    assert classes == ["QuantizedLSTM", "QuantizedGRU", "QuantizedRNN"]
+    assert type(model["linear"]) is nn.Linear
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    birnn_cuda.quantize(model)  # what is quantized stays
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    input = torch.randn(3, 2, 4)
+    with torch.no_grad():
+        scores = model["net"](model["theirs"](model["ours"](input)[0])[0])
+    assert scores.shape == (3, 2, 3)
+
+
+def test_what_is_left_alone(caplog):
+    class Other(nn.LSTM):
+        pass
+
+    replaced = birnn_cuda.GRU(2, 3).eval()
+    replaced.forward = lambda input: input
+    with caplog.at_level(logging.WARNING):
+        birnn_cuda.quantize(nn.ModuleList([Other(2, 3).eval(), replaced]).eval())
+    assert type(replaced) is birnn_cuda.GRU
+    assert "Other" in caplog.text and "forward was replaced" in caplog.text
+
+
+def test_errors():
+    model = nn.Sequential(birnn_cuda.GRU(2, 3).eval(), birnn_cuda.GRU(3, 4))
+    with pytest.raises(ValueError, match=r"1 \(GRU\) is in training mode.*call eval\(\)"):
+        birnn_cuda.quantize(model)
+    assert type(model[0]) is birnn_cuda.GRU  # nothing is changed
+    with pytest.raises(ValueError, match=r"on meta.*call cpu\(\)"):
+        birnn_cuda.quantize(birnn_cuda.LSTM(2, 3, device="meta").eval())
+    layer = birnn_cuda.LSTM(2, 3).eval()
+    layer.weight_hh_l0.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"weight_hh_l0 of .* not finite"):
+        birnn_cuda.quantize(layer)
+    own = quantized(birnn_cuda.LSTM(2, 3))
+    with pytest.raises(RuntimeError, match="no gradient"):
+        own(torch.randn(1, 1, 2, requires_grad=True))
+    with pytest.raises(RuntimeError, match="for inference"):
+        own.train()(torch.randn(1, 1, 2))
+    own.eval()
+    with pytest.raises(ValueError, match="does not match weight dtype"):
+        own(torch.randn(1, 1, 2).double())
+    with pytest.raises(RuntimeError, match="CPU only, got meta"):
+        own(torch.randn(1, 1, 2, device="meta"))
+    with pytest.raises(RuntimeError, match="no parameters to reset"):
+        own.reset_parameters()
+    weights, scales = own._weights_of(0)
+    run = torch.ops.birnn_cuda.quantized_forward
+    input = torch.randn(1, 1, 2)
+    for wrong_weights, wrong_scales, message in (
+        (weights, [], "need scales"),
+        (weights, scales[:1], "expected 2 scales, got 1"),
+        (weights, [scales[0][:1], scales[1]], "the scale of weight_ih of size"),
+        ([weights[0].float(), *weights[1:]], scales, "weight_ih of dtype int8"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run(input, None, None, wrong_weights, wrong_scales, None, None, "lstm", 1, False)
+
+
+def test_error_is_no_more_than_that_of_quantize_dynamic():
+    program = """
+import torch, birnn_cuda, copy
+from torch import nn
+torch.manual_seed(int(__import__("sys").argv[1]))
+for kind in ("LSTM", "GRU"):
+    exact = getattr(nn, kind)(32, 48, bidirectional=True).double().eval()
+    plain = copy.deepcopy(exact).float()
+    input = torch.randn(20, 4, 32)
+    theirs = torch.ao.quantization.quantize_dynamic(nn.Sequential(plain), {getattr(nn, kind)})[0]
+    ours = birnn_cuda.quantize(copy.deepcopy(plain))
+    expected = exact(input.double())[0]
+    print(*[(float((layer(input)[0] - expected).norm())) for layer in (ours, theirs)])
+"""
+    seed = str(torch.initial_seed() % 2**31)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, seed],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for line in result.stdout.strip().splitlines():
+        own, theirs = map(float, line.split())
+        assert own <= theirs
