@@ -4,13 +4,15 @@
     python examples/segment_chinese.py segment 他来到北京天安门
 
 `train` learns from a newspaper month of 1.84 million characters, downloaded once, and reports on
-the paragraphs held out. It saves the model and a picture of the learning curves; then it runs its
-first batches again with torch.nn in place of birnn_cuda, for the speed and to check the losses.
+the paragraphs held out, on a CPU also with the layers in 8 bits. It saves the model and a picture of
+the learning curves; then it runs its first batches again with torch.nn in place of birnn_cuda, for
+the speed and to check the losses.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import os
 import sys
@@ -48,6 +50,7 @@ from segmenter import (
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import birnn_cuda
 from birnn_cuda.ops import build_info
 
 try:
@@ -209,6 +212,8 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         f"tagging {speed:,.0f} characters/s\n"
         f"saved: {arguments.model}, {picture}"
     )
+    if arguments.device.type == "cpu":
+        in_8_bits(model, training.vocabulary, held_out, history.evaluations[-1], console)
     if arguments.compare_batches and not compare(training, history.steps, console):
         return 1
     return 0
@@ -247,6 +252,26 @@ def fit(
                     f"held-out F1 {found.f1:.4f}"
                 )
     return history
+
+
+def in_8_bits(
+    model: Segmenter,
+    vocabulary: Vocabulary,
+    held_out: Sequence[Sentence],
+    before: Evaluation,
+    console: Console,
+) -> None:
+    """Print what becomes of the score, the speed and the size of the recurrent layers in int8."""
+    small = birnn_cuda.quantize(copy.deepcopy(model).eval())
+    found, speed = evaluate(small, vocabulary, held_out)
+    sizes = [
+        sum(value.nbytes for value in each.tagger.hidden.state_dict().values()) / 2**20
+        for each in (small, model)
+    ]
+    console.print(
+        f"recurrent layers in 8 bits: F1 {found.f1:.4f} ({found.f1 - before.score.f1:+.4f}), "
+        f"tagging {speed:,.0f} characters/s, {sizes[0]:.1f} MiB instead of {sizes[1]:.1f}"
+    )
 
 
 def compare(training: Training, ours: Sequence[Step], console: Console) -> bool:
