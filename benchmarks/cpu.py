@@ -10,6 +10,7 @@ from benchmarks.measure.cases import Case
 from benchmarks.peers.onnxruntime import OnnxPeer
 from benchmarks.peers.peer import Peer
 from benchmarks.sections.accuracy import AccuracyMeasurement
+from benchmarks.sections.dtypes import DtypesMeasurement
 from benchmarks.sections.import_time import ImportMeasurement
 from benchmarks.sections.layers import LayerMeasurement
 from benchmarks.sections.lengths import LengthsMeasurement
@@ -33,6 +34,7 @@ class CpuCommand(MeasuringCommand):
     ) -> list[Measurement]:
         measurements: list[Measurement] = []
         measurements += [LayerMeasurement(case) for case in cases.get("layers", [])]
+        measurements += [DtypesMeasurement(case) for case in cases.get("dtypes", [])]
         measurements += [LengthsMeasurement(case) for case in cases.get("lengths", [])]
         measurements += [MemoryMeasurement(case) for case in cases.get("memory", [])]
         measurements += [AccuracyMeasurement(case) for case in cases.get("accuracy", [])]

@@ -89,7 +89,7 @@ class OnnxRun:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(
-            serialized_model(problem.case, problem.weights),
+            self.model(problem),
             options,
             providers=["CPUExecutionProvider"],
         )
@@ -98,6 +98,9 @@ class OnnxRun:
         self.binding.bind_cpu_input("X", problem.input.numpy())
         for name in self.names:
             self.binding.bind_output(name)
+
+    def model(self, problem: Problem) -> bytes:
+        return serialized_model(problem.case, problem.weights)
 
     def step(self) -> None:
         self.session.run_with_iobinding(self.binding)

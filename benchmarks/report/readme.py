@@ -23,6 +23,7 @@ from benchmarks.report.metrics import (
     describe_device,
     geometric_means,
     means,
+    ratio_in_rounds,
     share_of_floor,
     step_microseconds,
     times_as_fast,
@@ -168,7 +169,7 @@ def speed(results: Results) -> str:
         for pass_name in PASSES:
             cells += _cells(entries.get(pass_name), pass_name, gemm)
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_lengths(results), *_memory(results.section("memory"))]
+    lines += ["", *_dtypes(results), *_lengths(results), *_memory(results.section("memory"))]
     lines += _import_time(results.section("import"))
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -213,6 +214,42 @@ def _cells(entry: Entry | None, pass_name: str, gemm: Mapping[str, Sequence[floa
         *(f"{median_ratio(samples[name], own):.2f}" if name in samples else NONE for name in peers),
         f"{share_of_floor(entry, gemm):.0%}",
     ]
+
+
+def _dtypes(results: Results) -> list[str]:
+    """Speed and error in fewer bits, as multiples of this package's own fp32 and of its peers'."""
+    entries = results.section("dtypes")
+    if not entries:
+        return []
+    lines = [
+        "In fewer bits, on the same machine: times as fast as this package in fp32, as torch.nn in "
+        "the same dtype (int8: `quantize_dynamic`) and, in int8, as onnxruntime; the error of the "
+        "output against float64, of the numbers before they were rounded (torch.nn's in "
+        "parentheses).",
+        "",
+        "| cell | T | B | H | pass | bf16 x fp32 | x torch.nn | error | int8 x fp32 | x torch.nn "
+        "| x onnxruntime | error |",
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for entry in entries:
+        case = entry["case"]
+        cells = [str(case[n]) for n in ("cell", "seq_len", "batch_size", "hidden_size")]
+        cells.append(case["pass_name"])
+        for dtype, peers in (("bf16", (TORCH,)), ("int8", (TORCH, "onnxruntime"))):
+            own = f"{SUBJECT} {dtype}"
+            others = [f"{SUBJECT} fp32", *(f"{peer} {dtype}" for peer in peers)]
+            for other in others:
+                ratio = ratio_in_rounds(entry, other, own)
+                cells.append(NONE if ratio is None else f"{ratio:.2f}")
+            errors = [
+                f"{entry['errors'][name]['output'][0]:.1e}"
+                for name in (own, f"{TORCH} {dtype}")
+                if name in entry["errors"]
+            ]
+            cells.append(f"{errors[0]} ({', '.join(errors[1:])})" if errors[1:] else
+                         (errors or [NONE])[0])  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _lengths(results: Results) -> list[str]:

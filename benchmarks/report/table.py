@@ -50,6 +50,7 @@ def tables(results: Results) -> list[Table]:
     """A table for each section that the results hold."""
     sections = (
         ("layers", _cuda_layers if results.device == "cuda" else _cpu_layers),
+        ("dtypes", dtypes),
         ("concurrency", _concurrency),
         ("lengths", lengths),
         ("memory", _memory),
@@ -223,6 +224,23 @@ def lengths(entries: Sequence[Entry], results: Results) -> Table:
                 _number(ratio_in_rounds(entry, TORCH_PACKED, PACKED), ".2f"),
                 end_section=last,
             )
+    return table
+
+
+def dtypes(entries: Sequence[Entry], results: Results) -> Table:
+    """Each entrant's time a step in each dtype, and how far its output is from fp64."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry["samples"]))
+    columns = [f"{name}, {what}" for name in names for what in ("us a step", "error")]
+    title = "Dtypes: microseconds a step, and relative error of the output against fp64"
+    table = Table(title, [*CASE_COLUMNS[:4], "pass", *columns], ["cell", "pass"])
+    for entry in entries:
+        case = _case_cells(entry["case"])
+        cells = []
+        for name in names:
+            cells.append(_number(step_microseconds(entry, name), ".2f"))
+            error = entry["errors"].get(name, {}).get("output", [None])[0]
+            cells.append(_number(error, ".1e"))
+        table.add(*case[:4], case[5], *cells, end_section=_ends_section(entry))
     return table
 
 
