@@ -4,9 +4,9 @@
     python examples/segment_chinese.py segment 他来到北京天安门
 
 `train` learns from a newspaper month of 1.84 million characters, downloaded once, and reports on
-the paragraphs held out, on a CPU also with the layers in 8 bits. It saves the model and a picture of
-the learning curves; then it runs its first batches again with torch.nn in place of birnn_cuda, for
-the speed and to check the losses.
+the paragraphs held out, on a CPU also with the layers in 8 bits. It saves the model and a picture
+of the learning curves; then it runs its first batches again with torch.nn in place of birnn_cuda,
+for the speed and to check the losses.
 """
 
 from __future__ import annotations

@@ -12,19 +12,21 @@
 #include "cpu/processor.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                                    \
-    __attribute__((                                                                              \
-        target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8"))), \
+#pragma clang attribute push(                                                                        \
+    __attribute__((target(                                                                           \
+        "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,avx512bf16,amx-tile,amx-bf16,amx-int8"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8")
+#pragma GCC target( \
+    "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,avx512bf16,amx-tile,amx-bf16,amx-int8")
 #endif
 
 #include "cells.h"
 
 #define BIRNN_VECTOR_BYTES 64
 #define BIRNN_VECTOR_REGISTERS 32
+#define BIRNN_HAS_BFLOAT16
 #define BIRNN_HAS_TILES
 
 namespace birnn::cpu {

@@ -24,6 +24,7 @@
 
 #define BIRNN_VECTOR_BYTES 64
 #define BIRNN_VECTOR_REGISTERS 32
+#define BIRNN_HAS_BFLOAT16
 
 namespace birnn::cpu {
 namespace avx512_bf16_set {

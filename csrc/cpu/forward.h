@@ -2,15 +2,17 @@
 
 // The sum of an int8 product is in units of its row's scale times its column's.
 template <class N>
-inline typename Math<typename N::Real>::Value product_of(
-    const typename N::Sum* sum, [[maybe_unused]] float row_scale,
-    [[maybe_unused]] const float* column_scales, [[maybe_unused]] int n) {
+inline typename Math<typename N::Real>::Value product_of(const typename N::Sum* sum,
+                                                         [[maybe_unused]] float row_scale,
+                                                         [[maybe_unused]] const float* scales,
+                                                         [[maybe_unused]] int64_t column,
+                                                         [[maybe_unused]] int n) {
   using M = Math<typename N::Real>;
   if constexpr (std::is_same_v<typename N::Sum, int32_t>) {
     typename M::Bits v;
     std::memcpy(&v, sum, sizeof(v));
     return __builtin_convertvector(v, typename M::Value) *
-           (M::load(column_scales, n) * M::broadcast(row_scale));
+           (M::load(scales + column, n) * M::broadcast(row_scale));
   } else {
     return M::load(sum);
   }
@@ -133,12 +135,12 @@ void run_forward(const ForwardTask& task) {
           return bias_ih ? bias_of_sum<kCell>(of, of_gate(bias_ih), of_gate(bias_hh)) : V{};
         };
         const auto h_product = [&](int gate) {
-          return product_of<N>(sums + gate * kLanes, h_scales ? h_scales[j] : 0.0f,
-                               task.scales.hh + gate * H + u, n);
+          return product_of<N>(sums + gate * kLanes, h_scales ? h_scales[j] : 0.0f, task.scales.hh,
+                               gate * H + u, n);
         };
         const auto x_product = [&](int gate) {
-          return product_of<N>(x_sum + gate * kLanes, x_scales ? x_scales[j] : 0.0f,
-                               task.scales.ih + gate * H + u, n);
+          return product_of<N>(x_sum + gate * kLanes, x_scales ? x_scales[j] : 0.0f, task.scales.ih,
+                               gate * H + u, n);
         };
         const auto preactivation = [&](int gate) {
           const V a = h_product(gate) + bias(gate);
@@ -251,7 +253,7 @@ void run_forward(const ForwardTask& task) {
               if (u >= S) break;
               const int n = S - u < kLanes ? int(S - u) : kLanes;
               const V h = product_of<N>(sums + (j * panel_columns(1) + v) * kLanes,
-                                        wide_scales ? wide_scales[j] : 0.0f, task.scales.hr + u, n);
+                                        wide_scales ? wide_scales[j] : 0.0f, task.scales.hr, u, n);
               if constexpr (N::kPacks)
                 M::store(scratch.state + j * S + u, h, n);
               else
@@ -269,7 +271,10 @@ void run_forward(const ForwardTask& task) {
             const int n = int(std::min<int64_t>(kLanes, S - u));
             M::store(to + u, M::load(state + u, n), n);
           }
-          scratch.packed.put(j, state, S);
+          if constexpr (std::is_same_v<typename N::Operand, Row>)
+            scratch.packed.put(j, to, S);  // rounded already
+          else
+            scratch.packed.put(j, state, S);
         }
       }
     }

@@ -132,10 +132,15 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
                         layout.panels_hr_of(workspace, d));
   };
   for_each_task(layer, pack, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
-    kernels.forward({&s, &layer.sequences, &directions[d], &input, layout.panels_of(workspace, d),
-                     layout.panels_ih_of(workspace, d), layout.panels_hr_of(workspace, d),
-                     scales[d], workspace, directions[d].gates != nullptr, b_begin, b_end,
-                     layout.scratch_of(workspace, layer, i)});
+    // Only as many steps as its longest sequence has: each has a row to compute, none of none.
+    RecurrenceShape shape = s;
+    if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[b_begin];
+    if (shape.seq_len > 0)
+      kernels.forward({&shape, &layer.sequences, &directions[d], &input,
+                       layout.panels_of(workspace, d), layout.panels_ih_of(workspace, d),
+                       layout.panels_hr_of(workspace, d), scales[d], workspace,
+                       directions[d].gates != nullptr, b_begin, b_end,
+                       layout.scratch_of(workspace, layer, i)});
     write_final_state(layer, directions[d], b_begin, b_end);
   });
 }

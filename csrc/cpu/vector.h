@@ -128,6 +128,28 @@ struct VectorMath {
     return condition <= Value{} ? Value{} : v;
   }
 
+  // x within [-limit, limit]; NaN stays NaN.
+  BIRNN_VECTOR_FN Value clamp(Value x, Value limit) {
+#if BIRNN_VECTOR_BYTES == 64
+    if constexpr (std::is_same_v<Real, float>)  // of two instructions the second operand is NaN's
+      return _mm512_maskz_max_ps(0xffff, -limit, _mm512_maskz_min_ps(0xffff, limit, x));
+#endif
+    x = x > limit ? limit : x;
+    return x < -limit ? -limit : x;
+  }
+  // a / b for b that is neither zero nor infinite.
+  BIRNN_VECTOR_FN Value divide(Value a, Value b) {
+#if BIRNN_VECTOR_BYTES == 64
+    // A reciprocal of 14 bits and one step of Newton's method: the five divisions of an LSTM's cell
+    // took half of its time, and the cell is a third of a step in 16 bits.
+    if constexpr (std::is_same_v<Real, float>) {
+      const Value r = _mm512_maskz_rcp14_ps(0xffff, b);
+      return a * (r + r * (one() - b * r));
+    }
+#endif
+    return a / b;
+  }
+
   // e^x = scale + scale * expm1_of_rest, with scale a power of two. NaN stays NaN.
   BIRNN_VECTOR_FN void exp_parts(Value x, Value& scale, Value& expm1_of_rest) {
     const Value shifted = x * broadcast(Real(1.44269504088896340736)) + Constants::kRound;
@@ -145,22 +167,18 @@ struct VectorMath {
 
   BIRNN_VECTOR_FN Value sigmoid(Value x) {
     const Value limit = broadcast(Constants::kLargest);
-    Value negated = -x;
-    negated = negated > limit ? limit : negated;
-    negated = negated < -limit ? -limit : negated;
     Value scale, rest;
-    exp_parts(negated, scale, rest);
-    return one() / (one() + (scale * rest + scale));
+    exp_parts(clamp(-x, limit), scale, rest);
+    return divide(one(), one() + (scale * rest + scale));
   }
 
   BIRNN_VECTOR_FN Value tanh(Value x) {
     const Value limit = broadcast(Constants::kTanhOne);
-    x = x > limit ? limit : x;
-    x = x < -limit ? -limit : x;
+    x = clamp(x, limit);
     Value scale, rest;
     exp_parts(x + x, scale, rest);
     const Value expm1 = scale * rest + (scale - one());
-    return expm1 / (expm1 + Real(2));
+    return divide(expm1, expm1 + Real(2));
   }
 
  private:
@@ -172,11 +190,15 @@ struct VectorMath {
     return value;
   }
   BIRNN_VECTOR_FN auto narrow(Value v) {
+#if defined(BIRNN_HAS_BFLOAT16)
+    return (typename VectorTypes<Real>::Bits16)_mm512_maskz_cvtneps_pbh(0xffff, v);
+#else
     typename VectorTypes<Real>::UnsignedBits bits;
     std::memcpy(&bits, &v, sizeof(v));
     // A NaN whose bits are all below would round to infinity.
     bits = v == v ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
     return __builtin_convertvector(bits >> 16, typename VectorTypes<Real>::Bits16);
+#endif
   }
   static constexpr Real inverse_factorial(int k) {
     Real f = 1;

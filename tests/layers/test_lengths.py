@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import (
@@ -128,3 +130,16 @@ def test_lengths_on_unbatched_input():
     alone = call(ours, input[:3])
     assert_close([outputs[0][:3], *outputs[1:]], alone, 1e-6)
     assert outputs[0].shape == (5, 8) and outputs[0][3:].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_step_at_all(dtype):
+    """Nothing is read where there is nothing to compute, whatever the memory held before."""
+    for cell, hidden_size in itertools.product(("tanh", "gru", "lstm"), (7, 17, 33)):
+        layer = make_layer(birnn_cuda, cell, 17, hidden_size, bidirectional=True, dtype=dtype)
+        input, lengths = torch.randn(200, 1, 17).to(dtype), torch.zeros(1, dtype=torch.int64)
+        for size in range(500, 20_000, 1500):
+            del_me = [torch.full((size,), 1e30) for _ in range(8)]
+            del del_me
+            output, _ = layer(input, lengths=lengths)
+            assert not output.any()
