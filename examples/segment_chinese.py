@@ -265,7 +265,8 @@ def in_8_bits(
     small = birnn_cuda.quantize(copy.deepcopy(model).eval())
     found, speed = evaluate(small, vocabulary, held_out)
     sizes = [
-        sum(value.nbytes for value in each.tagger.hidden.state_dict().values()) / 2**20
+        sum(value.nbytes for name, value in each.tagger.state_dict().items() if "hidden" in name)
+        / 2**20
         for each in (small, model)
     ]
     console.print(
