@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test test-long exchange demo bench real-models lint cuda gpu-check package fuzz soak-tests docs clean
+.PHONY: help install test test-long exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
 	@echo "make gpu-check  build, test and measure on a GPU, with the torch of PYTHON, in 9 minutes"
+	@echo "make gpu-rehearsal  gpu-check on a stand-in for the GPU, in real time: 8 minutes of waiting"
 	@echo "make docs    build the documentation's site in build/docs"
 	@echo "make package build the source archive and the wheel in dist/, and test both"
 	@echo "make install set up .venv and build the extension in place"
@@ -125,10 +126,19 @@ cuda: .venv-cuda/.extension
 	    kernels/test_nvcc.py kernels/test_steps.py
 
 # With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
-# nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts.
+# nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts, EXTENSION=
+# is extension.tar.gz of an earlier run.
 OUT ?= build/gpu-check
+EXTENSION ?=
 gpu-check:
-	$(PYTHON) tests/tools/gpu_check.py --out "$(OUT)" --parts "$(PARTS)" --commit "$(COMMIT)"
+	$(PYTHON) tests/tools/gpu_check.py --out "$(OUT)" --parts "$(PARTS)" --commit "$(COMMIT)" \
+	    --extension "$(EXTENSION)"
+
+# How long that takes, by a stand-in for the GPU that sleeps: when all is well, and when five hang.
+gpu-rehearsal: install
+	$(VENV)/bin/python tests/tools/gpu_stand_in.py --within 200
+	$(VENV)/bin/python tests/tools/gpu_stand_in.py --within 330 \
+	    --hangs case:litmus_1 micro:4 entry:3 test:one-7 test:two-9
 
 clean:
 	rm -rf .venv .venv-cuda build dist birnn_cuda.egg-info birnn_cuda/_C*.so

@@ -16,7 +16,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
+DEFAULT_ARCHITECTURES = ("8.0", "9.0a", "10.0", "12.0")
 
 
 def fail(sentence: str) -> None:
@@ -54,6 +54,29 @@ def find_nvcc() -> str | None:
         if nvcc.exists():
             return str(nvcc)
     return shutil.which("nvcc")
+
+
+def default_architectures(report: str) -> str:
+    """Of the default architectures those that nvcc can compile for, by its --list-gpu-arch.
+
+    Before CUDA 12.8 it knows nothing past 9.0. For GPUs that are newer than all of them there is
+    the PTX of the last; not of one that ends in a, whose PTX is for that architecture alone.
+    """
+    known = {int(number) for number in re.findall(r"compute_(\d+)", report)}
+    chosen = [
+        name
+        for name in DEFAULT_ARCHITECTURES
+        if not known or int(name.rstrip("a").replace(".", "")) in known
+    ]
+    if not chosen:
+        fail(f"this nvcc compiles for none of {', '.join(DEFAULT_ARCHITECTURES)}.")
+    portable = [name for name in chosen if not name.endswith("a")][-1:]
+    return ";".join(name + "+PTX" if name in portable else name for name in chosen)
+
+
+def nvcc_architectures() -> str:
+    command = [find_nvcc() or "nvcc", "--list-gpu-arch"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def toolkit_include() -> list[str]:
@@ -106,7 +129,9 @@ include_dirs = [str(ROOT / "csrc")]
 
 with_cuda = wants_cuda()
 if with_cuda:
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    architectures = os.environ.setdefault(
+        "TORCH_CUDA_ARCH_LIST", default_architectures(nvcc_architectures())
+    )
     sources |= cuda_sources
     macros = [
         ("BIRNN_WITH_CUDA", None),

@@ -96,19 +96,20 @@ def limits_of_this_gpu() -> dict[str, Any]:
 
 def planned_kernel(limits: Mapping[str, Any], case: Case) -> str:
     """Which of this package's kernels run the recurrence of a case on the GPU of these limits: one
-    name, or that of forward and that of backward."""
+    name, or that of forward and that of backward; and those of a graph, where they are others."""
     from birnn_cuda import ops
 
+    def kernels(captured: bool) -> str:
+        arguments = {**plan_arguments(case), "captured": captured}
+        plan = ops.plan(dict(limits), **arguments, training=case.training)
+        names = [plan[side]["kernel"] for side in ("forward", "backward") if plan[side] is not None]
+        return ", ".join(dict.fromkeys(names))
+
     try:
-        plan = ops.plan(
-            dict(limits),
-            **plan_arguments(case),
-            training=case.training,
-        )
+        eager, captured = kernels(False), kernels(True)
     except ValueError:  # none on this GPU: the layer raises the same, and is reported
         return "none"
-    names = [plan[side]["kernel"] for side in ("forward", "backward") if plan[side] is not None]
-    return ", ".join(dict.fromkeys(names))
+    return eager if eager == captured else f"{eager}; in a graph {captured}"
 
 
 def device_name() -> str:

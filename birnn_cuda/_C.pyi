@@ -65,6 +65,7 @@ def plan(
     precision: str = "ieee",
     training: bool = True,
     lengths: bool = False,
+    captured: bool = False,
     kernel: str = "",
     forward: dict[str, Any] | None = None,
     backward: dict[str, Any] | None = None,
@@ -81,6 +82,7 @@ def divisions(
     hidden_size: int,
     num_directions: int = 2,
     precision: str = "ieee",
+    captured: bool = False,
     constants: dict[str, float] = ...,
 ) -> tuple[list[dict[str, Any]], int]: ...
 def cost_constants() -> dict[str, float]: ...

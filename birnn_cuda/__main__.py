@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--precision", choices=("ieee", "tf32"), default="ieee", help="of float32")
     plan.add_argument("--kernel", default="", help="this kernel and no other (GPU)")
     plan.add_argument("--inference", action="store_true", help="keep nothing for backward")
+    plan.add_argument(
+        "--captured", action="store_true", help="for a CUDA graph, not an eager call (GPU)"
+    )
     plan.add_argument("--lengths", action="store_true", help="sequences of different lengths (GPU)")
     return parser
 
@@ -91,6 +94,8 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         f"{options.directions} direction(s), {options.dtype}, "
         f"{'inference' if options.inference else 'training'}, {device}"
     )
+    if options.captured and device != "cpu":
+        shape += ", captured in a CUDA graph"
     if device == "cpu":
         info = ops.build_info()
         # float64 is computed by the kernels' sets of float32.
@@ -126,6 +131,7 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         precision=options.precision,
         training=not options.inference,
         lengths=options.lengths,
+        captured=options.captured,
         kernel=options.kernel,
     )
     rows = [("shape", shape), ("device", _describe(limits))]

@@ -80,6 +80,8 @@ class Results:
         missing = [name for name in REQUIRED if name not in data]
         if missing:
             raise ResultsError(f"{path} is damaged: it lacks {', '.join(missing)}")
+        if "running" in data:
+            data.setdefault("stopped_at", []).append(data.pop("running"))
         return cls(path, data)
 
     @property
@@ -93,10 +95,25 @@ class Results:
     def section(self, name: str) -> list[Entry]:
         return [entry for entry in self.entries if entry["section"] == name]
 
+    def begin(self, key: str) -> None:
+        """Say which entry is being measured: if it ends the process, a resumed run passes it by."""
+        self.data["running"] = key
+        self.flush()
+
     def add(self, entry: Entry) -> None:
         """Append an entry, and write."""
         self.entries.append(entry)
+        self.data.pop("running", None)
         self.flush()
+
+    def interrupt(self) -> None:
+        """The entry that was begun is not to blame for its end."""
+        self.data.pop("running", None)
+        self.flush()
+
+    def is_done(self, key: str) -> bool:
+        """Whether an entry is there, or has ended a process before it was."""
+        return key in self.by_key() or key in self.data.get("stopped_at", ())
 
     def finish(self) -> None:
         self.data["finished"] = True

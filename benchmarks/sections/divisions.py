@@ -61,6 +61,7 @@ def plan_arguments(case: Case) -> dict[str, Any]:
         "hidden_size": case.hidden_size,
         "num_directions": case.num_directions,
         "precision": "tf32" if case.dtype == "tf32" else "ieee",
+        "captured": True,
     }
 
 

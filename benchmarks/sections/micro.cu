@@ -1,11 +1,13 @@
 // What the steps of a recurrence are made of, measured on this GPU: exchange inside a cluster and
-// through L2, barriers, how many clusters fit, and whether two launches overlap. Prints JSON.
+// through L2, barriers, how many clusters fit, whether two launches overlap, and what
+// the host takes to enqueue one. Prints a JSON object a line.
 //
 //   nvcc -std=c++17 -O3 -arch=native -Icsrc benchmarks/sections/micro.cu -o micro && ./micro
 //
 // Clocks are the SM's, read on the device; each figure is the median of several launches. Every
 // exchange carries numbers that are checked at the end: a wrong one is listed under "errors".
 #include <algorithm>
+#include <chrono>
 #include <cstdarg>
 #include <cstdio>
 #include <string>
@@ -22,7 +24,17 @@ namespace {
 constexpr int kLaunches = 7;
 constexpr uint32_t kRounds = 2000;
 
-std::vector<std::string> results, errors;
+std::vector<std::string> errors;
+
+// A line of JSON as soon as it is known: what is read so far stays, whatever happens next.
+void print_line(const std::string& object) {
+  std::printf("%s\n", object.c_str());
+  std::fflush(stdout);
+}
+void add_error(const std::string& what) {
+  errors.push_back(what);
+  print_line("{\"error\": \"" + what + "\"}");
+}
 
 std::string format(const char* pattern, ...) {
   char text[512];
@@ -35,7 +47,7 @@ std::string format(const char* pattern, ...) {
 
 bool good(cudaError_t status, const std::string& what) {
   if (status == cudaSuccess) return true;
-  errors.push_back(what + ": " + cudaGetErrorString(status));
+  add_error(what + ": " + cudaGetErrorString(status));
   cudaGetLastError();
   return false;
 }
@@ -96,7 +108,7 @@ Timing measure(const std::string& what, const LaunchConfig& config, uint32_t rou
     float milliseconds = 0;
     cudaEventElapsedTime(&milliseconds, start, stop);
     if (well && seen.num_wrong > 0) {
-      errors.push_back(what + format(": %u wrong values", seen.num_wrong));
+      add_error(what + format(": %u wrong values", seen.num_wrong));
       well = false;
     }
     if (i == 0) continue;
@@ -130,7 +142,7 @@ void measure_clusters(Outcome* outcome) {
     config.threads = 256;
     for (const uint32_t kilobytes : {1u, 96u, 200u}) {
       config.shared_bytes = kilobytes * 1024;
-      results.push_back(format(
+      print_line(format(
           R"({"what": "clusters that fit", "cluster": %u, "shared_bytes": %zu, "count": %d})", size,
           config.shared_bytes, clusters_that_fit(config, all_gather)));
     }
@@ -142,7 +154,7 @@ void measure_clusters(Outcome* outcome) {
     Timing time = measure("st.async" + cluster, config, kRounds, kNothing, outcome,
                           st_async_round_trip, kRounds);
     if (!time.valid) continue;
-    results.push_back(
+    print_line(
         format(R"({"what": "st.async round trip", "cluster": %u, "bytes": 16, "clocks": %.1f, )"
                R"("nanoseconds": %.1f})",
                size, time.clocks, time.nanoseconds));
@@ -151,9 +163,9 @@ void measure_clusters(Outcome* outcome) {
     time =
         measure("barrier" + cluster, config, kRounds, kNothing, outcome, cluster_barrier, kRounds);
     if (time.valid) {
-      results.push_back(format(R"({"what": "cluster barrier", "cluster": %u, "clocks": %.1f, )"
-                               R"("nanoseconds": %.1f})",
-                               size, time.clocks, time.nanoseconds));
+      print_line(format(R"({"what": "cluster barrier", "cluster": %u, "clocks": %.1f, )"
+                        R"("nanoseconds": %.1f})",
+                        size, time.clocks, time.nanoseconds));
     }
 
     for (const uint32_t slice : {128u, 512u, 1024u, 2048u, 4096u}) {
@@ -166,7 +178,7 @@ void measure_clusters(Outcome* outcome) {
         time = measure("all-gather" + cluster, config, kRounds, kNothing, outcome, all_gather,
                        slice, kRounds);
         if (!time.valid) continue;
-        results.push_back(format(
+        print_line(format(
             R"({"what": "all-gather", "cluster": %u, "clusters": %d, "slice_bytes": %u, )"
             R"("clocks": %.1f, "nanoseconds": %.1f, "bytes_per_clock_received": %.2f})",
             size, clusters, slice, time.clocks, time.nanoseconds, size * slice / time.clocks));
@@ -206,12 +218,12 @@ void measure_l2(uint32_t multiprocessors, Outcome* outcome) {
     by_flag.nanoseconds.push_back(flag.nanoseconds / 2);
   }
   for (const Hops& hops : {by_data, by_flag}) {
-    results.push_back(format(
-        R"({"what": "%s", "pairs": %zu, "clocks": %.1f, "clocks_least": %.1f, )"
-        R"("clocks_most": %.1f, "nanoseconds": %.1f})",
-        hops.name, hops.clocks.size(), median(hops.clocks),
-        *std::min_element(hops.clocks.begin(), hops.clocks.end()),
-        *std::max_element(hops.clocks.begin(), hops.clocks.end()), median(hops.nanoseconds)));
+    print_line(format(R"({"what": "%s", "pairs": %zu, "clocks": %.1f, "clocks_least": %.1f, )"
+                      R"("clocks_most": %.1f, "nanoseconds": %.1f})",
+                      hops.name, hops.clocks.size(), median(hops.clocks),
+                      *std::min_element(hops.clocks.begin(), hops.clocks.end()),
+                      *std::max_element(hops.clocks.begin(), hops.clocks.end()),
+                      median(hops.nanoseconds)));
   }
 
   config.threads = 256;
@@ -222,7 +234,7 @@ void measure_l2(uint32_t multiprocessors, Outcome* outcome) {
         "grid barrier", config, kRounds, [&] { words.clear(); }, outcome, grid_barrier,
         words.data(), kRounds);
     if (!time.valid) return;
-    results.push_back(
+    print_line(
         format(R"({"what": "grid barrier", "blocks": %u, "clocks": %.1f, "nanoseconds": %.1f})",
                blocks, time.clocks, time.nanoseconds));
   }
@@ -288,46 +300,47 @@ void measure_overlap(const cudaDeviceProp& properties) {
         two.push_back(together);
       }
       if (errors.size() != errors_before) break;
-      results.push_back(
-          format(R"({"what": "two launches over one", "kind": "%s", "blocks_each": %u, )"
-                 R"("milliseconds_one": %.4f, "milliseconds_two": %.4f, "ratio": %.3f})",
-                 kind.name, config.grid.x, median(one), median(two), median(two) / median(one)));
+      print_line(format(R"({"what": "two launches over one", "kind": "%s", "blocks_each": %u, )"
+                        R"("milliseconds_one": %.4f, "milliseconds_two": %.4f, "ratio": %.3f})",
+                        kind.name, config.grid.x, median(one), median(two),
+                        median(two) / median(one)));
     }
   }
   for (const cudaStream_t stream : streams) cudaStreamDestroy(stream);
 }
 
-void print_list(const char* name, const std::vector<std::string>& items, bool quote) {
-  std::printf("\"%s\": [", name);
-  for (size_t i = 0; i < items.size(); ++i) {
-    const char* mark = quote ? "\"" : "";
-    std::printf("%s\n  %s%s%s", i == 0 ? "" : ",", mark, items[i].c_str(), mark);
+__global__ void nothing() {}
+
+// What a host thread takes to enqueue a kernel, behind others that the device has not begun.
+void measure_enqueueing() {
+  constexpr int kKernels = 200;
+  const LaunchConfig config;
+  std::vector<double> nanoseconds;
+  bool well = true;
+  for (int i = 0; i <= kLaunches && well; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int j = 0; j < kKernels && well; ++j) well = good(launch(config, nothing), "a launch");
+    const std::chrono::duration<double, std::nano> taken = std::chrono::steady_clock::now() - begin;
+    well = well && good(cudaDeviceSynchronize(), "launches");
+    if (i > 0) nanoseconds.push_back(taken.count() / kKernels);
   }
-  std::printf("]");
+  if (well)
+    print_line(
+        format(R"({"what": "host enqueues a kernel", "nanoseconds": %.0f})", median(nanoseconds)));
 }
 
 }  // namespace
 
 int main() {
   cudaDeviceProp properties{};
-  if (!good(cudaGetDeviceProperties(&properties, 0), "no device")) {
-    std::printf("{\"results\": [],\n");
-    print_list("errors", errors, true);
-    std::printf("}\n");
-    return 1;
-  }
+  if (!good(cudaGetDeviceProperties(&properties, 0), "no device")) return 1;
   const uint32_t multiprocessors = static_cast<uint32_t>(properties.multiProcessorCount);
-  const bool has_clusters = properties.major >= 9;
-  {
-    Array<Outcome> outcome(1);
-    if (has_clusters) measure_clusters(outcome.data());
-    measure_l2(multiprocessors, outcome.data());
-    measure_overlap(properties);
-  }
-  std::printf("{\"device\": \"%s\", \"multiprocessors\": %u,\n", properties.name, multiprocessors);
-  print_list("results", results, false);
-  std::printf(",\n");
-  print_list("errors", errors, true);
-  std::printf("}\n");
+  print_line(
+      format(R"({"device": "%s", "multiprocessors": %u})", properties.name, multiprocessors));
+  Array<Outcome> outcome(1);
+  if (properties.major >= 9) measure_clusters(outcome.data());
+  measure_l2(multiprocessors, outcome.data());
+  measure_overlap(properties);
+  measure_enqueueing();
   return errors.empty() ? 0 : 1;
 }

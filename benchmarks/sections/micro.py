@@ -1,7 +1,9 @@
 """``python -m benchmarks micro``: what the steps of a recurrence are made of, on this GPU.
 
 Compiles micro.cu beside this file with nvcc and runs it: exchange inside a cluster and through L2,
-barriers, how many clusters fit, whether two launches overlap. The figures go to a JSON file, whose
+barriers, how many clusters fit, whether two launches overlap, what the host takes to enqueue a
+kernel and a library product (host_kernel_us and host_product_us of the plan's cost model). The
+figures go to a JSON file, whose
 name `report --micro` takes: they replace the published ones in the limit model. Without a GPU or
 nvcc the exit status is 2.
 """
@@ -9,11 +11,14 @@ nvcc the exit status is 2.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
+import statistics
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +56,79 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if programs is None:
         terminal.line(f"{SOURCE.name} does not compile", "red")
         return 1
-    done = subprocess.run([str(programs[0])], stdout=subprocess.PIPE, text=True, check=False)
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        terminal.line(f"no JSON but exit status {done.returncode}: {done.stdout[-2000:]}", "red")
-        return 1
+    report: dict[str, Any] = {"results": [], "errors": []}
+    status = 0
+    with subprocess.Popen([str(programs[0])], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            try:
+                add(report, json.loads(line))
+            except ValueError:
+                report["errors"].append(f"no JSON: {line.strip()[-2000:]}")
+            save(arguments.out, report)  # what comes next may hang
+        status = program.wait()
+    if status and not report["errors"]:
+        report["errors"].append(f"exit status {status}")
+    if not report["errors"]:
+        add(report, {"what": "host enqueues a product", "nanoseconds": product_nanoseconds()})
     save(arguments.out, report)
     if report["results"]:
         terminal.table(table(report))
     for error in report["errors"]:
         terminal.line(error, "red")
     terminal.line(f"results: {arguments.out}")
-    return done.returncode
+    return 1 if status or report["errors"] else 0
+
+
+def add(report: dict[str, Any], line: Mapping[str, Any]) -> None:
+    """One object that the program printed: a figure, an error, or what it ran on."""
+    if "what" in line:
+        report["results"].append(dict(line))
+    elif "error" in line:
+        report["errors"].append(line["error"])
+    else:
+        report.update(line)
+
+
+def gemm_of_cublas(handle: int, a: int, b: int, c: int, size: int) -> Callable[[], int]:
+    """cublasGemmEx for fp16 matrices of this size, as csrc calls it; what it returns."""
+    assert torch.version.cuda is not None
+    library = ctypes.CDLL(f"libcublas.so.{torch.version.cuda.split('.')[0]}")  # torch has loaded it
+    one, zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+    half, compute_32f, default = 2, 68, -1  # CUDA_R_16F, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT
+    matrix = [ctypes.c_void_p(pointer) for pointer in (a, b, c)]
+    number = ctypes.c_int
+    arguments = [
+        ctypes.c_void_p(handle),
+        *(number(0), number(0), number(size), number(size), number(size), ctypes.byref(one)),
+        *(matrix[0], number(half), number(size), matrix[1], number(half), number(size)),
+        *(ctypes.byref(zero), matrix[2], number(half), number(size)),
+        *(number(compute_32f), number(default)),
+    ]
+    function = library.cublasGemmEx
+    return lambda: int(function(*arguments))
+
+
+def product_nanoseconds(size: int = 64, calls: int = 200, samples: int = 7) -> float:
+    """What a host thread takes to enqueue a small library product: of a call from Python, less what
+    the same call takes that is refused because it has no handle."""
+    a, b, c = (torch.zeros(size, size, device="cuda", dtype=torch.float16) for _ in range(3))
+    torch.mm(a, b, out=c)  # the handle and its workspace are there from now on
+    pointers = (a.data_ptr(), b.data_ptr(), c.data_ptr(), size)
+    times = []
+    for handle, refused in ((torch.cuda.current_blas_handle(), False), (0, True)):
+        call = gemm_of_cublas(handle, *pointers)
+        taken = []
+        for _ in range(samples):
+            torch.cuda.synchronize()
+            begin = time.perf_counter_ns()
+            statuses = {call() != 0 for _ in range(calls)}
+            taken.append((time.perf_counter_ns() - begin) / calls)
+            if statuses != {refused}:
+                raise ResultsError("cuBLAS did not answer as expected")
+        times.append(statistics.median(taken))
+    torch.cuda.synchronize()
+    return round(times[0] - times[1])
 
 
 def save(path: Path, report: Mapping[str, Any]) -> None:

@@ -123,8 +123,7 @@ def run(
 
     What the preset's budget leaves no time for stays undone: the file says so, and can be resumed.
     """
-    done = results.by_key()
-    left = [measurement for measurement in measurements if measurement.key not in done]
+    left = [measurement for measurement in measurements if not results.is_done(measurement.key)]
     costs = [measurement.cost(session) for measurement in left]
     start, budget = time.monotonic(), session.preset.budget
     with terminal.progress(sum(costs), len(measurements) - len(left), len(measurements)) as bar:
@@ -132,8 +131,13 @@ def run(
             if budget is not None and time.monotonic() - start >= budget:
                 break
             bar.begin(measurement.key)
-            with session.circumstances(measurement.case) as noted:
-                entry = measurement.measure(session)
+            results.begin(measurement.key)
+            try:
+                with session.circumstances(measurement.case) as noted:
+                    entry = measurement.measure(session)
+            except KeyboardInterrupt:
+                results.interrupt()
+                raise
             results.add({"key": measurement.key, **entry, **noted})
             bar.finish(cost)
         else:

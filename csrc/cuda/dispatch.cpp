@@ -50,6 +50,19 @@ int run_each(int64_t workspace_bytes, void* workspace, int num_directions, const
 
 }  // namespace
 
+std::vector<Portion> portions(const Choice& choice, int64_t seq_len) {
+  Portion portion;
+  portion.packs = false;
+  if (choice.kernel != Kernel::kStepwise) return {portion};
+  constexpr int64_t kSteps = 32;
+  std::vector<Portion> all;
+  for (portion.first = 0; portion.first < seq_len; portion.first = portion.last) {
+    portion.last = portion.first + kSteps;
+    all.push_back(portion);
+  }
+  return all;
+}
+
 int64_t forward_workspace(const Choice& choice, const RecurrenceShape& shape, int num_directions) {
   switch (choice.kernel) {
     case Kernel::kBlock:
@@ -78,34 +91,36 @@ int64_t backward_workspace(const Choice& choice, const RecurrenceShape& shape, i
 
 int forward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
                        const ForwardDirection* directions, int num_directions, bool save_reserve,
-                       const StepGemm& gemm, void* workspace, void* stream) {
+                       const StepGemm& gemm, void* workspace, void* stream,
+                       const Portion& portion) {
   if (choice.kernel == Kernel::kGrid)
     return grid_forward(shape, lengths, directions, num_directions, save_reserve, gemm.compute,
-                        forward_grid(choice), workspace, stream);
-  return run_each(forward_workspace(choice, shape, 1), workspace, num_directions,
-                  [&](int d, void* memory) {
-                    if (choice.kernel == Kernel::kStepwise)
-                      return stepwise_forward(shape, lengths, directions[d], save_reserve, gemm,
-                                              memory, stream);
-                    return cluster_forward(shape, lengths, directions[d], save_reserve,
-                                           gemm.compute, forward_cluster(choice), memory, stream);
-                  });
+                        forward_grid(choice), workspace, stream, portion);
+  return run_each(
+      forward_workspace(choice, shape, 1), workspace, num_directions, [&](int d, void* memory) {
+        if (choice.kernel == Kernel::kStepwise)
+          return stepwise_forward(shape, lengths, directions[d], save_reserve, gemm, memory, stream,
+                                  portion);
+        return cluster_forward(shape, lengths, directions[d], save_reserve, gemm.compute,
+                               forward_cluster(choice), memory, stream, portion);
+      });
 }
 
 int backward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
                         const BackwardDirection* directions, void* const* first_dgates,
-                        int num_directions, const StepGemm& gemm, void* workspace, void* stream) {
+                        int num_directions, const StepGemm& gemm, void* workspace, void* stream,
+                        const Portion& portion) {
   if (choice.kernel == Kernel::kGrid)
     return grid_backward(shape, lengths, directions, first_dgates, num_directions, gemm.compute,
-                         backward_grid(choice), workspace, stream);
-  return run_each(backward_workspace(choice, shape, 1), workspace, num_directions,
-                  [&](int d, void* memory) {
-                    if (choice.kernel == Kernel::kStepwise)
-                      return stepwise_backward(shape, lengths, directions[d], first_dgates[d], gemm,
-                                               memory, stream);
-                    return cluster_backward(shape, lengths, directions[d], first_dgates[d],
-                                            gemm.compute, backward_cluster(choice), memory, stream);
-                  });
+                         backward_grid(choice), workspace, stream, portion);
+  return run_each(
+      backward_workspace(choice, shape, 1), workspace, num_directions, [&](int d, void* memory) {
+        if (choice.kernel == Kernel::kStepwise)
+          return stepwise_backward(shape, lengths, directions[d], first_dgates[d], gemm, memory,
+                                   stream, portion);
+        return cluster_backward(shape, lengths, directions[d], first_dgates[d], gemm.compute,
+                                backward_cluster(choice), memory, stream, portion);
+      });
 }
 
 }  // namespace birnn::cuda

@@ -22,6 +22,17 @@ struct StepGemm {
   GemmCompute compute = GemmCompute::kIeee;
 };
 
+// What of a pass a call enqueues, for a caller that has other work to put between. Everything, by
+// default.
+struct Portion {
+  bool packs = true;   // persistent kernels: weight_hh as fragments into the workspace
+  bool recurs = true;  // the recurrence, on what was packed
+  bool again = false;  // grid_backward: not for the first time since it was packed
+  // stepwise: of the steps that it walks, in the order of the walk.
+  int64_t first = 0, last = INT64_MAX;
+};
+constexpr Portion kPacking{true, false};
+
 // stepwise: any shape, any element type; a library GEMM and one fused kernel a step.
 //
 // The workspace is device memory, aligned to 256 bytes. ForwardDirection::cy is fp32 for 16-bit
@@ -30,7 +41,7 @@ struct StepGemm {
 int64_t stepwise_forward_workspace(const RecurrenceShape& shape);
 int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
                      const ForwardDirection& direction, bool save_reserve, const StepGemm& gemm,
-                     void* workspace, void* stream);
+                     void* workspace, void* stream, const Portion& portion = {});
 
 int64_t stepwise_backward_workspace(const RecurrenceShape& shape);
 // first_dgates [B, dgates_blocks * H]: the rows of dgates at each sequence's first step in the
@@ -38,7 +49,7 @@ int64_t stepwise_backward_workspace(const RecurrenceShape& shape);
 // may be null.
 int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
                       const BackwardDirection& direction, void* first_dgates, const StepGemm& gemm,
-                      void* workspace, void* stream);
+                      void* workspace, void* stream, const Portion& portion = {});
 
 // cluster_forward, cluster_backward: the whole recurrence of a direction in one kernel, by one
 // block or, on compute capability 9.0 and up, one cluster of blocks to each tile of the batch. Any
@@ -54,7 +65,8 @@ struct ClusterForwardTiling {
 int64_t cluster_forward_workspace(const RecurrenceShape& shape, const ClusterForwardTiling& tiling);
 int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
                     const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
-                    const ClusterForwardTiling& tiling, void* workspace, void* stream);
+                    const ClusterForwardTiling& tiling, void* workspace, void* stream,
+                    const Portion& portion = {});
 
 struct ClusterBackwardTiling {
   int cluster_size = 1;  // blocks that share a direction's hidden units, 1 to 16; 1: no cluster
@@ -64,7 +76,8 @@ int64_t cluster_backward_workspace(const RecurrenceShape& shape,
                                    const ClusterBackwardTiling& tiling);
 int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
                      const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
-                     const ClusterBackwardTiling& tiling, void* workspace, void* stream);
+                     const ClusterBackwardTiling& tiling, void* workspace, void* stream,
+                     const Portion& portion = {});
 
 // grid_forward: the whole recurrence of one or two directions in one cooperative launch (behind one
 // of a kernel that packs the weights and clears what blocks exchange). Blocks share a direction's
@@ -83,7 +96,7 @@ int64_t grid_forward_workspace(const RecurrenceShape& shape, const GridForwardTi
 int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
                  const ForwardDirection* directions, int num_directions, bool save_reserve,
                  GemmCompute compute, const GridForwardTiling& tiling, void* workspace,
-                 void* stream);
+                 void* stream, const Portion& portion = {});
 
 // grid_backward: the recurrence of one or two directions in one cooperative launch, each divided
 // among num_blocks blocks that exchange through L2. Any cell in fp16, bf16 and fp32 without
@@ -102,6 +115,6 @@ int64_t grid_backward_workspace(const RecurrenceShape& shape, const GridBackward
 int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
                   const BackwardDirection* directions, void* const* first_dgates,
                   int num_directions, GemmCompute compute, const GridBackwardTiling& tiling,
-                  void* workspace, void* stream);
+                  void* workspace, void* stream, const Portion& portion = {});
 
 }  // namespace birnn::cuda

@@ -2,20 +2,33 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <list>
 #include <map>
 #include <mutex>
-#include <utility>
 #include <vector>
 
 namespace birnn::cuda {
 namespace {
 
+struct SideStream {
+  int device = 0;
+  cudaStream_t caller = nullptr;
+  Role role = Role::kSecondDirection;
+  cudaStream_t stream = nullptr;
+  int priority = 0;
+  int users = 0;          // forks that have not ended
+  uint64_t last_use = 0;  // counted in forks
+};
+
 // What is made once and kept for good. Never destroyed: at the end of the process the driver may be
 // gone before a static's destructor runs.
 struct Kept {
   std::mutex mutex;
-  std::map<std::pair<int, cudaStream_t>, cudaStream_t> side_streams;  // by device and caller
-  std::map<int, std::vector<cudaEvent_t>> idle_events;                // by device
+  std::list<SideStream> side_streams;
+  uint64_t forks = 0;
+  std::map<int, std::vector<cudaEvent_t>> idle_events;  // by device
 };
 
 Kept& kept() {
@@ -35,22 +48,66 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-cudaError_t side_stream_of(int device, cudaStream_t caller, void** side) {
+// Lower numbers are more urgent.
+cudaError_t priority_for(cudaStream_t caller, Role role, int* priority) {
+  if (const cudaError_t error = cudaStreamGetPriority(caller, priority)) return error;
+  if (role != Role::kUrgentlyAhead) return cudaSuccess;
+  int least = 0, greatest = 0;
+  if (const cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &greatest)) return error;
+  *priority = std::max(*priority - 1, greatest);
+  return cudaSuccess;
+}
+
+// A stream that nobody has forked, of this priority, the one that has gone unused longest; or null.
+// One that a graph is being captured on stays out of other hands.
+SideStream* least_recently_used(Kept& all, int device, int priority) {
+  SideStream* found = nullptr;
+  for (SideStream& one : all.side_streams) {
+    if (one.device != device || one.priority != priority || one.users > 0) continue;
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(one.stream, &status) || status != cudaStreamCaptureStatusNone)
+      continue;
+    if (!found || one.last_use < found->last_use) found = &one;
+  }
+  return found;
+}
+
+cudaError_t take_side_stream(int device, cudaStream_t caller, Role role, SideStream** taken) {
   Kept& all = kept();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  cudaStream_t& stream = all.side_streams[{device, caller}];
-  if (!stream) {
+  SideStream* found = nullptr;
+  int count = 0;
+  for (SideStream& one : all.side_streams) {
+    count += one.device == device;
+    if (one.device == device && one.caller == caller && one.role == role) found = &one;
+  }
+  if (!found) {
     const RelaxedCapture relaxed;
     int priority = 0;
-    if (const cudaError_t error = cudaStreamGetPriority(caller, &priority)) return error;
-    if (const cudaError_t error =
-            cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority)) {
-      stream = nullptr;
-      return error;
+    if (const cudaError_t error = priority_for(caller, role, &priority)) return error;
+    if (count >= kMostSideStreams) found = least_recently_used(all, device, priority);
+    if (!found) {
+      cudaStream_t stream = nullptr;
+      if (const cudaError_t error =
+              cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority))
+        return error;
+      found = &all.side_streams.emplace_back();
+      found->device = device;
+      found->stream = stream;
+      found->priority = priority;
     }
+    found->caller = caller;
+    found->role = role;
   }
-  *side = stream;
+  ++found->users;
+  found->last_use = ++all.forks;
+  *taken = found;
   return cudaSuccess;
+}
+
+void give_side_stream(SideStream* stream) {
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  --stream->users;
 }
 
 // An event of this call's own: threads that fork from one stream must not record over each other.
@@ -87,11 +144,17 @@ cudaError_t order(void* before, void* after, void* event) {
 
 }  // namespace
 
-int ForkedStream::fork(int device, void* caller) {
+int ForkedStream::fork(int device, void* caller, Role role) {
   device_ = device;
   caller_ = caller;
-  if (const cudaError_t error = side_stream_of(device, static_cast<cudaStream_t>(caller), &side_))
-    return error;
+  if (!kept_) {
+    SideStream* taken = nullptr;
+    if (const cudaError_t error =
+            take_side_stream(device, static_cast<cudaStream_t>(caller), role, &taken))
+      return error;
+    kept_ = taken;
+    side_ = taken->stream;
+  }
   if (!event_)
     if (const cudaError_t error = take_event(device, &event_)) return error;
   const cudaError_t error = order(caller_, side_, event_);
@@ -99,14 +162,25 @@ int ForkedStream::fork(int device, void* caller) {
   return error;
 }
 
+int ForkedStream::precede(void* stream) { return order(side_, stream, event_); }
+
 int ForkedStream::join() {
   forked_ = false;
-  return order(side_, caller_, event_);
+  return precede(caller_);
 }
 
 ForkedStream::~ForkedStream() {
   if (forked_) join();
   if (event_) give_event(device_, event_);
+  if (kept_) give_side_stream(static_cast<SideStream*>(kept_));
+}
+
+int num_side_streams(int device) {
+  Kept& all = kept();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  int count = 0;
+  for (const SideStream& one : all.side_streams) count += one.device == device;
+  return count;
 }
 
 }  // namespace birnn::cuda

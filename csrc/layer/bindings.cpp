@@ -65,6 +65,7 @@ pybind11::dict device_dict(const birnn::cuda::DeviceLimits& device) {
   limits["shared_bytes_per_block"] = device.shared_bytes_per_block;
   limits["max_cluster_size"] = device.max_cluster_size;
   limits["memory_bytes"] = device.memory_bytes;
+  limits["resident_clusters"] = device.resident_clusters;
   return limits;
 }
 
@@ -139,13 +140,15 @@ birnn::cuda::PlanRequest plan_request(const pybind11::dict& device, const std::s
   request.device.shared_bytes_per_block = device["shared_bytes_per_block"].cast<int64_t>();
   request.device.max_cluster_size = device["max_cluster_size"].cast<int>();
   request.device.memory_bytes = device["memory_bytes"].cast<int64_t>();
+  if (device.contains("resident_clusters"))
+    request.device.resident_clusters = device["resident_clusters"].cast<std::vector<int>>();
   return request;
 }
 
 pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const std::string& dtype,
                     int64_t seq_len, int64_t batch_size, int64_t input_size, int64_t hidden_size,
                     int64_t proj_size, int num_directions, const std::string& precision,
-                    bool training, bool lengths, const std::string& kernel,
+                    bool training, bool lengths, bool captured, const std::string& kernel,
                     const std::optional<pybind11::dict>& forward,
                     const std::optional<pybind11::dict>& backward) {
   birnn::cuda::PlanRequest request =
@@ -153,6 +156,7 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
                    num_directions, precision);
   request.training = training;
   request.has_lengths = lengths;
+  request.captured = captured;
   request.kernel = kernel;
   request.forward = choice_of(forward);
   request.backward = choice_of(backward);
@@ -191,15 +195,16 @@ std::tuple<pybind11::list, int> divisions(const pybind11::dict& device, const st
                                           const std::string& cell, const std::string& dtype,
                                           int64_t seq_len, int64_t batch_size, int64_t input_size,
                                           int64_t hidden_size, int num_directions,
-                                          const std::string& precision,
+                                          const std::string& precision, bool captured,
                                           const std::map<std::string, double>& constants) {
   using birnn::cuda::Pass;
   const Pass side =
       value_of<Pass>({{"forward", Pass::kForward}, {"backward", Pass::kBackward}}, pass, "pass");
-  const birnn::cuda::Divisions all =
-      birnn::cuda::divisions(plan_request(device, cell, dtype, seq_len, batch_size, input_size,
-                                          hidden_size, 0, num_directions, precision),
-                             side, constants_of(constants));
+  birnn::cuda::PlanRequest request =
+      plan_request(device, cell, dtype, seq_len, batch_size, input_size, hidden_size, 0,
+                   num_directions, precision);
+  request.captured = captured;
+  const birnn::cuda::Divisions all = birnn::cuda::divisions(request, side, constants_of(constants));
   if (!all.error.empty()) throw pybind11::value_error(all.error);
   pybind11::list choices;
   for (const birnn::cuda::Choice& choice : all.choices) choices.append(division_dict(choice));
@@ -273,13 +278,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("device"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
         arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("proj_size") = 0,
         arg("num_directions") = 2, arg("precision") = "ieee", arg("training") = true,
-        arg("lengths") = false, arg("kernel") = "", arg("forward") = pybind11::none(),
-        arg("backward") = pybind11::none());
+        arg("lengths") = false, arg("captured") = false, arg("kernel") = "",
+        arg("forward") = pybind11::none(), arg("backward") = pybind11::none());
   m.def("divisions", &divisions,
         "Every way to run a pass of a shape, estimated by these constants, and the plan's index.",
         arg("device"), arg("pass_"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
         arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("num_directions") = 2,
-        arg("precision") = "ieee", arg("constants") = std::map<std::string, double>());
+        arg("precision") = "ieee", arg("captured") = false,
+        arg("constants") = std::map<std::string, double>());
   m.def("cost_constants", &cost_constants, "The cost model's constants, as divisions takes them.");
   m.def(
       "force",

@@ -371,47 +371,83 @@ def test_fp32_is_rounded_to_tf32_in_tf32_alone() -> None:
 # The microbenchmarks' command.
 
 
+CHIP = {"device": "a chip"}
+
+
 @pytest.mark.parametrize(
-    ("printed", "status", "shown"),
+    ("printed", "status", "errors", "shown"),
     [
-        ({"device": "a chip", "results": [HOP], "errors": []}, 0, "pairs 8"),
+        ([CHIP, HOP], 0, [], "pairs 8"),
         (
-            {"device": "a chip", "results": [HOP], "errors": ["barrier: 3 wrong values"]},
+            [CHIP, HOP, {"error": "barrier: 3 wrong values"}],
             1,
+            ["barrier: 3 wrong values"],
             "3 wrong",
         ),
-        ({"results": [], "errors": ["no device: oops"]}, 1, "no device: oops"),
-        ("Segmentation fault", 1, "no JSON but exit status 1: Segmentation fault"),
+        ([{"error": "no device: oops"}], 1, ["no device: oops"], "no device: oops"),
+        (["Segmentation fault"], 1, ["no JSON: Segmentation fault"], "no JSON: Segmentation fault"),
+        ([CHIP, HOP], 139, ["exit status 139"], "exit status 139"),
     ],
 )
 def test_micro_runs_its_program_and_keeps_what_it_prints(
     printed: Any,
     status: int,
+    errors: list[str],
     shown: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     program = tmp_path / "program"
-    text = printed if isinstance(printed, str) else json.dumps(printed)
-    program.write_text(f"#!{sys.executable}\nprint({text!r})\nraise SystemExit({status})\n")
+    out = tmp_path / "micro.json"
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in printed]
+    program.write_text(
+        f"#!{sys.executable}\nfor line in {lines!r}: print(line)\nraise SystemExit({status})\n"
+    )
     program.chmod(0o700)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(micro.shutil, "which", lambda name: name)
     monkeypatch.setattr(micro, "compile_programs", lambda sources, architecture: [program])
-    out = tmp_path / "micro.json"
-    assert command("micro", "--out", out) == status
+    monkeypatch.setattr(micro, "product_nanoseconds", lambda: 4500)
+    assert command("micro", "--out", out) == int(status != 0)
     assert shown in capsys.readouterr().out
-    assert out.exists() == isinstance(printed, dict)
-    if isinstance(printed, dict):
-        assert micro.load(out) == printed
+    report = micro.load(out)
+    assert report["errors"] == errors
+    assert report.get("device") == ("a chip" if CHIP in printed else None)
+    product = {"what": "host enqueues a product", "nanoseconds": 4500}
+    assert report["results"] == [line for line in printed if line == HOP] + [product] * (not errors)
+
+
+def test_micro_keeps_what_came_before_a_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is written after every line, while the program is still running."""
+    program, out = tmp_path / "program", tmp_path / "micro.json"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib, time\n"
+        f"print({json.dumps(HOP)!r}, flush=True)\n"
+        f"path = pathlib.Path({str(out)!r})\n"
+        "while not path.exists(): time.sleep(0.01)\n"
+        "seen = len(json.loads(path.read_text())['results'])\n"
+        "print(json.dumps({'what': 'read back', 'seen': seen}))\n"
+    )
+    program.chmod(0o700)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(micro.shutil, "which", lambda name: name)
+    monkeypatch.setattr(micro, "compile_programs", lambda sources, architecture: [program])
+    monkeypatch.setattr(micro, "product_nanoseconds", lambda: 4500)
+    assert command("micro", "--out", out) == 0
+    assert micro.load(out)["results"][1] == {"what": "read back", "seen": 1}
 
 
 # On a GPU.
 
 gpu = [
     pytest.mark.gpu,
+    pytest.mark.seconds(60),  # packages of peers are imported, some compile
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 

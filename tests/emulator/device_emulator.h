@@ -346,6 +346,12 @@ Status launch(const LaunchConfig& config, void (*kernel)(Parameters...), Argumen
 }
 
 template <class... Parameters>
+Status code_capability(void (*)(Parameters...), int* capability) {
+  *capability = emulator::options().code_capability;
+  return kSuccess;
+}
+
+template <class... Parameters>
 Status max_resident_blocks(const LaunchConfig& config, void (*)(Parameters...), int* num_blocks) {
   const int cluster = static_cast<int>(config.cluster);
   *num_blocks = emulator::options().resident_blocks / cluster * cluster;

@@ -66,6 +66,7 @@ struct Options {
   bool approximate = false;           // tanh_fast and exp_fast err as much as the GPU's may
   uint32_t threads_in_flight = 2048;  // resident at once unless cooperative
   int resident_blocks = 132;          // the answer of max_resident_blocks
+  int code_capability = 90;           // the answer of code_capability
 };
 // From EMULATOR_ORDER, EMULATOR_LANDING, EMULATOR_SEED and EMULATOR_APPROXIMATE at first use.
 Options& options();
@@ -82,6 +83,8 @@ int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argum
 const std::string& last_error();
 // For what fails before there is a grid.
 void set_last_error(const std::string& message);
+// Told of each launch as it begins and as it ends, if there is one.
+extern void (*launch_observer)(const LaunchConfig& config, bool begins);
 
 // ---------------------------------------------------------------------------------------------
 // Called by kernel threads.

@@ -101,23 +101,27 @@ class As {
   RaceFiber back_ = nullptr;
 };
 
-// Atomic accesses of kernel threads to global memory, in the order asked for.
+// Atomic accesses of kernel threads to global memory, in the order asked for. Without
+// ThreadSanitizer they are ranges to whoever else listens (streams/accesses.cpp).
 inline uint32_t load32(const void* address, int order) {
   if (active()) {
     return static_cast<uint32_t>(__tsan_atomic32_load(static_cast<const int*>(address), order));
   }
+  read_range(address, sizeof(uint32_t));
   return __atomic_load_n(static_cast<const uint32_t*>(address), __ATOMIC_SEQ_CST);
 }
 inline uint64_t load64(const void* address, int order) {
   if (active()) {
     return static_cast<uint64_t>(__tsan_atomic64_load(static_cast<const long*>(address), order));
   }
+  read_range(address, sizeof(uint64_t));
   return __atomic_load_n(static_cast<const uint64_t*>(address), __ATOMIC_SEQ_CST);
 }
 inline void store32(void* address, uint32_t value, int order) {
   if (active()) {
     __tsan_atomic32_store(static_cast<int*>(address), static_cast<int>(value), order);
   } else {
+    write_range(address, sizeof value);
     __atomic_store_n(static_cast<uint32_t*>(address), value, __ATOMIC_SEQ_CST);
   }
 }
@@ -125,6 +129,7 @@ inline void store64(void* address, uint64_t value, int order) {
   if (active()) {
     __tsan_atomic64_store(static_cast<long*>(address), static_cast<long>(value), order);
   } else {
+    write_range(address, sizeof value);
     __atomic_store_n(static_cast<uint64_t*>(address), value, __ATOMIC_SEQ_CST);
   }
 }
@@ -132,6 +137,7 @@ inline void add32(void* address, uint32_t value, int order) {
   if (active()) {
     __tsan_atomic32_fetch_add(static_cast<int*>(address), static_cast<int>(value), order);
   } else {
+    write_range(address, sizeof value);
     __atomic_fetch_add(static_cast<uint32_t*>(address), value, __ATOMIC_SEQ_CST);
   }
 }

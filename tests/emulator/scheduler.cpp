@@ -384,7 +384,10 @@ void spin_pause(Location where) {
   suspend_running();
 }
 
+void (*launch_observer)(const LaunchConfig& config, bool begins) = nullptr;
+
 int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argument) {
+  if (launch_observer) launch_observer(config, true);
   Machine this_machine;
   this_machine.options = options();
   this_machine.config = config;
@@ -404,6 +407,7 @@ int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argum
     status = 1;
   }
   machine = nullptr;
+  if (launch_observer) launch_observer(config, false);
   return status;
 }
 

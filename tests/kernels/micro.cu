@@ -1,5 +1,5 @@
-// The kernels of benchmarks/sections/micro.cu, run for what they compute: every exchange counts its wrong
-// values, of which there must be none.
+// The kernels of benchmarks/sections/micro.cu, run for what they compute: every exchange counts its
+// wrong values, of which there must be none.
 #include "../../benchmarks/sections/micro_kernels.cuh"
 #include "test_support.h"
 

@@ -171,12 +171,91 @@ def test_a_kernel_that_does_not_take_the_shape_is_refused():
             plan(kernel="grid", **request)
 
 
-def test_the_weight_gradients_overlap_where_the_recurrence_leaves_room():
+def test_a_backward_pass_has_one_part_unless_more_are_asked_for():
     large = {"dtype": "float16", "hidden_size": 512, "input_size": 2048, "batch_size": 32}
-    assert plan(**large, seq_len=1000)["backward"]["parts"] > 1
-    assert plan(**large, seq_len=1000, lengths=True)["backward"]["parts"] == 1
-    assert plan(**large, seq_len=8)["backward"]["parts"] == 1
-    assert plan(**large, seq_len=1000, kernel="stepwise")["backward"]["parts"] == 1
+    assert plan(**large, seq_len=1000)["backward"]["parts"] == 1
+    with ops.forced_kernel(backward_parts=4):
+        assert plan(**large, seq_len=1000)["backward"]["parts"] == 4
+        assert plan(**large, seq_len=1000, lengths=True)["backward"]["parts"] == 1
+        assert plan(**large, seq_len=3)["backward"]["parts"] == 3
+        assert plan(**large, seq_len=1000, kernel="stepwise")["backward"]["parts"] == 1
+
+
+def test_an_eager_call_pays_for_its_launches_and_a_graph_does_not():
+    """A host thread enqueues what the device could run side by side: 13.5 us a step for two
+    directions, a product at 4.5 and a kernel at 2.25 each."""
+    shape = {"dtype": "float16", "hidden_size": 512, "batch_size": 128}
+    eager, graph = (plan(**shape, captured=captured)["backward"] for captured in (False, True))
+    assert (eager["kernel"], graph["kernel"]) == ("cluster", "stepwise")
+    assert "us a step in an eager call" in eager["reason"] and "stepwise 13.5" in eager["reason"]
+    assert "us a step in a CUDA graph" in graph["reason"]
+    for directions, proj_size, launches in ((1, 0, 2), (2, 0, 4), (2, 60, 8)):
+        small = plan(
+            kernel="stepwise", hidden_size=64, proj_size=proj_size, num_directions=directions
+        )
+        assert small["forward"]["microseconds_per_step"] == pytest.approx(launches / 2 * 6.75)
+    # What the device takes longer for than the host to enqueue is the same in both.
+    large = {"hidden_size": 8000, "kernel": "stepwise"}
+    assert (
+        plan(**large)["forward"]["microseconds_per_step"]
+        == plan(**large, captured=True)["forward"]["microseconds_per_step"]
+        > 13.5
+    )
+
+
+def test_clusters_are_those_that_the_driver_says_fit():
+    shape = {"dtype": "float16", "hidden_size": 256, "batch_size": 64}
+    published = plan(**shape)["forward"]
+    assert published["kernel"] == "cluster" and "published, not asked" in published["reason"]
+    assert ops.known_devices()[0]["resident_clusters"] == []
+    fit = [132, 66, 44, 30, 22, 20, 16, 15, 9, 9, 8, 8, 8, 7, 7, 7]
+    asked = plan(**shape, resident_clusters=fit)["forward"]
+    assert "as the driver says" in asked["reason"]
+    # None of the sizes but two: nothing else is taken, or can be forced.
+    few, small = [132, 66, *[0] * 14], shape | {"hidden_size": 64}
+    assert plan(**small, resident_clusters=few, kernel="cluster")["forward"]["blocks"] == 2
+    of_four = plan(**small, kernel="cluster", resident_clusters=[132, 0, 0, 30])["forward"]
+    assert of_four["blocks"] == 4
+    division = {
+        name: of_four[name] for name in ops.divisions(DEVICES["h100"], "forward", **SHAPE)[0][0]
+    }
+    with pytest.raises(ValueError, match="no cluster of blocks 4"):
+        plan(**small, resident_clusters=few, forward=division)
+    # Half as many at once: as many again one after the other.
+    many = shape | {"batch_size": 240}
+    half = [max(count // 2, 1) for count in fit]
+    whole_times, half_times = (
+        {
+            tuple(choice.values())[:-1]: choice["microseconds_per_step"]
+            for choice in ops.divisions(
+                DEVICES["h100"] | {"resident_clusters": at_once}, "forward", **(SHAPE | many)
+            )[0]
+            if choice["kernel"] == "cluster"
+        }
+        for at_once in (fit, half)
+    )
+    assert all(half_times[one] >= time for one, time in whole_times.items())
+    assert any(half_times[one] > 1.5 * time for one, time in whole_times.items())
+
+
+def test_blocks_that_share_a_multiprocessor_share_what_it_issues():
+    """Blocks of few threads fit four to a multiprocessor: slower than one, faster than one after
+    the other."""
+
+    def times(batch_size):
+        small = {"cell": "lstm", "hidden_size": 16, "batch_size": batch_size}
+        return {one: time for one, time in estimates(**small).items() if one[:3] == ("block", 1, 1)}
+
+    apart, shared = times(8 * 66), times(4 * 8 * 66)  # 66 groups of each direction: an SM each
+    assert apart.keys() == shared.keys() and apart
+    of_64_threads = ("block", 1, 1, 1, 1)
+    assert 1 < shared[of_64_threads] / apart[of_64_threads] < 2
+    whole = {"cell": "lstm", "hidden_size": 64}
+    one, two = (
+        estimates(**whole, batch_size=batch_size)[("block", 1, 1, 1, 1)]
+        for batch_size in (8 * 66, 2 * 8 * 66)
+    )
+    assert two == pytest.approx(2 * one)  # 256 threads: the registers are full
 
 
 def test_forced_kernels():

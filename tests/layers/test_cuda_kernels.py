@@ -95,8 +95,10 @@ def test_backward_in_parts(monkeypatch, cell, kernel):
         expect_close(cell, SHAPES[kernel][1], "bf16", kernel, "full", parts)
 
 
-def test_layers_on_many_streams_make_progress():
-    """Grids that wait for all their blocks, beside each other and beside other kernels."""
+@pytest.mark.parametrize("priorities", [(0, 0, 0), (0, -1, -5), (-5, 0, -5)], ids=str)
+def test_layers_on_many_streams_make_progress(priorities):
+    """Grids that wait for all their blocks, beside each other and beside other kernels; some more
+    urgent than others, which must not each hold multiprocessors that the other waits for."""
     layers = [
         birnn_cuda.LSTM(64, 600, bidirectional=True, dtype=torch.float16).cuda() for _ in range(3)
     ]
@@ -104,7 +106,7 @@ def test_layers_on_many_streams_make_progress():
     other = torch.randn(2048, 2048, device="cuda")
     with ops.forced_kernel("grid"):
         expected = [training_step(layer, input) for layer in layers]
-        streams = [torch.cuda.Stream() for _ in layers]
+        streams = [torch.cuda.Stream(priority=priority) for priority in priorities]
         busy = torch.cuda.Stream()
         torch.cuda.synchronize()
         for _ in range(5):

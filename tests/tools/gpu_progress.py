@@ -1,29 +1,33 @@
 """The tests on a GPU, so that one that hangs or breaks the device costs no other.
 
 A kernel that waits for ever holds its process in the driver, and one that reads where it must not
-leaves the process without a device: pytest alone would end there. So `run_tests` runs it in
-processes that leave a line for each test, ends one where a test takes too long, and starts it again
-behind that test. This file is also the plugin which that pytest loads.
+leaves the process without a device: pytest alone would end there. So `run_tests` runs several side
+by side, which take the tests in turn and leave a line for each, ends one where a test takes too
+long, and starts it again behind that test. This file is also the plugin which that pytest loads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_runner import on_the_wall
 
-# In the environment of a pytest: the file of these lines, and the group of tests that is its own.
+# In the environment of a pytest: the file of these lines, and which of the processes it is.
 RECORD, GROUP = "BIRNN_GPU_PROGRESS", "BIRNN_GPU_GROUP"
 DEVICE_LOST = 88  # exit status of a process whose device answers no more
-SECONDS_OF_A_TEST = 30.0
+PROCESSES = 6  # most of a test's time is the CPU's
+SECONDS_OF_A_TEST = 15.0  # unless it has a mark: pytest.mark.seconds(60)
 HUNG_TESTS_OF_A_FILE = 2  # the rest of a file is left out then
 KEPT_LINES = 40  # of what a test says when it fails
 
@@ -35,9 +39,29 @@ def read(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def claims_of(record: Path) -> Path:
+    """A folder with a file for each test that some process has taken, which says who."""
+    return record.with_name(record.name + ".claims")
+
+
+def claim(record: Path, test: str, group: int) -> bool:
+    """Takes a test, unless another process has; one's own can be taken again."""
+    path = claims_of(record) / hashlib.sha256(test.encode()).hexdigest()[:24]
+    try:
+        with path.open("x") as file:
+            file.write(str(group))
+    except FileExistsError:
+        return path.read_text() == str(group)
+    return True
+
+
 def append(record: Path, **entry: Any) -> None:
-    with record.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    """One write to its end: several processes have it open."""
+    file = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, (json.dumps(entry) + "\n").encode())
+    finally:
+        os.close(file)
 
 
 def results(entries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -79,19 +103,29 @@ class Progress:
     def append(self, **entry: Any) -> None:
         append(self.record, group=self.group, **entry)
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        entries = read(self.record)
-        ended = results(entries)
-        left = []
+    def claimed(self, items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+        """One after the other, as they are asked for, those that fall to this process."""
         for item in items:
-            if item.nodeid in ended:
+            if not claim(self.record, item.nodeid, self.group):
                 continue
+            entries = read(self.record)
+            if item.nodeid in results(entries):
+                continue  # before this process was started again
             reason = reason_to_leave_out(entries, item.nodeid, kernel_of(item))
             if reason:
                 self.append(test=item.nodeid, outcome="left out", error=reason)
             else:
-                left.append(item)
-        items[:] = left
+                yield item
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = self.claimed(session.items)
+        item = next(items, None)
+        while item is not None:
+            following = next(items, None)  # pytest keeps the fixtures that both need
+            session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            item = following
+        return True
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -99,7 +133,9 @@ class Progress:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        self.append(test=item.nodeid, kernel=kernel_of(item), since=time.time())
+        mark = item.get_closest_marker("seconds")
+        allowed = float(mark.args[0]) if mark else SECONDS_OF_A_TEST
+        self.append(test=item.nodeid, kernel=kernel_of(item), since=time.time(), allowed=allowed)
         self.outcome, self.error, self.seconds = "passed", "", 0.0
         value = yield
         lost = device_error() if self.outcome == "failed" else ""
@@ -151,40 +187,36 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def run_tests(
-    groups: Sequence[Sequence[str]],
-    record: Path,
-    seconds: float,
-    options: Sequence[str] = (),
-    seconds_of_a_test: float = SECONDS_OF_A_TEST,
+    arguments: Sequence[str], record: Path, seconds: float, processes: int = PROCESSES
 ) -> dict[str, dict[str, Any]]:
-    """Runs the tests in these files, for `seconds` at most, and returns what became of each.
-
-    The groups run side by side, each in a process of its own: most of their time is the CPU's.
-    """
-    deadline = time.monotonic() + seconds
+    """Runs the tests that these arguments of pytest choose, for `seconds` at most, and returns what
+    became of each."""
+    deadline = time.monotonic() + on_the_wall(seconds)
     record.unlink(missing_ok=True)
-
-    def run(group: int) -> None:
-        run_group(group, [*options, *groups[group]], record, deadline, seconds_of_a_test)
-
-    with ThreadPoolExecutor(len(groups)) as pool:
-        list(pool.map(run, range(len(groups))))
+    shutil.rmtree(claims_of(record), ignore_errors=True)
+    claims_of(record).mkdir(parents=True)
+    with ThreadPoolExecutor(processes) as pool:
+        for one in [
+            pool.submit(run_group, group, arguments, record, deadline) for group in range(processes)
+        ]:
+            one.result()
+    shutil.rmtree(claims_of(record))
     return results(read(record))
 
 
-def run_group(
-    group: int, arguments: Sequence[str], record: Path, deadline: float, seconds_of_a_test: float
-) -> None:
+def run_group(group: int, arguments: Sequence[str], record: Path, deadline: float) -> None:
     folder = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-p", "gpu_progress", "-p", "no:cacheprovider"]
     command += ["-v", "-ra", "--tb=short", "--continue-on-collection-errors", *arguments]
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     environment |= {RECORD: str(record), GROUP: str(group)}
+    # A pool of compilers to each process would outnumber the cores.
+    environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     while time.monotonic() < deadline:
         print("$ " + " ".join(command), flush=True)
         process = subprocess.Popen(command, cwd=folder.parents[1], env=environment)
-        ended = wait(process, group, record, deadline, seconds_of_a_test)
+        ended = wait(process, group, record, deadline)
         now = running(read(record), group)
         if now is None:
             if ended or process.returncode not in (0, 1, 5, DEVICE_LOST):
@@ -202,17 +234,11 @@ def run_group(
         append(record, **names, outcome=outcome, error=error)
 
 
-def wait(
-    process: subprocess.Popen[bytes],
-    group: int,
-    record: Path,
-    deadline: float,
-    seconds_of_a_test: float,
-) -> str:
+def wait(process: subprocess.Popen[bytes], group: int, record: Path, deadline: float) -> str:
     """Waits for pytest, and ends it where a test hangs or the time is over; tells which."""
     while process.poll() is None:
         now = running(read(record), group)
-        late = now is not None and time.time() - now["since"] > seconds_of_a_test
+        late = now is not None and time.time() - now["since"] > on_the_wall(now["allowed"])
         if late or time.monotonic() > deadline:
             process.kill()
             try:

@@ -26,7 +26,7 @@ CSRC: Rooms = {
         ["contract", "cuda contract", "device", "persistent", "warp"],
     ),
     "cluster": (
-        ["cuda/cluster/*"],
+        ["cuda/cluster/forward*", "cuda/cluster/backward*"],
         ["contract", "cuda contract", "device", "persistent", "warp"],
     ),
     "stepwise": (["cuda/stepwise/*"], ["contract", "cuda contract", "device"]),
@@ -40,7 +40,11 @@ CSRC: Rooms = {
         ["layer/layer.*", "layer/autograd.*", "layer/cpu.cpp"],
         ["contract", "cpu"],
     ),
-    "layer cuda": (["layer/cuda/*"], ["contract", "cuda contract", "plan", "dispatch", "layer"]),
+    "cluster limits": (["cuda/cluster/limits.*"], ["cluster"]),  # what a driver says of them
+    "layer cuda": (
+        ["layer/cuda/*"],
+        ["contract", "cuda contract", "plan", "dispatch", "cluster limits", "layer"],
+    ),
     "bindings": (["layer/bindings.cpp"], ["cpu", "plan", "layer", "layer cuda"]),
 }
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gpu_check
+import gpu_parts
 import gpu_progress
+import gpu_stand_in
 import pytest
 import torch
 from benchmark_support import fake_entry, fake_results, tiny_case
-from gpu_check import NOT_RUN, Part
+from gpu_device import Device
+from gpu_runner import NOT_RUN, Part, run_parts
 
 import build
 from benchmarks.measure import nvcc
 from benchmarks.sections import micro
 
 SCRIPT = Path(gpu_check.__file__)
+OUTPUTS = gpu_check.OUTPUTS
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -60,8 +67,12 @@ def test_parts_keep_their_order() -> None:
 
 
 def test_all_parts_together_fit_the_time_and_the_files() -> None:
-    assert sum(part.seconds for part in gpu_check.PARTS) < 9 * 60
-    assert len(gpu_check.OUTPUTS) <= 8
+    """On the way that takes longest, each part until it is killed."""
+    ends: dict[str, float] = {}
+    for part in gpu_check.PARTS:
+        ends[part.name] = part.seconds + max((ends[name] for name in part.after), default=0)
+    assert max(ends.values()) < 9 * 60
+    assert len(OUTPUTS) <= 8
 
 
 def is_running(pid: int) -> bool:
@@ -86,15 +97,17 @@ def test_neither_a_failure_nor_a_hang_stops_the_rest(
     )
     parts = [
         Part("failing", 30, python("print('so it was'); raise SystemExit(3)")),
-        Part("hanging", 5, python(hang)),
+        Part("hanging", 8, python(hang)),
         Part("lacking", 30, python(f"print('note: no tool'); raise SystemExit({NOT_RUN})")),
         Part(
             "fine",
             30,
             (*python("import sys; open(sys.argv[1] + '/device.json', 'w').write('{}')"), "OUT"),
+            after=("failing", "lacking"),
         ),
+        Part("spoilt", 30, python("pass"), after=("failing",), needs=("failing",)),
     ]
-    assert gpu_check.run_parts(parts, out, "abc") == 1
+    assert run_parts(parts, out, "abc", OUTPUTS) == 1
     pid = int(grandchild.read_text())
     for _ in range(50):
         if not is_running(pid):
@@ -106,13 +119,15 @@ def test_neither_a_failure_nor_a_hang_stops_the_rest(
     assert summary["commit"] == "abc" and summary["complete"]
     assert {part["name"]: (part["status"], part["note"]) for part in summary["parts"]} == {
         "failing": ("failed", ""),
-        "hanging": ("timed out", "killed after 5 s; half way"),
+        "hanging": ("timed out", "killed after 8 s; half way"),
         "lacking": ("not run", "no tool"),
         "fine": ("ok", ""),
+        "spoilt": ("not run", "failing is failed"),
     }
     printed = capsys.readouterr().out
     assert "so it was" in printed
     assert all(part.name in printed.split("result")[-1] for part in parts)
+    assert "failing| so it was\n" in (out / "log.txt").read_text()
     files = sorted(path.name for path in out.iterdir())
     assert files == ["device.json", "log.txt", "summary.json"]
 
@@ -125,11 +140,14 @@ def test_summary_is_there_after_each_part(tmp_path: Path) -> None:
     check = (
         "import json, os, sys\n"
         "summary = json.load(open(sys.argv[1] + '/summary.json'))\n"
-        "assert not summary['complete'] and len(summary['parts']) == 1\n"
+        "assert not summary['complete'] and summary['parts'][0]['status'] == 'ok'\n"
         "assert not os.path.exists(sys.argv[1] + '/micro.json')\n"
     )
-    parts = [Part("one", 30, python("pass")), Part("two", 30, (*python(check), "OUT"))]
-    assert gpu_check.run_parts(parts, out, None) == 0
+    parts = [
+        Part("one", 30, python("pass")),
+        Part("two", 30, (*python(check), "OUT"), after=("one",)),
+    ]
+    assert run_parts(parts, out, None, OUTPUTS) == 0
     assert json.loads((out / "summary.json").read_text())["complete"]
 
 
@@ -161,15 +179,15 @@ def test_after(): pass
 
 
 def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "test_one.py").write_text(SUITE)
     (tmp_path / "test_two.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "test_three.py").write_text("def test_other(): pass\n")
-    groups = [[str(tmp_path / f"test_{name}.py")] for name in ("one", "two", "three")]
-    options = [f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
+    options = [str(tmp_path), f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
     record = tmp_path / "tests.jsonl"
-    found = gpu_progress.run_tests(groups, record, 500, options, seconds_of_a_test=3)
+    monkeypatch.setattr(gpu_progress, "SECONDS_OF_A_TEST", 3.0)
+    found = gpu_progress.run_tests(options, record, 600, processes=1)
     found = {Path(name.split("::")[-1]).name: entry for name, entry in found.items()}
     outcomes = {name: entry["outcome"] for name, entry in found.items()}
     assert outcomes == {
@@ -199,33 +217,209 @@ def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
     assert "test_kernels[1-block] PASSED" in capfd.readouterr().out
 
 
-def test_the_time_of_all_tests_is_kept(tmp_path: Path) -> None:
+def test_processes_share_the_tests(tmp_path: Path) -> None:
+    """Each is run by one of them, once, and the fixtures of a module serve it throughout."""
+    (tmp_path / "test_many.py").write_text(
+        "import os, time, pytest\n"
+        "made = []\n"
+        "@pytest.fixture(scope='module')\n"
+        "def shared(): made.append(1)\n"
+        "@pytest.mark.parametrize('i', range(30))\n"
+        "def test_many(i, shared):\n"
+        "    assert len(made) == 1\n"
+        "    time.sleep(0.05)\n"
+    )
+    (tmp_path / "test_more.py").write_text("def test_more(): pass\n")
+    options = [str(tmp_path), f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
+    record = tmp_path / "tests.jsonl"
+    found = gpu_progress.run_tests(options, record, 600, processes=3)
+    assert len(found) == 31
+    assert {entry["outcome"] for entry in found.values()} == {"passed"}
+    begun = [entry["test"] for entry in gpu_progress.read(record) if "since" in entry]
+    assert sorted(begun) == sorted(found)
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [
+        ".jsonl",
+        ".py",
+        ".py",
+    ]
+
+
+class Clock:
+    """In the place of the module time: it stands still until something has happened, then runs."""
+
+    def __init__(self, happened: Callable[[], bool]) -> None:
+        self.happened, self.now = happened, 0.0
+        self.sleep, self.time = time.sleep, time.time
+
+    def monotonic(self) -> float:
+        if self.happened():
+            self.now += 1000.0
+        return self.now
+
+
+def test_the_time_of_all_tests_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "test_slow.py").write_text(
         "import time, pytest\n"
-        "@pytest.mark.parametrize('i', range(1000))\n"
+        "@pytest.mark.parametrize('i', range(100))\n"
         "def test_slow(i): time.sleep(0.5)\n"
     )
-    options = [f"--rootdir={tmp_path}", "--confcutdir", str(tmp_path)]
-    groups, record = [[str(tmp_path / "test_slow.py")]], tmp_path / "tests.jsonl"
-    for seconds in (5, 20, 80, 320):  # on a busy machine pytest starts late
-        found = gpu_progress.run_tests(groups, record, seconds, options)
-        if len(found) > 1:
-            break
-    assert 1 < len(found) < 1000
+    record = tmp_path / "tests.jsonl"
+    # It is over while the fourth test runs.
+    clock = Clock(lambda: sum("since" in entry for entry in gpu_progress.read(record)) > 3)
+    monkeypatch.setattr(gpu_progress, "time", clock)
+    options = [str(tmp_path / "test_slow.py"), f"--rootdir={tmp_path}", "--confcutdir"]
+    found = gpu_progress.run_tests([*options, str(tmp_path)], record, 500, processes=1)
+    assert 3 < len(found) < 100
     assert [entry["outcome"] for entry in found.values()][-1] == "out of time"
 
 
-def test_the_cases_of_a_program_that_fails_are_run_alone(tmp_path: Path) -> None:
+def test_each_case_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "cases"
     program.write_text(
-        f"#!{sys.executable}\n"
-        "import sys\n"
-        "names = sys.argv[1:]\n"
-        "if names == ['list']: print('good bad fine')\n"
-        "else: sys.exit(int(not names or 'bad' in names))\n"
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        "list) echo good bad stuck fine;;\n"
+        "stuck) exec sleep 600;;\n"
+        "bad) exit 1;;\n"
+        "esac\n"
     )
     program.chmod(0o700)
-    assert gpu_check.run_cases(program, []) == ["cases: bad"]
+    monkeypatch.setattr(gpu_parts, "SECONDS_OF_A_CASE", 5.0)
+    record = tmp_path / "conformance.jsonl"
+    bad = gpu_parts.run_cases([(program, [])], record)
+    assert sorted(bad) == ["cases: bad failed", "cases: stuck hung"]
+    outcomes = {entry["case"]: entry["outcome"] for entry in gpu_progress.read(record)}
+    assert outcomes == {
+        "cases: good": "ok",
+        "cases: bad": "failed",
+        "cases: stuck": "hung",
+        "cases: fine": "ok",
+    }
+
+
+def test_an_extension_is_taken_for_the_same_sources_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_parts, "ROOT", tmp_path)
+    (tmp_path / "birnn_cuda").mkdir()
+    built = tmp_path / "_C.cpython.so"
+    built.write_bytes(b"code")
+    archive = tmp_path / "extension.tar.gz"
+    gpu_parts.pack_extension(archive, [built], "these")
+    assert not gpu_parts.unpack_extension(archive, "others")
+    assert not gpu_parts.unpack_extension(tmp_path / "absent", "these")
+    assert list((tmp_path / "birnn_cuda").iterdir()) == []
+    assert gpu_parts.unpack_extension(archive, "these")
+    assert (tmp_path / "birnn_cuda" / built.name).read_bytes() == b"code"
+    archive.write_bytes(archive.read_bytes()[:40])
+    assert not gpu_parts.unpack_extension(archive, "these")
+
+
+def test_the_key_of_a_build_follows_the_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_device
+
+    monkeypatch.setattr(gpu_device, "ROOT", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "setup.py").write_text("")
+    (tmp_path / "csrc" / "a.cpp").write_text("1")
+    keys = [Device().build_key("9.0a"), Device().build_key("9.0a"), Device().build_key("8.0")]
+    (tmp_path / "csrc" / "a.cpp").write_text("2")
+    keys.append(Device().build_key("9.0a"))
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+# ---- the whole, on a stand-in for the GPU
+
+
+def stand_in(tmp_path: Path, speed: float) -> tuple[list[str], dict[str, str]]:
+    """A command and its environment: everything so much faster than on a GPU, and limits that a
+    machine with much other work keeps, too."""
+    environment = gpu_stand_in.environment(10.0, (), 10 * speed)
+    environment["BIRNN_STAND_IN_FOLDER"] = str(tmp_path / "stand-in")
+    return [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out")], environment
+
+
+def parts_of(out: Path) -> dict[str, dict[str, Any]]:
+    summary = json.loads((out / "summary.json").read_text())
+    return {part["name"]: part for part in summary["parts"]}
+
+
+def test_the_whole_leaves_all_files_and_times_alone(tmp_path: Path) -> None:
+    command, environment = stand_in(tmp_path, 1000.0)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "out"
+    parts = parts_of(out)
+    assert {part["status"] for part in parts.values()} == {"ok"}
+    assert f"{gpu_stand_in.ENTRIES} entries" in parts["cuda"]["note"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUTS)
+    cases = gpu_progress.read(out / "conformance.jsonl")
+    assert [case["outcome"] for case in cases] == ["ok"] * (3 * (gpu_stand_in.CASES // 3))
+    tests = gpu_progress.results(gpu_progress.read(out / "tests.jsonl"))
+    assert len(tests) == 3 * (gpu_stand_in.TESTS // 3)
+    # What is timed has the device to itself.
+    begun = {name: part["begun"] for name, part in parts.items()}
+    ended = {name: part["begun"] + part["seconds"] for name, part in parts.items()}
+    for name, others in (("micro", ("conformance",)), ("cuda", ("micro", "conformance"))):
+        assert all(ended[other] <= begun[name] for other in others)
+    assert all(begun[name] >= ended["cuda"] for name in ("tests", "sanitizer"))
+
+
+def test_an_entry_that_hangs_is_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in gpu_stand_in.environment(1.0, ["entry:3", "entry:5"], 1000.0).items():
+        monkeypatch.setenv(name, value)
+    path = tmp_path / "cuda.json"
+
+    written_by_the_dead, real = set(), gpu_parts.measure
+
+    def measure(command: Sequence[str], path: Path) -> int | None:
+        status = real(command, path)
+        written_by_the_dead.add(path.stat().st_mtime_ns)
+        return status
+
+    def hangs() -> bool:
+        if not path.exists() or path.stat().st_mtime_ns in written_by_the_dead:
+            return False
+        return json.loads(path.read_text()).get("running") in ("entry 3", "entry 5")
+
+    monkeypatch.setattr(gpu_parts, "measure", measure)
+    monkeypatch.setattr(gpu_parts, "time", Clock(hangs))
+    monkeypatch.setattr(gpu_parts, "notes_of", lambda path: "")
+    assert gpu_parts.part_cuda(tmp_path) == 1
+    assert "2 hung" in capfd.readouterr().out.split("note: ")[-1]
+    data = json.loads((tmp_path / "cuda.json").read_text())
+    assert data["finished"] and data["stopped_at"] == ["entry 3", "entry 5"]
+    assert len(data["entries"]) == gpu_stand_in.ENTRIES - 2
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_what_has_ended_is_on_disk_whenever_all_is_killed(
+    tmp_path: Path, seed: int, moment: int
+) -> None:
+    command, environment = stand_in(tmp_path, 30.0)
+    after = random.Random(f"{seed} {moment}").uniform(0, 7)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(after)
+        process.kill()
+        assert process.stdout is not None
+        said = process.stdout.read().decode().splitlines()
+    ended = [line.split(": ")[0] for line in said if ": ok, " in line]
+    if not any(line.endswith(" ...") for line in said):
+        return
+    parts = parts_of(tmp_path / "out")
+    assert [parts[name]["status"] for name in ended] == ["ok"] * len(ended)
+    files = {"device": "device.json", "build": "extension.tar.gz", "cuda": "cuda.json"}
+    files |= {"micro": "micro.json", "tests": "tests.jsonl", "conformance": "conformance.jsonl"}
+    for name in ended:
+        assert name == "sanitizer" or (tmp_path / "out" / files[name]).stat().st_size > 0
+    for name in ("device.json", "micro.json", "cuda.json"):
+        if (tmp_path / "out" / name).exists():
+            json.loads((tmp_path / "out" / name).read_text())
 
 
 def test_the_commit_is_found() -> None:
@@ -236,26 +430,27 @@ def test_the_commit_is_found() -> None:
         assert commit is not None and len(commit.split()[0]) == 40
 
 
-def test_the_last_part_measures_and_notes_what_came_out(
+def test_the_benchmarks_note_what_came_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gpu_check.PARTS[-1].name == "cuda"
     commands = []
 
-    def run(command: Sequence[str]) -> int:
+    def measure(command: Sequence[str], path: Path) -> int:
         commands.append(list(command)[1:])
-        if "cuda" in command:
-            entry = fake_entry("layers/a", [1e-3, 1e-3], [2e-3, 2e-3])
-            entry["case"] = tiny_case().as_dict()
-            fake_results(tmp_path / "cuda.json", [entry], command="cuda")
-        else:
-            micro.save(tmp_path / "micro.json", {"results": [{}, {}], "errors": []})
+        entry = fake_entry("layers/a", [1e-3, 1e-3], [2e-3, 2e-3])
+        entry["case"] = tiny_case().as_dict()
+        fake_results(path, [entry], command="cuda")
         return 0
 
-    monkeypatch.setattr(gpu_check, "run", run)
-    assert gpu_check.part_cuda(tmp_path) == gpu_check.part_micro(tmp_path) == 0
+    def run(command: Sequence[str]) -> int:
+        micro.save(tmp_path / "micro.json", {"results": [{}, {}], "errors": []})
+        return 0
+
+    monkeypatch.setattr(gpu_parts, "measure", measure)
+    monkeypatch.setattr(gpu_parts, "run", run)
+    assert gpu_parts.part_cuda(tmp_path) == gpu_parts.part_micro(tmp_path) == 0
     out = ["--out", str(tmp_path / "cuda.json")]
-    assert commands[0] == ["-m", "benchmarks", "cuda", "--preset", "quick", *out]
+    assert commands == [["-m", "benchmarks", "cuda", *out, "--preset", "quick"]]
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert notes[0].startswith("note: 1 entries; 2.00 x as fast as torch.nn in training")
     assert notes[1] == "note: 2 figures"

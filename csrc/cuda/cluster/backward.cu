@@ -13,11 +13,12 @@ int64_t cluster_backward_workspace(const RecurrenceShape& shape,
 
 int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
                      const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
-                     const ClusterBackwardTiling& tiling, void* workspace, void* stream) {
+                     const ClusterBackwardTiling& tiling, void* workspace, void* stream,
+                     const Portion& portion) {
   const Sizes sizes(shape, tiling);
   if (sizes.instance < 0 || !fits_32_bits(direction)) return kNoInstance;
 
-  Call call{shape, tiling, {}, workspace, stream};
+  Call call{shape, tiling, {}, workspace, stream, portion};
   Arguments& args = call.args;
   args.of = backward_arguments(shape, lengths, direction, first_dgates);
   args.fragments = static_cast<const Bits128*>(workspace);

@@ -13,6 +13,7 @@ struct Call {
   Arguments args;
   void* workspace;
   void* stream;
+  const Portion& portion;
 };
 
 int launch_fp16(const Call& call);
@@ -27,10 +28,11 @@ int launch_cell(const Call& call, const Sizes& sizes) {
   pack.threads = kThreads;
   pack.grid.x = static_cast<uint32_t>(cluster) * sizes.num_tiles;
   pack.stream = call.stream;
-  if (const Status status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
-                                   static_cast<Bits128*>(call.workspace), cluster);
-      status != kSuccess)
-    return static_cast<int>(status);
+  Status status = kSuccess;
+  if (call.portion.packs)
+    status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
+                    static_cast<Bits128*>(call.workspace), cluster);
+  if (status != kSuccess || !call.portion.recurs) return static_cast<int>(status);
 
   LaunchConfig config;
   config.threads = kThreads;

@@ -30,13 +30,14 @@ int64_t cluster_forward_workspace(const RecurrenceShape& shape,
 
 int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
                     const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
-                    const ClusterForwardTiling& tiling, void* workspace, void* stream) {
+                    const ClusterForwardTiling& tiling, void* workspace, void* stream,
+                    const Portion& portion) {
   const Sizes sizes(shape, tiling);
   const int64_t largest_stride = std::max(direction.gates_stride, direction.output_stride);
   if (sizes.instance < 0 || largest_stride > INT32_MAX) return kNoInstance;
 
   const int64_t bytes = element_bytes(shape.element);
-  Call call{shape, tiling, {}, workspace, stream};
+  Call call{shape, tiling, {}, workspace, stream, portion};
   Arguments& args = call.args;
   args.dir = direction;
   args.lengths = lengths;

@@ -12,6 +12,7 @@ struct Call {
   Arguments args;
   void* workspace;
   void* stream;
+  const Portion& portion;
 };
 
 int launch_fp16(const Call& call);
@@ -19,16 +20,25 @@ int launch_bf16(const Call& call);
 int launch_tf32(const Call& call);
 int launch_ieee(const Call& call);
 
+// What the driver says of one instance of the kernel, launched so.
+struct Residency {
+  Status status;
+  int blocks;     // that the current device holds at once
+  int built_for;  // compute capability of the code that would run, 90 for 9.0
+};
+Residency residency_fp16(const LaunchConfig& config);
+
 template <Cell kCell, class Precision>
 int launch_cell(const Call& call, const Sizes& sizes) {
   LaunchConfig pack;
   pack.threads = kThreads;
   pack.grid.x = static_cast<uint32_t>(sizes.num_groups) * kRowTiles<kCell>;
   pack.stream = call.stream;
-  if (const Status status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
-                                   static_cast<Bits128*>(call.workspace));
-      status != kSuccess)
-    return static_cast<int>(status);
+  Status status = kSuccess;
+  if (call.portion.packs)
+    status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
+                    static_cast<Bits128*>(call.workspace));
+  if (status != kSuccess || !call.portion.recurs) return static_cast<int>(status);
 
   LaunchConfig config;
   config.threads = static_cast<uint32_t>(sizes.threads);

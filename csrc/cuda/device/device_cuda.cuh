@@ -688,6 +688,16 @@ Status launch(const LaunchConfig& config, void (*kernel)(Parameters...), Argumen
   return cudaLaunchKernelEx(native.get(), kernel, std::forward<Arguments>(arguments)...);
 }
 
+// The compute capability, 90 for 9.0, of the code of this kernel that the current device runs: what
+// its PTX was made for, whether nvcc assembled it or the driver does.
+template <class... Parameters>
+Status code_capability(void (*kernel)(Parameters...), int* capability) {
+  cudaFuncAttributes attributes{};
+  const Status status = cudaFuncGetAttributes(&attributes, kernel);
+  *capability = attributes.ptxVersion;
+  return status;
+}
+
 // How many blocks of this launch the current device holds at once.
 template <class... Parameters>
 Status max_resident_blocks(const LaunchConfig& config, void (*kernel)(Parameters...),

@@ -14,10 +14,10 @@ int64_t grid_backward_workspace(const RecurrenceShape& shape, const GridBackward
 int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
                   const BackwardDirection* directions, void* const* first_dgates,
                   int num_directions, GemmCompute compute, const GridBackwardTiling& tiling,
-                  void* workspace, void* stream) {
+                  void* workspace, void* stream, const Portion& portion) {
   const Sizes sizes(shape, tiling, num_directions);
   if (sizes.instance < 0) return kNoInstance;
-  Call call{shape.cell, sizes, {}, stream};
+  Call call{shape.cell, sizes, {}, stream, portion};
   Arguments& args = call.args;
   for (int d = 0; d < num_directions; ++d) {
     if (!fits_32_bits(directions[d])) return kNoInstance;

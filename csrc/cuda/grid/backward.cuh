@@ -115,17 +115,17 @@ BIRNN_DEVICE int word_place(int payload, int sequence) {
   return payload / 8 * 64 + sequence * 8 + payload % 8;
 }
 
-// weight_hh [G*H, H] as operand A: [direction][block][row tile][chunk] fragments. Clears the rings:
-// it runs again whenever a graph replays the launch.
+// weight_hh [G*H, H] as operand A, if asked for: [direction][block][row tile][chunk] fragments.
+// Clears the rings: it runs again whenever a graph replays the launch.
 template <Cell kCell, class Precision>
-BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_kernel(Arguments args) {
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_kernel(Arguments args, bool packs) {
   using T = typename Precision::Element;
   constexpr int kElements = Precision::kWordElements;
   const int U = args.units, P = args.row_teams, Q = args.column_teams, blocks = P * Q;
   const int per_block = args.num_tiles * args.num_chunks;
   const int num_columns = P * kNumGates<kCell> * U;
   pack_fragments<Precision>(
-      args.fragments, int64_t{args.num_directions} * blocks * per_block,
+      args.fragments, packs ? int64_t{args.num_directions} * blocks * per_block : 0,
       [&](int64_t fragment, int row, int chunk_column) {
         const int block = static_cast<int>(fragment / per_block) % blocks;
         const BackwardArguments& of =

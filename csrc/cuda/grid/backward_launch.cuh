@@ -11,6 +11,7 @@ struct Call {
   const Sizes& sizes;
   Arguments args;
   void* stream;
+  const Portion& portion;
 };
 
 int launch_fp16(const Call& call);
@@ -25,9 +26,10 @@ int launch_cell(const Call& call) {
   pack.threads = kThreads;
   pack.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
   pack.stream = call.stream;
-  if (const Status status = launch(pack, pack_kernel<kCell, Precision>, call.args);
-      status != kSuccess)
-    return static_cast<int>(status);
+  Status status = kSuccess;
+  if (call.portion.packs || call.portion.again)
+    status = launch(pack, pack_kernel<kCell, Precision>, call.args, call.portion.packs);
+  if (status != kSuccess || !call.portion.recurs) return static_cast<int>(status);
 
   LaunchConfig config;
   config.threads = kThreads;

@@ -16,11 +16,11 @@ int64_t grid_forward_workspace(const RecurrenceShape& shape, const GridForwardTi
 int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
                  const ForwardDirection* directions, int num_directions, bool save_reserve,
                  GemmCompute compute, const GridForwardTiling& tiling, void* workspace,
-                 void* stream) {
+                 void* stream, const Portion& portion) {
   const Sizes sizes(shape, tiling, num_directions);
   if (sizes.instance < 0) return kNoInstance;
   void* const fragments = static_cast<char*>(workspace) + sizes.ring_bytes;
-  Call call{shape.cell, sizes, tiling.batch_tiles, {}, fragments, stream};
+  Call call{shape.cell, sizes, tiling.batch_tiles, {}, fragments, stream, portion};
   Arguments& args = call.args;
   for (int d = 0; d < num_directions; ++d) {
     args.dirs[d] = directions[d];

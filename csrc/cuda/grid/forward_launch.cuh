@@ -13,6 +13,7 @@ struct Call {
   Arguments args;
   void* fragments;  // that the packing kernel writes
   void* stream;
+  const Portion& portion;
 };
 
 int launch_fp16(const Call& call);
@@ -27,11 +28,11 @@ int launch_cell(const Call& call) {
   pack.threads = kThreads;
   pack.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
   pack.stream = call.stream;
-  if (const Status status =
-          launch(pack, pack_kernel<kCell, Precision>, call.args,
-                 static_cast<Bits128*>(call.fragments), sizes.ring_pairs, call.batch_tiles);
-      status != kSuccess)
-    return static_cast<int>(status);
+  Status status = kSuccess;
+  if (call.portion.packs)
+    status = launch(pack, pack_kernel<kCell, Precision>, call.args,
+                    static_cast<Bits128*>(call.fragments), sizes.ring_pairs, call.batch_tiles);
+  if (status != kSuccess || !call.portion.recurs) return static_cast<int>(status);
 
   LaunchConfig config;
   config.threads = kThreads;

@@ -44,7 +44,8 @@ double persistent_step(Cell cell, int64_t H, Format format, Pass pass, const Gro
   const int64_t depth = round_up(backward ? G * U : H, 16);
   // A multiprocessor has four parts that multiply; a warp uses one.
   constexpr int64_t kParts = 4;
-  const double in_use = 1.0 * std::min(group.warps, kParts) / kParts;
+  const int64_t sharing = group.sharing;
+  const double in_use = 1.0 * std::min(sharing * group.warps, kParts) / (kParts * sharing);
   const double rate = N < 64 ? c.flop_per_cycle : c.flop_per_cycle_wide;
   const double products = group.by_fma > 0 ? 1.0 * rows * depth * group.by_fma / c.fma_per_cycle
                                            : 2.0 * rows * N * depth * products_each(format) / rate;
@@ -56,17 +57,18 @@ double persistent_step(Cell cell, int64_t H, Format format, Pass pass, const Gro
                          std::max<int64_t>(0, weights - kRegisterBytes)) /
                         c.shared_bytes_per_cycle;
   const double chain = static_cast<double>(group.chain) * c.mma_latency;
-  const double core = std::max({products / in_use, chain, shared}) + 100;
-  const double reduction = group.k_split == 1 ? 0 : 110 + rows * N * 8.0 / c.shared_bytes_per_cycle;
+  const double core = std::max({products / in_use, chain, sharing * shared}) + 100;
+  const double reduction =
+      group.k_split == 1 ? 0 : 110 + sharing * rows * N * 8.0 / c.shared_bytes_per_cycle;
 
   const CellCost own = cell_cost(cell);
-  double pointwise = U * N * own.functions * precise / c.special_per_cycle + own.latency +
+  double pointwise = sharing * U * N * own.functions * precise / c.special_per_cycle + own.latency +
                      (format == Format::kSixteenBit ? 0 : 60);
   if (backward && R > 1)  // the sum of the parts of dh
-    pointwise += U * N * R * 4.0 / c.shared_bytes_per_cycle;
+    pointwise += sharing * U * N * R * 4.0 / c.shared_bytes_per_cycle;
 
   // What comes into a block: the others' h, or their parts of dh in fp32.
-  double arriving = 1.0 * N * H * (backward ? 4 : bytes) * (R - 1) / R;
+  double arriving = 1.0 * sharing * N * H * (backward ? 4 : bytes) * (R - 1) / R;
   if (group.exchange == Exchange::kGrid) arriving *= 2;  // half of what is polled are epochs
   if (group.exchange_bytes > 0) arriving = group.exchange_bytes;
   double latency = c.block_latency, volume = 0;
@@ -82,7 +84,7 @@ double persistent_step(Cell cell, int64_t H, Format format, Pass pass, const Gro
   return cycles * c.slack / c.cycles_per_us;
 }
 
-double stepwise_step(const RecurrenceShape& s, Format format, int num_directions,
+double stepwise_step(const RecurrenceShape& s, Format format, int num_directions, bool captured,
                      const Constants& c) {
   const int64_t rows = num_gates(s.cell) * s.hidden_size;
   const double numbers =
@@ -93,13 +95,10 @@ double stepwise_step(const RecurrenceShape& s, Format format, int num_directions
   const double product =
       std::max(2.0 * numbers * std::max<int64_t>(s.batch_size, 64) / rate,
                weights / (weights < c.l2_bytes ? c.l2_bytes_per_us : c.memory_bytes_per_us));
-  return product + (c.product_us + c.kernel_us) * (s.proj_size ? 2 : 1);
-}
-
-double weight_products_step(const RecurrenceShape& s, int64_t input_size, Format format,
-                            int num_directions, const Constants& c) {
-  return 2.0 * num_directions * s.batch_size * num_gates(s.cell) * s.hidden_size *
-         (s.state_size() + input_size) / c.library_flop_per_us[static_cast<int>(format)];
+  const int pairs = s.proj_size ? 2 : 1;  // of a product and a kernel
+  const double device = product + (c.product_us + c.kernel_us) * pairs;
+  const double host = num_directions * (c.host_product_us + c.host_kernel_us) * pairs;
+  return captured ? device : std::max(device, host);
 }
 
 double memory_step(const RecurrenceShape& s, Format format, Pass pass, int num_directions,

@@ -6,9 +6,9 @@
 // the exchange of the state between the blocks, whichever takes longer and a third of the other,
 // which overlaps in part; then the sums of a K split, the cell, and the latency of the exchange. A
 // step of stepwise is a product that streams W_hh from the L2 cache or from memory, and two
-// launches of a graph. The constants are published figures and estimates of the H100 (see each);
-// the ratio of two estimates is worth more than either. Figures measured on a chip belong into
-// `Constants`.
+// launches of a graph, or the host's time to enqueue them. The constants are published figures and
+// estimates of the H100 (see each); the ratio of two estimates is worth more than either. Figures
+// measured on a chip belong into `Constants`.
 #pragma once
 
 #include <cstdint>
@@ -43,12 +43,16 @@ struct Constants {
   double l2_bytes = 40e6;
   double product_us = 1.4;  // a small library product in a graph
   double kernel_us = 1.3;   // an elementwise kernel in a graph
-  double part_us = 12;      // a further launch of a persistent kernel, weights and all
+  // Of one host thread, in a call that is not a graph's. A thread enqueues one after the other
+  // what the device runs side by side.
+  double host_product_us = 4.5;  // to enqueue a library product
+  double host_kernel_us = 2.25;  // to enqueue a kernel
   double library_flop_per_us[3] = {600e6, 300e6,
                                    50e6};  // by Format; ieee: fp32 without tensor cores
 };
 
-// Those that a measurement of kernels can tell, by name: what `python -m benchmarks fit` finds.
+// Those that a measurement of kernels can tell, by name: what `python -m benchmarks fit` finds. Of
+// the host's `python -m benchmarks micro` tells.
 struct NamedConstant {
   const char* name;
   double Constants::* value;
@@ -79,6 +83,7 @@ struct Group {
   int k_split = 1;
   int64_t warps = 8;  // of a block, that multiply
   int64_t chain = 0;  // mma of a warp that follow each other, the others beside them
+  int sharing = 1;    // groups whose blocks are on the same multiprocessors
   int by_fma = 0;     // sequences multiplied without the matrix units; 0: they all are with them
   Exchange exchange = Exchange::kNone;
   double exchange_bytes = 0;  // into a block, a step; 0: all of h, or of the parts of dh
@@ -89,13 +94,10 @@ struct Group {
 double persistent_step(Cell cell, int64_t hidden_size, Format format, Pass pass, const Group& group,
                        const Constants& constants = {});
 
-// Microseconds of a step of all directions, by library products from a CUDA graph.
-double stepwise_step(const RecurrenceShape& shape, Format format, int num_directions,
+// Microseconds of a step of all directions by library products: of the device in a CUDA graph, else
+// of the device or the host, whichever takes longer.
+double stepwise_step(const RecurrenceShape& shape, Format format, int num_directions, bool captured,
                      const Constants& constants = {});
-
-// Microseconds that the weight gradients of a step take as part of large products, all directions.
-double weight_products_step(const RecurrenceShape& shape, int64_t input_size, Format format,
-                            int num_directions, const Constants& constants = {});
 
 // Microseconds that the step's own operands and results take to and from memory, all directions.
 double memory_step(const RecurrenceShape& shape, Format format, Pass pass, int num_directions,

@@ -9,6 +9,26 @@
 
 namespace birnn::cuda {
 
+int64_t resident_clusters(const DeviceLimits& device, int size) {
+  const std::vector<int>& asked = device.resident_clusters;
+  if (!asked.empty()) return size <= static_cast<int>(asked.size()) ? asked[size - 1] : 0;
+  if (size <= 2) return device.num_multiprocessors / size;
+  // A cluster lies in one GPC, of 16 SMs or a few more; the H100's 132 SMs hold 30 clusters of 4,
+  // 15 of 8 and 7 of 16.
+  constexpr int kGpcMultiprocessors = 16;
+  return device.num_multiprocessors * 15 * (kGpcMultiprocessors / size) / (2 * 132);
+}
+
+int64_t blocks_of_multiprocessor(const DeviceLimits& device, const Fit& fit) {
+  // Kernels are compiled for as many registers as a thread can have, so these are the limit, as
+  // long as shared memory is not.
+  constexpr int64_t kRegisters = 64 * 1024, kRegistersOfThread = 256, kReservedBytes = 1024;
+  const int64_t by_registers = kRegisters / (kRegistersOfThread * fit.threads);
+  const int64_t by_memory = (device.shared_bytes_per_block + kReservedBytes) /
+                            (std::max<int64_t>(fit.shared_bytes, 0) + kReservedBytes);
+  return std::max<int64_t>(std::min(by_registers, by_memory), 1);
+}
+
 cost::Format format_of(const PlanRequest& request) {
   if (element_bytes(request.shape.element) == 2) return cost::Format::kSixteenBit;
   return request.ieee ? cost::Format::kIeee : cost::Format::kTf32;
@@ -18,14 +38,6 @@ namespace {
 
 constexpr int kMaxBatchTiles = 16;  // the most that a division tries, powers of 2
 constexpr int kMaxKSplit = 8;
-
-// Clusters of a size that a device holds at once. A cluster lies in one GPC, of 16 SMs or a few
-// more; the H100's 132 SMs hold 30 clusters of 4, 15 of 8 and 7 of 16.
-int64_t resident_clusters(const DeviceLimits& device, int size) {
-  if (size <= 2) return device.num_multiprocessors / size;
-  constexpr int kGpcMultiprocessors = 16;
-  return device.num_multiprocessors * 15 * (kGpcMultiprocessors / size) / (2 * 132);
-}
 
 // Of the two k-steps of a chunk, how many add to the same sum (multiply_warp). fp32-grade products
 // sum up each chunk by itself.
@@ -107,6 +119,8 @@ Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice) {
   Fit fit = choice.kernel == Kernel::kGrid ? fit_grid(request, pass, choice)
                                            : fit_cluster(request, pass, choice);
   fit.fits = fit.fits && fit.shared_bytes <= request.device.shared_bytes_per_block;
+  if (choice.kernel != Kernel::kGrid)
+    fit.fits = fit.fits && resident_clusters(request.device, choice.blocks) > 0;
   // A grid waits for all its blocks, one to an SM.
   if (choice.kernel == Kernel::kGrid)
     fit.fits = fit.fits && fit.ctas * request.num_directions <= request.device.num_multiprocessors;
@@ -133,14 +147,17 @@ double estimate(const PlanRequest& request, Pass pass, const Choice& choice, con
                                                   : cost::Exchange::kNone;
   group.exchange_bytes = fit.exchange_bytes;
   group.hops = fit.hops;
-  const double step = cost::persistent_step(request.shape.cell, request.shape.hidden_size, format,
-                                            pass, group, constants);
-  // Groups of blocks that run side by side; the others follow them.
+  // Groups of blocks that run side by side; the others follow them. Where several share a
+  // multiprocessor, they share what it issues.
   int64_t groups = fit.groups, at_once = choice.groups_at_once;
   if (choice.kernel != Kernel::kGrid) {
     groups *= request.num_directions;
-    at_once = std::max<int64_t>(resident_clusters(request.device, choice.blocks), 1);
+    const int64_t apart = std::max<int64_t>(resident_clusters(request.device, choice.blocks), 1);
+    at_once = apart * blocks_of_multiprocessor(request.device, fit);
+    group.sharing = static_cast<int>((std::min(groups, at_once) + apart - 1) / apart);
   }
+  const double step = cost::persistent_step(request.shape.cell, request.shape.hidden_size, format,
+                                            pass, group, constants);
   const int64_t waves = (groups + at_once - 1) / at_once;
   return std::max(
       static_cast<double>(waves) * step,
@@ -179,9 +196,9 @@ void for_each_choice(const PlanRequest& request, Pass pass, Kernel kernel,
   if (kernel == Kernel::kStepwise) {
     const cost::Format format = format_of(request);
     Choice choice;
-    choice.microseconds_per_step =
-        std::max(cost::stepwise_step(s, format, request.num_directions, constants),
-                 cost::memory_step(s, format, pass, request.num_directions, constants));
+    choice.microseconds_per_step = std::max(
+        cost::stepwise_step(s, format, request.num_directions, request.captured, constants),
+        cost::memory_step(s, format, pass, request.num_directions, constants));
     return body(choice, 0);
   }
   if (s.element == Element::kFloat64 || s.proj_size > 0) return;

@@ -24,6 +24,12 @@ struct Fit {
   int hops = 1;               // of the exchange, one after the other
 };
 
+// Clusters of a size that a device holds at once, its blocks having a multiprocessor each: as the
+// driver says, or else by what is published of the H100.
+int64_t resident_clusters(const DeviceLimits& device, int size);
+// How many blocks of a cluster kernel a multiprocessor holds.
+int64_t blocks_of_multiprocessor(const DeviceLimits& device, const Fit& fit);
+
 Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice);
 
 // Calls body(choice, the multiprocessors that it keeps busy) for every way to run a pass by one

@@ -115,6 +115,12 @@ std::string division_words(const PlanRequest& request, const Choice& choice, con
     words << choice.blocks << " blocks";
   words << " to each " << 8 * choice.batch_tiles << " sequences of a direction";
   if (fit.groups > 1) words << ", " << fit.groups << " such groups";
+  if (choice.kernel == Kernel::kCluster)
+    words << ", " << resident_clusters(request.device, choice.blocks)
+          << " clusters on the device at once ("
+          << (request.device.resident_clusters.empty() ? "published, not asked of a driver"
+                                                       : "as the driver says")
+          << ")";
   return words.str();
 }
 
@@ -144,7 +150,8 @@ std::string reason_words(const PlanRequest& request, Pass pass, const Choice& ch
   if (pass == Pass::kBackward && backward_parts(request, choice) > 1)
     words += "in " + std::to_string(backward_parts(request, choice)) +
              " parts, the weight gradients of one beside the next; ";
-  words += "by the cost model " + decimal(choice.microseconds_per_step) + " us a step";
+  words += "by the cost model " + decimal(choice.microseconds_per_step) + " us a step " +
+           (request.captured ? "in a CUDA graph" : "in an eager call");
   if (!others.empty())
     words += " (" + others + ")";
   else
@@ -241,14 +248,6 @@ ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants
               request.device.name + "; those that do: " + join(able)};
 }
 
-// How much of a device a launch leaves to others.
-double idle_share(const PlanRequest& request, const Choice& choice) {
-  const Fit fit = fit_of(request, Pass::kBackward, choice);
-  const double busy =
-      static_cast<double>(fit.ctas * request.num_directions) / request.device.num_multiprocessors;
-  return std::max(0.0, 1.0 - busy);
-}
-
 std::mutex& forced_mutex() {
   static std::mutex mutex;
   return mutex;
@@ -267,8 +266,8 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
   const RecurrenceShape& s = request.shape;
   const DeviceLimits& device = request.device;
   const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
-  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, int, int,
-                         int, int64_t, int, std::string>;
+  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, bool,
+                         int, int, int, int64_t, int, std::vector<int>, std::string>;
   const Key key{pass,
                 s.cell,
                 s.element,
@@ -278,11 +277,13 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 s.proj_size,
                 request.ieee,
                 request.has_cell_state_gradients,
+                request.captured,
                 request.num_directions,
                 device.compute_capability,
                 device.num_multiprocessors,
                 device.shared_bytes_per_block,
                 device.max_cluster_size,
+                device.resident_clusters,
                 request.kernel};
   static std::mutex mutex;
   static std::map<Key, ChoiceResult> found;
@@ -320,28 +321,7 @@ int backward_parts(const PlanRequest& request, const Choice& choice) {
   if (request.has_lengths || choice.kernel == Kernel::kStepwise) return 1;
   if (const int parts = forced().backward_parts; parts > 0)
     return static_cast<int>(std::min<int64_t>(parts, s.seq_len));
-  // Products that take the blocks of a grid's next part their place would keep all of it waiting.
-  if (choice.kernel == Kernel::kGrid) return 1;
-  constexpr int kLeastSteps = 16;
-  constexpr int kMostParts = 8;
-  const auto possible = [&](int64_t parts) { return s.seq_len >= parts * kLeastSteps; };
-  const double steps = static_cast<double>(s.seq_len);
-  const double recurrence = steps * choice.microseconds_per_step;
-  const double products =
-      steps *
-      cost::weight_products_step(s, request.input_size, format_of(request), request.num_directions);
-  const double idle = idle_share(request, choice);
-  int best = 1;
-  double least = recurrence + products;
-  for (int parts = 2; parts <= kMostParts && possible(parts); parts *= 2) {
-    const double beside = idle * recurrence * (parts - 1) / parts;
-    const double after = std::max(products / parts, products - beside);
-    const double total = recurrence + after + parts * cost::Constants().part_us;
-    if (total >= least) continue;
-    least = total;
-    best = parts;
-  }
-  return best;
+  return 1;
 }
 
 Forced forced() {

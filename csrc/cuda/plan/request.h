@@ -21,6 +21,9 @@ struct DeviceLimits {
   int64_t shared_bytes_per_block = 0;  // the most that a block can opt in to
   int max_cluster_size = 1;            // blocks, the non-portable size included; 1: no clusters
   int64_t memory_bytes = 0;
+  // How many clusters of 1, 2, ... blocks, each on a multiprocessor of its own, run at once: as the
+  // driver says. Empty: nobody asked it, and a published table stands in (division.h).
+  std::vector<int> resident_clusters = {};
 };
 
 // By public data sheets; memory as sold, a GB being 10^9 bytes.
@@ -35,7 +38,7 @@ enum class Kernel : int { kBlock, kCluster, kGrid, kStepwise };
 constexpr Kernel kKernels[] = {Kernel::kBlock, Kernel::kCluster, Kernel::kGrid, Kernel::kStepwise};
 const char* name_of(Kernel kernel);
 std::optional<Kernel> kernel_of(const std::string& name);
-std::string no_such_kernel(const std::string& name);  // an error: which there are
+std::string no_such_kernel(const std::string& name);      // an error: which there are
 std::string join(const std::vector<std::string>& words);  // by commas
 
 // A kernel, and how it divides the problem.
@@ -56,6 +59,8 @@ struct PlanRequest {
   bool training = true;
   bool has_lengths = false;               // sequences of a batch end at different steps
   bool has_cell_state_gradients = false;  // of each step's c: only stepwise takes them
+  bool captured =
+      false;  // in a CUDA graph, whose replays the host does not enqueue launch by launch
   DeviceLimits device;
   std::string kernel;  // this one and no other, by name; empty: the best
   // These, divided in just this way, whatever `kernel` and the estimates say: for tuning.

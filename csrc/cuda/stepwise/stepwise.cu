@@ -25,6 +25,9 @@ struct Walk {
   const RecurrenceShape& shape;
   const StepGemm& gemm;
   void* stream;
+  const Portion& portion;
+
+  int64_t end() const { return portion.last < shape.seq_len ? portion.last : shape.seq_len; }
 
   int multiply(GemmShape product, const void* a, const void* b, void* c) const {
     return gemm.function(gemm.handle, stream, product, a, b, c, shape.element, gemm.compute);
@@ -72,7 +75,7 @@ int forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& di
   const int64_t H = shape.hidden_size, S = shape.state_size();
   const ForwardWorkspace workspace(shape, memory);
   Step step = first_step(shape, lengths, dir.reverse);
-  for (; step.index < shape.seq_len; ++step.index) {
+  for (step.index = walk.portion.first; step.index < walk.end(); ++step.index) {
     const void* const h_prev = step.index == 0 ? dir.hx : dir.hy;
     const Carried<T>* const gates_h =
         h_prev ? static_cast<const Carried<T>*>(workspace.gates_h) : nullptr;
@@ -113,7 +116,8 @@ int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& 
   const int64_t first_column = (dgates_blocks(kCell) - num_gates(kCell)) * H;
 
   Step step = first_step(shape, lengths, dir.reverse);
-  for (step.index = shape.seq_len - 1; step.index >= 0; --step.index) {
+  for (int64_t walked = walk.portion.first; walked < walk.end(); ++walked) {
+    step.index = shape.seq_len - 1 - walked;
     const int64_t first_row = (dir.reverse ? shape.seq_len - 1 - step.index : step.index) * B;
     if (shape.proj_size) {
       if (const int error =
@@ -133,6 +137,7 @@ int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& 
             num_gates(kCell) * H, dir.weight_hh, workspace.product))
       return error;
   }
+  if (walk.end() < shape.seq_len) return 0;
   step.index = 0;
   return walk.run(S, backward_end_kernel<T>, step, dir, kCell == Cell::kGru, product);
 }
@@ -181,8 +186,8 @@ int64_t stepwise_backward_workspace(const RecurrenceShape& shape) {
 
 int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
                      const ForwardDirection& direction, bool save_reserve, const StepGemm& gemm,
-                     void* workspace, void* stream) {
-  const Walk walk{shape, gemm, stream};
+                     void* workspace, void* stream, const Portion& portion) {
+  const Walk walk{shape, gemm, stream, portion};
   const auto run = [&](auto forward_of) {
     return forward_of(walk, lengths, direction, save_reserve, workspace);
   };
@@ -201,8 +206,8 @@ int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
 
 int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
                       const BackwardDirection& direction, void* first_dgates, const StepGemm& gemm,
-                      void* workspace, void* stream) {
-  const Walk walk{shape, gemm, stream};
+                      void* workspace, void* stream, const Portion& portion) {
+  const Walk walk{shape, gemm, stream, portion};
   const auto run = [&](auto backward_of) {
     return backward_of(walk, lengths, direction, first_dgates, workspace);
   };

@@ -1,9 +1,10 @@
 // The backward pass of a layer on a GPU.
 //
-// The products of the weight gradients need no step but their own: where the recurrence leaves part
-// of the chip idle, its steps are divided into parts, and the products of one part run on a stream
-// of their own beside the recurrence of the next. The parts of a direction hand on dh and dc in dhx
-// and dcx. How many: the plan.
+// The products of the weight gradients need no step but their own: the steps can be divided into
+// parts, and the products of one part run beside the recurrence of the next. Then each recurrence
+// has a stream of its own, more urgent than those of the directions, where the products follow it:
+// a product that is ready must not take the place of the next part. The parts of a direction hand
+// on dh and dc in dhx and dcx. How many: the plan.
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
@@ -112,8 +113,12 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   const int64_t width = dgates_blocks(s.cell) * H;
   const std::vector<Steps> parts = divide(T, cuda::backward_parts(request, choice));
 
+  const bool together = cuda::runs_directions_together(choice);
+
   WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()));
-  BackwardOperands operands{p, take_rows(in.output, rows, p), in.reserve.contiguous()};
+  BackwardOperands operands{p, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  operands.output = take_rows(in.output, rows, p);
+  operands.reserve = in.reserve.contiguous();
   if (in.d_output) operands.dy = take_rows(*in.d_output, rows, p);
   if (in.d_cell_states) operands.dc = take_rows(*in.d_cell_states, rows, p);
   operands.hx = contiguous(p.hx), operands.cx = contiguous(p.cx);
@@ -121,8 +126,6 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   if (lstm) operands.dcx = carried_copy(in.d_c_n, {D, B, H}, carried);
   operands.dgates = at::empty({N, D * width}, options);
   if (s.proj_size) operands.dproj = at::empty({D, N, S}, options);
-  const Workspace workspace =
-      make_workspace(p, cuda::backward_workspace(choice, s, p.num_directions), choice);
 
   WeightOperands factors;
   if (gradients.any_weight_ih()) factors.x = take_masked_rows(p.input, rows, p);
@@ -138,10 +141,32 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     }
     if (gradients.any_weight_hr()) factors.padding = padding_mask(rows, p).view({N, 1});
   }
+  const Workspace workspace =
+      make_workspace(p, cuda::backward_workspace(choice, s, p.num_directions), choice);
+  std::vector<Tensor> before[2];  // states that parts continue
+  Directions streams(p);
+  streams.fork();
+
+  if (cuda::packs_weights(choice)) {
+    const auto pack = [&](int first, int count) {
+      std::vector<BackwardDirection> directions(count);
+      const std::vector<void*> first_dgates(count);
+      for (int i = 0; i < count; ++i)
+        directions[i].weight_hh = p.weight_hh(first + i).const_data_ptr();
+      check(cuda::backward_recurrence(choice, s, nullptr, directions.data(), first_dgates.data(),
+                                      count, step_gemm(p, {}), workspace.at(first),
+                                      current_stream(), cuda::kPacking),
+            "the packing of weight_hh", p);
+    };
+    if (together)
+      pack(0, p.num_directions);
+    else
+      streams.each([&](int d) { pack(d, 1); });
+  }
 
   // Directions [first, first + count), of a part, on the current stream.
-  std::vector<Tensor> before[2];  // alive until the streams have joined
-  const auto recur = [&](int first, int count, const Steps& steps) {
+  const auto recur = [&](int first, int count, const Queue& queue, const Steps& steps,
+                         const cuda::Portion& portion) {
     RecurrenceShape shape = s;
     shape.seq_len = steps.count();
     std::vector<BackwardDirection> directions;
@@ -151,35 +176,60 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
       first_dgates.push_back(
           factors.first_dgates.defined() ? mutable_row_pointer(factors.first_dgates, d) : nullptr);
     }
-    const Queue queue = current_queue();
     check(cuda::backward_recurrence(choice, shape, rows.length_pointer(), directions.data(),
                                     first_dgates.data(), count, step_gemm(p, queue),
-                                    workspace.at(first), queue.stream),
+                                    workspace.at(first), queue.stream, portion),
           cuda::name_of(choice.kernel), p);
   };
 
-  const auto add = [&](int d, const Steps& steps) { gradients.add(d, steps, factors); };
-  if (!cuda::runs_directions_together(choice)) {
-    for_each_direction(p, [&](int d) {
-      overlap_parts(
-          p, parts, [&](const Steps& steps) { recur(d, 1, steps); },
-          [&](const Steps& steps) { add(d, steps); });
-      gradients.finish(d, factors);
-    });
-  } else if (parts.size() > 1) {
-    overlap_parts(
-        p, parts, [&](const Steps& steps) { recur(0, p.num_directions, steps); },
-        [&](const Steps& steps) {
-          for (int d = 0; d < D; ++d) add(d, steps);
-        });
-    for_each_direction(p, [&](int d) { gradients.finish(d, factors); });
+  if (parts.size() == 1) {
+    for (const cuda::Portion& portion : cuda::portions(choice, T)) {
+      if (together)
+        recur(0, p.num_directions, {current_stream()}, parts[0], portion);
+      else
+        streams.each([&](int d) { recur(d, 1, streams.queue(d), parts[0], portion); });
+    }
+    if (together) streams.fork();
+    streams.each([&](int d) { gradients.add(d, parts[0], factors, streams.queue(d)); });
   } else {
-    recur(0, p.num_directions, parts[0]);
-    for_each_direction(p, [&](int d) {
-      add(d, parts[0]);
-      gradients.finish(d, factors);
+    // A grid is not more urgent than others: two of unequal priority could each hold
+    // multiprocessors that the other waits for.
+    const auto role = together ? cuda::Role::kAhead : cuda::Role::kUrgentlyAhead;
+    std::optional<SideStream> ahead[2];
+    const auto each_recurrence = [&](const auto& run) {
+      if (together)
+        run(0, p.num_directions);
+      else
+        streams.each([&](int d) { run(d, 1); });
+    };
+    each_recurrence([&](int first, int) {
+      ahead[first].emplace(p.input.device(), role);
+      check(ahead[first]->fork(), "the fork of a recurrence's stream", p);
+    });
+    // A part is enqueued before the products of the one before it, so that the device begins with
+    // it; those wait for their own part alone.
+    for (size_t i = 0; i <= parts.size(); ++i) {
+      if (i > 0)
+        streams.each([&](int d) {
+          check(ahead[together ? 0 : d]->precede_current(), "the wait for a recurrence", p);
+        });
+      if (i < parts.size())
+        each_recurrence([&](int first, int count) {
+          cuda::Portion portion = cuda::portions(choice, T)[0];
+          portion.again = i > 0;
+          ahead[first]->enter();
+          recur(first, count, {current_stream()}, parts[i], portion);
+          ahead[first]->leave();
+        });
+      if (i > 0)
+        streams.each([&](int d) { gradients.add(d, parts[i - 1], factors, streams.queue(d)); });
+    }
+    each_recurrence([&](int first, int) {
+      check(ahead[first]->join(), "the join of a recurrence's stream", p);
     });
   }
+  streams.each([&](int d) { gradients.finish(d, factors, streams.queue(d)); });
+  streams.join();
 
   BackwardResult out;
   const at::ScalarType type = p.input.scalar_type();
@@ -192,7 +242,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     GemmShape product;  // dx = dgates W_ih
     product.m = N, product.n = I, product.k = weights.size(0);
     product.lda = operands.dgates.stride(0), product.ldb = I, product.ldc = I;
-    multiply(p, current_queue(), product, operands.dgates.const_data_ptr(),
+    multiply(p, streams.queue(0), product, operands.dgates.const_data_ptr(),
              weights.const_data_ptr(), dx.data_ptr());
     out.d_input = give_rows(dx, rows, p.input.sizes());
   } else {

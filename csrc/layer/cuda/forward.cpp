@@ -56,23 +56,38 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
     dir.hy = mutable_row_pointer(hy, d);
     dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
   }
-  const auto recur = [&](int first, int count, const Queue& queue) {
-    check(
-        cuda::forward_recurrence(choice, s, rows.length_pointer(), &directions[first], count,
-                                 training, step_gemm(p, queue), workspace.at(first), queue.stream),
-        cuda::name_of(choice.kernel), p);
+  // Directions [first, first + count) on the current stream.
+  const auto recur = [&](int first, int count, const Queue& queue, const cuda::Portion& portion) {
+    check(cuda::forward_recurrence(choice, s, rows.length_pointer(), &directions[first], count,
+                                   training, step_gemm(p, queue), workspace.at(first), queue.stream,
+                                   portion),
+          cuda::name_of(choice.kernel), p);
   };
-  for_each_direction(p, [&](int d) {
-    const Queue queue = current_queue();
+  Directions streams(p);
+  streams.fork();
+  // The weights first: they are packed while the host still enqueues the projection.
+  if (cuda::packs_weights(choice)) {
+    if (together)
+      recur(0, p.num_directions, {current_stream()}, cuda::kPacking);
+    else
+      streams.each([&](int d) { recur(d, 1, {current_stream()}, cuda::kPacking); });
+  }
+  streams.each([&](int d) {
     GemmShape product;  // x W_ih^T
     product.transpose_b = true;
     product.m = N, product.n = G * H, product.k = I;
     product.lda = x.stride(0), product.ldb = I, product.ldc = directions[d].gates_stride;
-    multiply(p, queue, product, x.const_data_ptr(), p.weight_ih(d).const_data_ptr(),
+    multiply(p, streams.queue(d), product, x.const_data_ptr(), p.weight_ih(d).const_data_ptr(),
              directions[d].gates);
-    if (!together) recur(d, 1, queue);
   });
-  if (together) recur(0, p.num_directions, current_queue());
+  if (together) streams.join();
+  for (const cuda::Portion& portion : cuda::portions(choice, T)) {
+    if (together)
+      recur(0, p.num_directions, {current_stream()}, portion);
+    else
+      streams.each([&](int d) { recur(d, 1, streams.queue(d), portion); });
+  }
+  if (!together) streams.join();
 
   std::vector<int64_t> sizes = p.input.sizes().vec();
   sizes.back() = D * S;

@@ -1,21 +1,24 @@
 // What the forward and the backward pass of a layer on a GPU share. Each direction has a stream on
 // which everything it needs runs in turn:
 //
-//   forward    projection of its input (GEMM), recurrence
-//   backward   recurrence, gradients of its own weights (GEMMs)
+//   forward    packing of its weight_hh, projection of its input (GEMM), recurrence
+//   backward   packing of its weight_hh, recurrence, gradients of its own weights (GEMMs)
 //
-// unless one launch runs the recurrence of both: then their streams join before it. What needs both
-// directions, dx, follows after they have joined. The projections are a GEMM for each direction
-// rather than one for both: so each is written where its recurrence updates it in place (output,
-// reserve or a buffer), weight_ih is read where it lies, and neither direction waits for the
-// other's.
+// and nothing of one waits for anything of the other, unless one launch runs the recurrence of
+// both: then their streams join before it. What needs both directions, dx, follows after they have
+// joined. The projections are a GEMM for each direction rather than one for both: so each is
+// written where its recurrence updates it in place (output, reserve or a buffer), weight_ih is read
+// where it lies, and neither direction waits for the other's.
 //
 // Nothing here waits for the device: lengths stay there, and where they are on the host they are
 // copied from pinned memory. All tensors that outlive a stream's section are allocated on the
 // caller's stream before the fork.
 #pragma once
 
+#include <optional>
+
 #include "cuda/dispatch.h"
+#include "cuda/streams.h"
 #include "layer/cuda/rows.h"
 #include "layer/cuda/runtime.h"
 #include "layer/layer.h"
@@ -72,43 +75,38 @@ inline void multiply(const Problem& p, const Queue& queue, const GemmShape& prod
         "a matrix product", p);
 }
 
-// Calls recur(part) for each part on the current stream, and follow(part) for what needs that part
-// alone on a side stream, where it may overlap with the next part. A part is enqueued before what
-// follows the one before it, so that the device begins with it.
-template <class Part, class Recur, class Follow>
-void overlap_parts(const Problem& p, const std::vector<Part>& parts, const Recur& recur,
-                   const Follow& follow) {
-  if (parts.size() == 1) {
-    recur(parts[0]);
-    follow(parts[0]);
-    return;
+// The streams of a call's directions: the first one's is the caller's, the second has one beside
+// it. What the call's tensors hold must outlive this: make it last.
+class Directions {
+ public:
+  explicit Directions(const Problem& p) : p_(p), library_(p.input.device(), p.num_directions) {
+    if (p.num_directions > 1) second_.emplace(p.input.device(), cuda::Role::kSecondDirection);
   }
-  SideStream side(p.input.device());
-  const auto follow_on_side = [&](const Part& part) {
-    side.enter();
-    follow(part);
-    side.leave();
-  };
-  for (size_t i = 0; i < parts.size(); ++i) {
-    recur(parts[i]);
-    if (i > 0) follow_on_side(parts[i - 1]);
-    check(side.fork(), "the fork of a stream", p);
-  }
-  follow_on_side(parts.back());
-  check(side.join(), "the join of a stream", p);
-}
 
-// Calls run(d) for each direction, the second one's on a side stream.
-template <class Run>
-void for_each_direction(const Problem& p, const Run& run) {
-  if (p.num_directions == 1) return run(0);
-  SideStream side(p.input.device());
-  check(side.fork(), "the fork of the directions' streams", p);
-  run(0);
-  side.enter();
-  run(1);
-  side.leave();
-  check(side.join(), "the join of the directions' streams", p);
-}
+  // What the second direction's stream is given from now on follows what the caller's holds.
+  void fork() {
+    if (second_) check(second_->fork(), "the fork of the directions' streams", p_);
+  }
+  // Calls run(d) for each direction, its stream the current one.
+  template <class Run>
+  void each(const Run& run) {
+    run(0);
+    if (!second_) return;
+    second_->enter();
+    run(1);
+    second_->leave();
+  }
+  // Of direction d within each(), with the library.
+  Queue queue(int d) const { return library_.queue(d); }
+  // What the caller's stream is given from now on follows what the second one's holds.
+  void join() {
+    if (second_) check(second_->join(), "the join of the directions' streams", p_);
+  }
+
+ private:
+  const Problem& p_;
+  Library library_;
+  std::optional<SideStream> second_;
+};
 
 }  // namespace birnn::gpu

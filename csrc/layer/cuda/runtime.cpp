@@ -7,10 +7,11 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <type_traits>
 
-#include "cuda/plan/cluster_limit.h"
+#include "cuda/cluster/limits.h"
 #include "cuda/streams.h"
-#include "layer/cuda/gemm.h"
+#include "layer/cuda/cublas.h"
 #include "layer/cuda/runtime.h"
 
 namespace birnn::gpu {
@@ -24,24 +25,62 @@ OnDevice::~OnDevice() = default;
 
 struct SideStream::State {
   c10::DeviceIndex device;
+  cuda::Role role;
   c10::cuda::CUDAStream caller;
   cuda::ForkedStream forked;
   std::optional<c10::cuda::CUDAStreamGuard> on_side;
 };
-SideStream::SideStream(const at::Device& device)
-    : state_(new State{device.index(), at::cuda::getCurrentCUDAStream(device.index()), {}, {}}) {}
+SideStream::SideStream(const at::Device& device, cuda::Role role)
+    : state_(new State{
+          device.index(), role, at::cuda::getCurrentCUDAStream(device.index()), {}, {}}) {}
 SideStream::~SideStream() = default;
 
-int SideStream::fork() { return state_->forked.fork(state_->device, state_->caller.stream()); }
+int SideStream::fork() {
+  return state_->forked.fork(state_->device, state_->caller.stream(), state_->role);
+}
 void SideStream::enter() {
   state_->on_side.emplace(c10::cuda::getStreamFromExternal(
       static_cast<cudaStream_t>(state_->forked.side()), state_->device));
 }
 void SideStream::leave() { state_->on_side.reset(); }
+int SideStream::precede_current() { return state_->forked.precede(current_stream()); }
 int SideStream::join() { return state_->forked.join(); }
 
-Queue current_queue() {
-  return {at::cuda::getCurrentCUDAStream().stream(), at::cuda::getCurrentCUDABlasHandle()};
+void* current_stream() { return at::cuda::getCurrentCUDAStream().stream(); }
+
+namespace {
+
+// The thread's handle, without a workspace of torch's for this stream where torch lets one choose.
+template <class GetHandle>
+cublasHandle_t handle_from(GetHandle get) {
+  if constexpr (std::is_invocable_v<GetHandle, bool>)
+    return get(/*setup=*/false);
+  else
+    return get();
+}
+
+}  // namespace
+
+Library::Library(const at::Device& device, int num_streams)
+    : handle_(handle_from(&at::cuda::getCurrentCUDABlasHandle)), caller_(current_stream()) {
+  // As large as torch's own; it reads the environment for that, which takes long.
+  static const auto bytes = static_cast<int64_t>(at::cuda::getChosenWorkspaceSize());
+  constexpr int64_t kAlignment = 256;
+  workspace_bytes_ = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  workspaces_ = at::empty({num_streams * workspace_bytes_},
+                          at::TensorOptions().dtype(at::kByte).device(device));
+}
+
+// Binding a stream takes the workspace away: whoever has the handle next finds neither.
+Library::~Library() { cuda::bind(handle_, caller_, nullptr, 0); }
+
+Queue Library::queue(int i) const {
+  void* const stream = current_stream();
+  char* const workspace = static_cast<char*>(workspaces_.data_ptr()) + i * workspace_bytes_;
+  const int code = cuda::bind(handle_, stream, workspace, workspace_bytes_);
+  TORCH_CHECK(code == 0,
+              "birnn_cuda: a stream cannot be given to cuBLAS: ", cuda::error_text(code));
+  return {stream, handle_};
 }
 
 const cuda::DeviceLimits& limits_of(const at::Device& device) {
@@ -57,9 +96,9 @@ const cuda::DeviceLimits& limits_of(const at::Device& device) {
     limits.num_multiprocessors = properties->multiProcessorCount;
     limits.shared_bytes_per_block = static_cast<int64_t>(properties->sharedMemPerBlockOptin);
     const c10::cuda::CUDAGuard guard(device);
-    // All shared memory: the blocks of a cluster kernel have a multiprocessor each.
-    limits.max_cluster_size = cuda::largest_cluster(
+    limits.resident_clusters = cuda::resident_clusters(
         cuda::max_cluster_size(limits.compute_capability), limits.shared_bytes_per_block);
+    limits.max_cluster_size = static_cast<int>(limits.resident_clusters.size());
     cudaGetLastError();  // of sizes that were refused
     limits.memory_bytes = static_cast<int64_t>(properties->totalGlobalMem);
   }

@@ -8,10 +8,11 @@
 
 #include "cuda/plan/plan.h"
 #include "cuda/recurrence_cuda.h"
+#include "cuda/streams.h"
 
 namespace birnn::gpu {
 
-// A stream, and the library on it: good until another queue is made in the same thread.
+// A stream, and the library on it.
 struct Queue {
   void* stream = nullptr;
   void* blas = nullptr;
@@ -30,22 +31,24 @@ class OnDevice {
   std::unique_ptr<State> state_;
 };
 
-// A side stream of the current stream; what runs there and what runs here may overlap between a
-// fork and the join.
+// A side stream of the stream that is current when this is made, the caller; what runs there and
+// what runs on the caller's may overlap between a fork and the join.
 class SideStream {
  public:
-  explicit SideStream(const at::Device& device);
-  ~SideStream();  // joins what is still forked
+  SideStream(const at::Device& device, cuda::Role role);
+  ~SideStream();  // leaves, and joins what is still forked
   SideStream(const SideStream&) = delete;
   SideStream& operator=(const SideStream&) = delete;
 
-  // What is enqueued on the side stream from now on follows what the current stream holds. Any
+  // What is enqueued on the side stream from now on follows what the caller's stream holds. Any
   // number of times. Returns an error code, as do all of these.
   int fork();
   // Makes the side stream the current one, and back.
   void enter();
   void leave();
-  // What is enqueued on the current stream from now on follows what the side stream holds.
+  // What is enqueued on the current stream, or on the caller's, from now on follows what the side
+  // stream holds.
+  int precede_current();
   int join();
 
  private:
@@ -53,8 +56,28 @@ class SideStream {
   std::unique_ptr<State> state_;
 };
 
-// The queue of torch's current stream.
-Queue current_queue();
+void* current_stream();
+
+// The library for the products of one call, on several streams: each has a workspace of its own,
+// memory of the call. (The workspaces that torch keeps for each of its handles and streams stay for
+// good, and how they are set has changed between its versions; products on two streams that share
+// one are not repeatable.)
+class Library {
+ public:
+  Library(const at::Device& device, int num_streams);
+  ~Library();
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+
+  // The current stream, the i-th of those that multiply: good until the next is asked for.
+  Queue queue(int i) const;
+
+ private:
+  void* handle_ = nullptr;
+  void* caller_ = nullptr;
+  at::Tensor workspaces_;
+  int64_t workspace_bytes_ = 0;
+};
 
 // What the plan asks of a device; remembered.
 const cuda::DeviceLimits& limits_of(const at::Device& device);

@@ -37,13 +37,12 @@ WeightGradients::WeightGradients(const Problem& p, const std::vector<bool>& need
   }
 }
 
-void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in) {
+void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in, const Queue& queue) {
   const RecurrenceShape& s = p_.shape;
   const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size, S = s.state_size();
   const int64_t G = num_gates(s.cell), width = dgates_blocks(s.cell) * H;
   const bool reverse = d == 1;
   Direction& direction = directions_[d];
-  const Queue queue = current_queue();
   GemmShape product;
   product.transpose_a = true;
   product.lda = in.dgates.stride(0);
@@ -92,7 +91,7 @@ void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in) {
   direction.started = true;
 }
 
-void WeightGradients::finish(int d, const WeightOperands& in) {
+void WeightGradients::finish(int d, const WeightOperands& in, const Queue& queue) {
   const RecurrenceShape& s = p_.shape;
   const int64_t H = s.hidden_size, S = s.state_size(), N = s.seq_len * s.batch_size;
   const int64_t width = dgates_blocks(s.cell) * H;
@@ -126,7 +125,7 @@ void WeightGradients::finish(int d, const WeightOperands& in) {
     product.transpose_a = true;
     product.m = S, product.n = H, product.k = N;
     product.lda = S, product.ldb = H, product.ldc = H;
-    multiply(p_, current_queue(), product, row_pointer(in.dproj, d), h.const_data_ptr(),
+    multiply(p_, queue, product, row_pointer(in.dproj, d), h.const_data_ptr(),
              weight_hr.data_ptr());
   }
 }

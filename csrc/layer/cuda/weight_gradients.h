@@ -41,11 +41,11 @@ class WeightGradients {
   bool any_weight_hh() const { return any(1); }
   bool any_weight_hr() const { return p_.shape.proj_size > 0 && any(p_.weights_per_direction - 1); }
 
-  // Adds the products of these steps of direction d, on the current stream. The parts of a
-  // direction come in a row, the last steps first.
-  void add(int d, const Steps& steps, const WeightOperands& operands);
+  // Adds the products of these steps of direction d, on a queue of the current stream. The parts
+  // of a direction come in a row, the last steps first.
+  void add(int d, const Steps& steps, const WeightOperands& operands, const Queue& queue);
   // What is no product of a part: sums of the biases, projection. After the last part.
-  void finish(int d, const WeightOperands& operands);
+  void finish(int d, const WeightOperands& operands, const Queue& queue);
 
   // In the order of the problem's weights; shape [0] where no gradient was asked for.
   std::vector<Tensor> results() const;

@@ -10,6 +10,7 @@
 #include "layer/cuda/rows.cpp"
 #include "layer/cuda/weight_gradients.cpp"
 #include "layer/layer.cpp"
+#include "recording.cpp"
 #include "runtime_emulated.cpp"
 
 namespace birnn {
@@ -31,6 +32,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
     if (!error.empty()) throw pybind11::value_error(error);
   });
+  m.def("begin_recording", &birnn::gpu::begin_recording);
+  m.def("end_recording", &birnn::gpu::end_recording);
+  m.def("num_side_streams", [] { return birnn::cuda::num_side_streams(0); });
   // kernel, blocks, batch_tiles, k_split, groups_at_once of each pass.
   using Division = std::tuple<std::string, int, int, int, int>;
   m.def("force_divisions", [](const Division& forward, const Division& backward) {

@@ -220,6 +220,12 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
   }
   return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
+  if (!ptx::find_kernel(function)) return refuse(cudaErrorInvalidDeviceFunction, "no such kernel");
+  *attributes = {};
+  attributes->ptxVersion = emulator::options().code_capability;
+  return cudaSuccess;
+}
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
   *blocks = 1;
   return cudaSuccess;

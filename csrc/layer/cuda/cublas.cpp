@@ -1,4 +1,4 @@
-#include "layer/cuda/gemm.h"
+#include "layer/cuda/cublas.h"
 
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
@@ -63,6 +63,15 @@ class MathMode {
 };
 
 }  // namespace
+
+int bind(void* handle, void* stream, void* workspace, int64_t workspace_bytes) {
+  const auto blas = static_cast<cublasHandle_t>(handle);
+  // Takes away the workspace that was set before.
+  if (const cublasStatus_t status = cublasSetStream(blas, static_cast<cudaStream_t>(stream)))
+    return code_of(status);
+  if (workspace_bytes == 0) return 0;
+  return code_of(cublasSetWorkspace(blas, workspace, static_cast<size_t>(workspace_bytes)));
+}
 
 int gemm(void* handle, void* stream, const GemmShape& s, const void* a, const void* b, void* c,
          Element element, GemmCompute compute) {

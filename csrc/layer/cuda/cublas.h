@@ -9,9 +9,12 @@ namespace birnn::cuda {
 // a CUDA error code.
 constexpr int kCublasErrorBase = 100000;
 
-// handle: a cublasHandle_t that is bound to `stream`, with a workspace of its own for that stream
-// (at::cuda::getCurrentCUDABlasHandle under a guard for the stream). Never reads or changes torch's
-// own precision settings: the compute type is explicit, the handle's math mode is put back.
+// Binds a cublasHandle_t to a stream, and to a workspace for it: device memory, aligned to 256
+// bytes; of 0 bytes: cuBLAS's own.
+int bind(void* handle, void* stream, void* workspace, int64_t workspace_bytes);
+
+// handle: a cublasHandle_t that is bound to `stream`. Never reads or changes torch's own precision
+// settings: the compute type is explicit, the handle's math mode is put back.
 int gemm(void* handle, void* stream, const GemmShape& shape, const void* a, const void* b, void* c,
          Element element, GemmCompute compute);
 
