@@ -16,7 +16,7 @@ from conftest import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import birnn_cuda
-from birnn_cuda import layers
+from birnn_cuda import recurrent
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
@@ -78,10 +78,10 @@ def test_precision_follows_torchs_switch(monkeypatch, dtype, setting, expected):
     with FakeTensorMode():
         on_cuda = torch.empty(1, dtype=dtype, device="cuda")
         on_cpu = torch.empty(1, dtype=dtype)
-    assert layers._fp32_precision(on_cuda) == expected
-    assert layers._fp32_precision(on_cpu) == "ieee"
+    assert recurrent._fp32_precision(on_cuda) == expected
+    assert recurrent._fp32_precision(on_cpu) == "ieee"
 
 
 def test_precision_default_is_tf32():
     with FakeTensorMode():
-        assert layers._fp32_precision(torch.empty(1, device="cuda")) == "tf32"
+        assert recurrent._fp32_precision(torch.empty(1, device="cuda")) == "tf32"

@@ -1,0 +1,316 @@
+"""What RNN, GRU and LSTM share: forms of input, checks, states, dropout, a layer after the other.
+
+The errors are torch's own, by type and text, where it has one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.nn.utils.rnn import PackedSequence
+
+from .functional import recurrent_layer
+from .interop import ReportsTorchClass, check_weights, warn_of_quantization
+from .sequences import (
+    check_lengths_form,
+    check_nested_form,
+    nested_to_padded,
+    padded_to_nested,
+)
+
+States: TypeAlias = tuple[Tensor, ...]  # (hx,) or, for the LSTM, (hx, cx)
+
+_CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
+
+# The names torch's C++ errors give to dtypes.
+_SCALAR_TYPE_NAMES = {
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+}
+
+
+class Recurrent(ReportsTorchClass, nn.RNNBase):
+    """What the three layers share: everything but the constructor and the form of the states."""
+
+    recompute_activations: bool = False
+
+    # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
+    # ---- is read from the parameters whenever asked for, so it cannot be stale. A list that was
+    # ---- assigned (weights that are computed, as for dropping some of them) is used as torch does:
+    # ---- until one of them is set by its name, or all are moved.
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        assigned = self.__dict__.get("_assigned_weights")
+        if assigned is not None:
+            return list(assigned)
+        # A plain parameter without the detour through Module.__getattr__; getattr finds what a
+        # parametrization computes.
+        plain = self._parameters
+        return [
+            plain[name] if name in plain else getattr(self, name, None)
+            for name in self._flat_weights_names
+        ]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Any]) -> None:
+        assigned, names = list(weights), self._flat_weights_names
+        if len(assigned) != len(names):
+            raise ValueError(
+                f"_flat_weights must hold {len(names)} tensors ({', '.join(names)}), "
+                f"got {len(assigned)}"
+            )
+        self.__dict__.pop("_assigned_weights", None)
+        if any(a is not b for a, b in zip(assigned, self._flat_weights, strict=True)):
+            self.__dict__["_assigned_weights"] = assigned
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs = [None] * len(self._flat_weights_names)
+        self.__dict__.pop("_assigned_weights", None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig":
+            warn_of_quantization(self)
+        # Past RNNBase, which would read every weight to put one of them into its list.
+        nn.Module.__setattr__(self, name, value)
+        assigned = self.__dict__.get("_assigned_weights")
+        if assigned is not None and name in self._flat_weights_names:
+            assigned[self._flat_weights_names.index(name)] = value
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels read each weight where it lies."""
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            f"torch.jit.script does not support birnn_cuda.{self._get_name()}. Use "
+            "torch.export.export(model, args), or script torch's "
+            "own layers: torch.jit.script(birnn_cuda.to_torch(model)), which changes the model in "
+            "place, or a copy of it, if it can be copied: birnn_cuda.to_torch(copy.deepcopy(model))"
+        )
+
+    # ---- forward
+
+    def _states(self, hx: Any) -> States:
+        """The states of a user's ``hx``, not None."""
+        return (hx,)
+
+    def _check_states_dim(self, states: States, is_batched: bool) -> None:
+        expected, kind = (3, "batched 3-D") if is_batched else (2, "unbatched 2-D")
+        if states[0].dim() != expected:
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {expected}-D "
+                f"but got {states[0].dim()}-D tensor"
+            )
+
+    def _check_sizes(
+        self, input: Tensor, states: States | None, batch_sizes: Tensor | None
+    ) -> None:
+        if states is None:
+            self.check_input(input, batch_sizes)
+        else:
+            self.check_forward_args(input, states[0], batch_sizes)
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | None,
+        with_cell_states: bool = False,
+    ) -> tuple[Any, States, Any]:
+        """Forward for all three: ``output``, the final states ``(h_n,)`` or ``(h_n, c_n)``, and in
+        the form of ``output`` the cell states, None where they were not asked for."""
+        try:
+            return self._run_form(input, hx, lengths, with_cell_states)
+        except AttributeError:
+            check_weights(self._flat_weights_names, self._flat_weights)
+            raise
+
+    def _run_form(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | None,
+        with_cell_states: bool,
+    ) -> tuple[Any, States, Any]:
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"this exporter does not know birnn_cuda.{self._get_name()}: use "
+                "birnn_cuda.onnx.export(model, args, path), or export a copy made of torch's own "
+                "layers: torch.onnx.export(birnn_cuda.to_torch(copy.deepcopy(model)), args, file, "
+                "dynamo=False, dynamic_axes=...)"
+            )
+        states = None if hx is None else self._states(hx)
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("a PackedSequence carries its lengths: leave out lengths=")
+            return self._run_packed(input, states, with_cell_states)
+        num_dims = input.dim()
+        if input.is_nested:
+            if lengths is not None:
+                raise ValueError("a NestedTensor carries its lengths: leave out lengths=")
+            return self._run_nested(input, states, with_cell_states)
+
+        if num_dims not in (2, 3):
+            noun = " tensor" if self.mode.startswith("RNN") else ""
+            raise ValueError(
+                f"{self.mode.partition('_')[0]}: Expected input to be 2D or 3D, "
+                f"got {num_dims}D{noun} instead"
+            )
+        is_batched = num_dims == 3
+        batch_dim = 0 if self.batch_first else 1
+        if states is not None:
+            self._check_states_dim(states, is_batched)
+        if not is_batched:
+            input = input.unsqueeze(batch_dim)
+            if states is not None:
+                states = tuple(state.unsqueeze(1) for state in states)
+        self._check_sizes(input, states, None)
+        if lengths is not None:
+            check_lengths_form(lengths, input.size(batch_dim), is_batched)
+            lengths = lengths if is_batched else lengths.unsqueeze(0)
+        if self.batch_first:
+            input = input.transpose(0, 1)
+        by_step, states = self._run_layers(input, states, lengths, None, with_cell_states)
+        if self.batch_first:
+            by_step = tuple(values.transpose(0, 1) for values in by_step)
+        if not is_batched:
+            by_step = tuple(values.squeeze(batch_dim) for values in by_step)
+            states = tuple(state.squeeze(1) for state in states)
+        return by_step[0], states, by_step[1] if with_cell_states else None
+
+    def _run_packed(
+        self, input: PackedSequence, states: States | None, with_cell_states: bool
+    ) -> tuple[PackedSequence, States, PackedSequence | None]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if states is not None:
+            states = _permute(states, sorted_indices)
+        self._check_sizes(data, states, batch_sizes)
+        by_step, states = self._run_layers(data, states, None, batch_sizes, with_cell_states)
+        output, *cell_states = (
+            PackedSequence(values, batch_sizes, sorted_indices, unsorted_indices)
+            for values in by_step
+        )
+        states = _permute(states, unsorted_indices)
+        return output, states, cell_states[0] if with_cell_states else None
+
+    def _run_nested(
+        self, input: Tensor, states: States | None, with_cell_states: bool
+    ) -> tuple[Tensor, States, Tensor | None]:
+        check_nested_form(input)
+        if states is not None:
+            self._check_states_dim(states, is_batched=True)
+        padded, lengths = nested_to_padded(input)
+        if self.batch_first:  # what the checks of sizes expect
+            self._check_sizes(padded.transpose(0, 1), states, None)
+        else:
+            self._check_sizes(padded, states, None)
+        by_step, states = self._run_layers(padded, states, lengths, None, with_cell_states)
+        output, *cell_states = (padded_to_nested(values, input) for values in by_step)
+        return output, states, cell_states[0] if with_cell_states else None
+
+    def _run_layers(
+        self,
+        input: Tensor,  # [T, B, I] or [N, I]
+        states: States | None,  # [num_layers*D, B, P or H], [num_layers*D, B, H]
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+        with_cell_states: bool,
+    ) -> tuple[tuple[Tensor, ...], States]:
+        """All layers, one above the other, with dropout between them.
+
+        Returns the final states after the last layer's output and, if asked for, its cell states.
+        """
+        weights = self._flat_weights
+        dtype = _autocast_dtype(input.device.type)
+        if dtype is not None:
+            input = _autocast(input, dtype)
+            weights = [_autocast(weight, dtype) for weight in weights]
+            states = None if states is None else tuple(_autocast(s, dtype) for s in states)
+        _check_same_kind(input, "hidden", states or ())
+        _check_same_kind(input, "parameter", weights)
+        if batch_sizes is None and input.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+        num_directions = 2 if self.bidirectional else 1
+        num_weights = len(weights) // self.num_layers
+        precision = _fp32_precision(input)
+        output, h_n, c_n = input, [], []
+        cell_states: list[Tensor] = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0 and self.training:
+                output = dropout(output, self.dropout)
+            layer_states: tuple[Tensor | None, ...] = (None, None)
+            if states is not None:
+                here = slice(layer * num_directions, (layer + 1) * num_directions)
+                layer_states = (*(state[here] for state in states), None)
+            output, h, c, *cell_states = recurrent_layer(
+                output,
+                layer_states[0],
+                layer_states[1],
+                weights[layer * num_weights : (layer + 1) * num_weights],
+                lengths=lengths,
+                batch_sizes=batch_sizes,
+                cell=_CELL_OF_MODE[self.mode],
+                num_directions=num_directions,
+                precision=precision,
+                with_cell_states=with_cell_states and layer == self.num_layers - 1,
+                recompute_activations=self.recompute_activations,
+            )
+            h_n.append(h)
+            c_n.append(c)
+        final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
+        return (output, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+
+
+def _permute(states: States, indices: Tensor | None) -> States:
+    return states if indices is None else tuple(state.index_select(1, indices) for state in states)
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype to compute in where autocast is on for this device type, else None."""
+    if (
+        torch._C._is_any_autocast_enabled()
+        and torch.amp.is_autocast_available(device_type)
+        and torch.is_autocast_enabled(device_type)
+    ):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As torch's autocast: fp64 is left alone."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _check_same_kind(input: Tensor, name: str, tensors: tuple[Tensor, ...] | list[Tensor]) -> None:
+    """Device and dtype of states and parameters; texts of torch's check_attributes (RNN.cpp)."""
+    for tensor in tensors:
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"Input and {name} tensors are not at the same device, found input tensor at "
+                f"{input.device} and {name} tensor at {tensor.device}"
+            )
+        if tensor.dtype != input.dtype:
+            found, expected = (
+                _SCALAR_TYPE_NAMES.get(t.dtype, str(t.dtype)) for t in (tensor, input)
+            )
+            raise RuntimeError(
+                f"Input and {name} tensors are not the same dtype, found input tensor with "
+                f"{expected} and {name} tensor with {found}"
+            )
+
+
+def _fp32_precision(input: Tensor) -> str:
+    """What fp32 means on CUDA, by torch's own switch for recurrent layers; default "tf32".
+
+    Read for this op alone: the older ``cudnn.allow_tf32`` raises once any per-op switch is set.
+    """
+    if input.dtype == torch.float32 and input.is_cuda:
+        switch: Any = torch.backends.cudnn.rnn
+        return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+    return "ieee"
