@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import layers, ops
-from .layers import GRU, LSTM, RNN, States
+from . import ops
+from .layers import GRU, LSTM, RNN
+from .recurrent import CELL_OF_MODE, Recurrent, States
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "dequantize_layer", "quantize"]
 
@@ -24,7 +25,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _logger = logging.getLogger(__name__)
 
 
-class _Quantized(layers._Recurrent):
+class _Quantized(Recurrent):
     """What the three int8 layers share.
 
     Their buffers stand where the parameters stood: ``weight_*`` int8 in the same shapes, each with
@@ -109,7 +110,7 @@ class _Quantized(layers._Recurrent):
                 *self._weights_of(layer),
                 lengths,
                 batch_sizes,
-                layers._CELL_OF_MODE[self.mode],
+                CELL_OF_MODE[self.mode],
                 num_directions,
                 wanted,
             )

@@ -23,7 +23,7 @@ from .sequences import (
 
 States: TypeAlias = tuple[Tensor, ...]  # (hx,) or, for the LSTM, (hx, cx)
 
-_CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
+CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 
 # The names torch's C++ errors give to dtypes.
 _SCALAR_TYPE_NAMES = {
@@ -255,7 +255,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
                 weights[layer * num_weights : (layer + 1) * num_weights],
                 lengths=lengths,
                 batch_sizes=batch_sizes,
-                cell=_CELL_OF_MODE[self.mode],
+                cell=CELL_OF_MODE[self.mode],
                 num_directions=num_directions,
                 precision=precision,
                 with_cell_states=with_cell_states and layer == self.num_layers - 1,

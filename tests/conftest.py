@@ -56,6 +56,12 @@ def seed(request: pytest.FixtureRequest) -> int:
     return value
 
 
+@pytest.fixture
+def ieee(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 is exact on a GPU, unless a test asks for tf32."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+
+
 def make_layer(package: Any, cell: str, input_size: int, hidden_size: int, **options: Any) -> Any:
     """A layer of `torch.nn` or `birnn_cuda` by the name of its cell."""
     if cell in ("tanh", "relu"):

@@ -248,7 +248,10 @@ def test_time_left_follows_the_pace() -> None:
         (("--pass", "backward"), "--pass backward: valid values are inference, training"),
         (("--batch", "64", "--length", "100"), "together; the shapes are (T=100, B=1, H=64)"),
         (("--preset", "slow"), "--preset slow: valid values are quick, standard, full"),
-        (("--section", "all"), "--section all: valid values are layers, dtypes, lengths, memory, accuracy"),
+        (
+            ("--section", "all"),
+            "--section all: valid values are layers, dtypes, lengths, memory, accuracy",
+        ),
         (("--peer", "keras"), "--peer keras: valid values are torch.nn, onnxruntime"),
         (("--threads", "0"), "--threads 0: it must be at least 1"),
     ],

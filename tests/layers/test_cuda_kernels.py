@@ -14,12 +14,12 @@ import rounding
 import rounding_model
 import torch
 from conftest import TOLERANCE, call, gradients, make_layer, relative_error
-from test_cuda import ROUNDED, assert_equal, on_device, pytestmark, training_step, use_precision
+from cuda_support import NEEDS_GPU, ROUNDED, assert_equal, on_device, training_step, use_precision
 
 import birnn_cuda
 from birnn_cuda import ops
 
-__all__ = ["pytestmark"]
+pytestmark = NEEDS_GPU
 
 CELLS = ("tanh", "gru", "lstm")
 # T, B, I, H of each kernel.

@@ -10,10 +10,12 @@ import copy
 import pytest
 import torch
 from conftest import CELLS, assert_close, make_layer, make_states
-from test_cuda import ieee, on_device, pytestmark  # noqa: F401 (what every test here needs)
+from cuda_support import NEEDS_GPU, on_device
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import birnn_cuda
+
+pytestmark = NEEDS_GPU
 
 LENGTHS = [3, 0, 5, 1]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -26,6 +26,10 @@ STAND_IN = "BIRNN_GPU_CHECK_DEVICE"  # a module whose class StandIn takes the pl
 GPU_TESTS = (
     "layers/test_cuda_kernels.py",
     "layers/test_cuda.py",
+    "layers/test_cuda_lengths.py",
+    "layers/test_cuda_streams.py",
+    "layers/test_cuda_graphs.py",
+    "layers/test_cuda_ops.py",
     "layers/test_cuda_sequences.py",
     "benchmarks/test_benchmarks_cuda.py",
     "benchmarks/test_benchmarks_tune.py",
