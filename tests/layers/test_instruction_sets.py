@@ -17,7 +17,7 @@ from conftest import CELLS, call, make_layer
 assert birnn_cuda.ops.build_info()["cpu_instruction_set"] == sys.argv[1]
 torch.manual_seed(int(sys.argv[2]))
 # Steps, sequences, features, units: below, at and above tiles of rows, words and panels.
-sizes = [(3, 1, 7, 9), (2, 16, 64, 32), (3, 19, 33, 37)]
+sizes = [(3, 1, 7, 9), (3, 2, 40, 33), (2, 16, 64, 32), (3, 19, 33, 37)]
 plain = properties.Case(
     cell="lstm", dtype=torch.float32, form="lengths", seq_len=3, batch_size=1, input_size=1,
     hidden_size=2, lengths=(), num_layers=1, bidirectional=True, bias=True, batch_first=False,
