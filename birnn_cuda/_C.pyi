@@ -5,36 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-def forward(
-    input: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    cell: str,
-    num_directions: int,
-    training: bool,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-def backward(
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    output: Tensor,
-    reserve: Tensor,
-    cell: str,
-    num_directions: int,
-    precision: str,
-    needs_grad: Sequence[bool],
-    d_cell_states: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]: ...
 def eager_layer(
     input: Tensor,
     hx: Tensor | None,
@@ -45,9 +15,12 @@ def eager_layer(
     cell: str,
     num_directions: int,
     precision: str,
+    with_cell_states: bool,
     recompute_activations: bool,
-) -> tuple[Tensor, Tensor, Tensor]: ...
-def set_differentiable_backward(function: Callable[..., tuple[Tensor, ...]]) -> None: ...
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+def set_python_functions(
+    differentiable_backward: Callable[..., tuple[Tensor, ...]], cell_states: Callable[..., Tensor]
+) -> None: ...
 def build_info() -> dict[str, Any]: ...
 def known_devices() -> list[dict[str, Any]]: ...
 def device_limits(index: int) -> dict[str, Any]: ...  # in a build with CUDA

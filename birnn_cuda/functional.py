@@ -2,11 +2,11 @@
 
 ``recurrent_layer`` chooses: the op alone where nothing needs a gradient, an autograd Function
 where something does, the reference under forward-mode differentiation. Eager code does the first
-two in ``csrc/layer/autograd.cpp``; what is read by a compiler or a transform does them here, its
-Function being ``_Layer``. The backward of both Functions is ``birnn_cuda::backward``; where the
-gradients are to be differentiated in turn it is a Function over that, ``_LayerBackward``, whose own
-backward differentiates the reference: the second derivative, and every one after it, is right for
-each cell.
+two in ``csrc/layer/autograd.cpp``, which torch.jit.trace records as one operator; what is read by a
+compiler or a transform does them here, its Function being ``_Layer``. The backward of both
+Functions is ``birnn_cuda::backward``; where the gradients are to be differentiated in turn it is a
+Function over that, ``_LayerBackward``, whose own backward differentiates the reference: the second
+derivative, and every one after it, is right for each cell.
 """
 
 from __future__ import annotations
@@ -95,19 +95,12 @@ def recurrent_layer(
             )
         return results if with_cell_states else results[:3]
     options = (cell, num_directions, precision, with_cell_states, recompute_activations)
-    if not (with_cell_states or _is_transformed()):
-        return ops.extension.eager_layer(
-            input,
-            hx,
-            cx,
-            weights,
-            lengths,
-            batch_sizes,
-            cell,
-            num_directions,
-            precision,
-            recompute_activations,
-        )
+    if not _is_transformed():
+        # A trace records the operator; called directly, the function behind it is the quicker.
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        run: Any = ops.layer if is_traced else ops.extension.eager_layer
+        eager: tuple[Tensor, ...] = run(input, hx, cx, weights, lengths, batch_sizes, *options)
+        return eager if with_cell_states else eager[:3]
     if _may_need_grad((input, hx, cx, *weights)):
         output, h_n, c_n, _, *cell_states = _Layer.apply(
             input, hx, cx, lengths, batch_sizes, *options, *weights
@@ -136,16 +129,12 @@ def _in_forward_mode() -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether this call is compiled, exported, traced or transformed by torch.func.
+    """Whether this call is compiled, exported or transformed by torch.func.
 
     None of these knows the Function in C++ (csrc/layer/autograd.cpp), which is for eager code:
     there the way through Python makes a training step of a small layer (B=1, H=64) a third longer.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    )
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
@@ -159,7 +148,7 @@ def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
 
 
 class _Layer(Function):
-    """The layer where it is compiled, exported, traced or transformed, or gives its cell states.
+    """The layer where it is compiled, exported or transformed.
 
     Differentiable once by ``birnn_cuda::backward`` and again by `_LayerBackward`.
     """
@@ -370,7 +359,7 @@ for _function in _functions:
     _function.forward.__signature__ = _Positional(list(_signature.parameters.values()))
 
 
-ops.extension.set_differentiable_backward(_LayerBackward.apply)
+ops.extension.set_python_functions(_LayerBackward.apply, ops.cell_states)
 
 
 def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:

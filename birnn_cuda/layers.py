@@ -64,7 +64,10 @@ class _SingleState(Recurrent):
             ValueError: number of dimensions of ``input``, its dtype, its layout if nested; dtype,
                 dimensions or count of ``lengths``, and on the CPU a value outside [0, T] (on a
                 device values are clamped: see ``check_lengths``).
-            RuntimeError: sizes, dtype or device of ``input`` or ``hx``; no step.
+            RuntimeError: sizes, dtype or device of ``input`` or ``hx``.
+
+        A batch without steps, or without sequences, gives an empty output and leaves the state as
+        it is.
 
         A sequence too long to be differentiated as a whole is given in chunks, each of which goes
         on from the state that the one before left. Detached, the state carries values but no

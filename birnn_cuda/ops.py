@@ -46,6 +46,7 @@ __all__ = [
     "forced_kernel",
     "forward",
     "known_devices",
+    "layer",
     "plan",
     "quantized_forward",
 ]
@@ -59,6 +60,7 @@ cost_constants: Callable[[], dict[str, float]] = _C.cost_constants
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
 quantized_forward = torch.ops.birnn_cuda.quantized_forward
+layer = torch.ops.birnn_cuda.layer
 
 
 @contextmanager
@@ -150,6 +152,18 @@ def _reserve_dtype(input: Tensor) -> torch.dtype:
     return torch.float32 if is_16_bit and input.device.type != "cuda" else input.dtype
 
 
+def _check_devices(input: Tensor, lengths: Tensor | None, *tensors: Tensor | None) -> None:
+    """Raise where a meta tensor is among others: it is what brings such a call to a fake kernel."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"birnn_cuda: expected all tensors on {input.device} like the input, got one on "
+                f"{tensor.device}"
+            )
+    if lengths is not None and lengths.is_meta and not input.is_meta:
+        raise RuntimeError(f"birnn_cuda: lengths are on meta, but the input is on {input.device}")
+
+
 @torch.library.register_fake("birnn_cuda::forward")  # type: ignore[untyped-decorator]
 def _forward_fake(
     input: Tensor,
@@ -163,6 +177,7 @@ def _forward_fake(
     training: bool,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(input, lengths, hx, cx, *weights)
     batch_size = _batch_size(input, hx, batch_sizes)
     hidden_size = _hidden_size(weights, num_directions)
     state_size = weights[1].size(1)  # P or H
@@ -221,6 +236,8 @@ def _backward_fake(
     needs_grad: Sequence[bool],
     d_cell_states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    gradients = (d_output, d_h_n, d_c_n, d_cell_states)
+    _check_devices(input, lengths, hx, cx, *weights, output, reserve, *gradients)
     d_input, d_hx, d_cx, *d_weights = (
         input.new_empty(operand.shape if operand is not None and needed else (0,))
         for operand, needed in zip((input, hx, cx, *weights), needs_grad, strict=True)
@@ -309,7 +326,7 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
     if reserve.dim() == 1:
         reserve = reserve.unsqueeze(0).expand(mapped, 0)
     else:  # [D, T*V*B, W] to [V, D, T*B, W]
-        reserve = torch.unflatten(reserve, 1, (-1, mapped, batch_size))
+        reserve = torch.unflatten(reserve, 1, (output.size(0), mapped, batch_size))
         reserve = reserve.movedim(2, 0).flatten(2, 3)
     return (unfold(output), unfold(h_n), unfold(c_n), reserve), (0, 0, 0, 0)
 

@@ -88,7 +88,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(
             f"torch.jit.script does not support birnn_cuda.{self._get_name()}. Use "
-            "torch.export.export(model, args), or script torch's "
+            "torch.export.export(model, args), or torch.jit.trace(model, args), or script torch's "
             "own layers: torch.jit.script(birnn_cuda.to_torch(model)), which changes the model in "
             "place, or a copy of it, if it can be copied: birnn_cuda.to_torch(copy.deepcopy(model))"
         )
@@ -233,8 +233,6 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             states = None if states is None else tuple(_autocast(s, dtype) for s in states)
         _check_same_kind(input, "hidden", states or ())
         _check_same_kind(input, "parameter", weights)
-        if batch_sizes is None and input.size(0) == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
         num_directions = 2 if self.bidirectional else 1
         num_weights = len(weights) // self.num_layers

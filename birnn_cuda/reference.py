@@ -145,6 +145,8 @@ def _one_direction(
         hidden_size = weight_hh.size(1) if weight_hr is None else weight_hr.size(1)
         c = input.new_zeros(batch_size, hidden_size)
 
+    if seq_len == 0:
+        return input.new_empty(0, *h.shape), input.new_empty(0, *c.shape), h, c
     gates_x = _linear(input, weight_ih, bias_ih)  # [T, B, G*H]
     output: list[Tensor] = [h] * seq_len
     cell_states: list[Tensor] = [c] * seq_len

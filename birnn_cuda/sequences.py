@@ -122,7 +122,9 @@ def nested_to_padded(nested: Tensor) -> tuple[Tensor, Tensor]:
     tensor does not know it, the host waits for the device to find it.
     """
     values, offsets, lengths = _jagged_parts(nested)
-    seq_len = nested._get_max_seqlen()  # type: ignore[attr-defined]
+    seq_len = 0
+    if lengths.size(0) > 0:
+        seq_len = nested._get_max_seqlen()  # type: ignore[attr-defined]
     steps = torch.arange(seq_len, device=values.device).unsqueeze(1)
     # Other rows, not one row for all: in backward each thread adds its zeros to a row of its own.
     rows = (offsets[:-1] + steps).clamp(max=values.size(0) - 1)  # [T, B]

@@ -215,12 +215,12 @@ std::tuple<pybind11::list, int> divisions(const pybind11::dict& device, const st
 std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> backward_op(
     const birnn::OptionalTensor& d_output, const birnn::OptionalTensor& d_h_n,
     const birnn::OptionalTensor& d_c_n, const at::Tensor& input, const birnn::OptionalTensor& hx,
-    const birnn::OptionalTensor& cx, std::vector<at::Tensor> weights,
-    const birnn::OptionalTensor& lengths, const birnn::OptionalTensor& batch_sizes,
-    const at::Tensor& output, const at::Tensor& reserve, std::string cell, int64_t num_directions,
-    std::string precision, c10::List<bool> needs_grad, const birnn::OptionalTensor& d_cell_states) {
-  return birnn::layer_backward(d_output, d_h_n, d_c_n, input, hx, cx, std::move(weights), lengths,
-                               batch_sizes, output, reserve, std::move(cell), num_directions,
+    const birnn::OptionalTensor& cx, at::TensorList weights, const birnn::OptionalTensor& lengths,
+    const birnn::OptionalTensor& batch_sizes, const at::Tensor& output, const at::Tensor& reserve,
+    std::string cell, int64_t num_directions, std::string precision, c10::List<bool> needs_grad,
+    const birnn::OptionalTensor& d_cell_states) {
+  return birnn::layer_backward(d_output, d_h_n, d_c_n, input, hx, cx, weights, lengths, batch_sizes,
+                               output, reserve, std::move(cell), num_directions,
                                std::move(precision), {needs_grad.begin(), needs_grad.end()},
                                d_cell_states);
 }
@@ -242,6 +242,12 @@ TORCH_LIBRARY(birnn_cuda, m) {
       "Tensor reserve, str cell, int num_directions, str precision, bool[] needs_grad, "
       "Tensor? d_cell_states=None) -> "
       "(Tensor d_input, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
+  // For what records operators and runs them later, as torch.jit.trace does.
+  m.def(
+      "layer(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor? lengths, "
+      "Tensor? batch_sizes, str cell, int num_directions, str precision, bool with_cell_states, "
+      "bool recompute_activations) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cell_states)",
+      birnn::layer_operator);
 }
 
 TORCH_LIBRARY_IMPL(birnn_cuda, CPU, m) {
@@ -257,10 +263,18 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CUDA, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of birnn_cuda; see birnn_cuda.ops for the operators they register.";
-  m.def("forward", &birnn::layer_forward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("backward", &birnn::layer_backward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("eager_layer", &birnn::eager_layer, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("set_differentiable_backward", &birnn::set_differentiable_backward);
+  m.def(
+      "eager_layer",
+      [](const at::Tensor& input, const birnn::OptionalTensor& hx, const birnn::OptionalTensor& cx,
+         const std::vector<at::Tensor>& weights, const birnn::OptionalTensor& lengths,
+         const birnn::OptionalTensor& batch_sizes, const std::string& cell, int64_t num_directions,
+         const std::string& precision, bool with_cell_states, bool recompute_activations) {
+        return birnn::eager_layer(input, hx, cx, weights, lengths, batch_sizes, cell,
+                                  num_directions, precision, with_cell_states,
+                                  recompute_activations);
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("set_python_functions", &birnn::set_python_functions);
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
   m.def("known_devices", &known_devices, "GPUs that plan knows, as the dicts that it takes.");

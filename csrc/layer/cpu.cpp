@@ -14,6 +14,7 @@
 #include "cpu/kept_memory.h"
 #include "cpu/recurrence_cpu.h"
 #include "layer/layer.h"
+#include "layer/profile.h"
 
 namespace birnn {
 namespace {
@@ -224,6 +225,7 @@ cpu::Layer cpu_layer(const Problem& p, const Rows& rows, const cpu::KernelTable*
 }  // namespace
 
 ForwardResult forward_cpu(const Problem& given, bool training) {
+  const ProfiledCall call(given, "forward", cpu::instruction_set_name());
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
   const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
@@ -332,6 +334,7 @@ int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
 }  // namespace
 
 BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
+  const ProfiledCall call(given, "backward", cpu::instruction_set_name());
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
   const Numbers numbers(given.input.scalar_type(), given.shape.batch_size);

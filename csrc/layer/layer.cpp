@@ -3,6 +3,10 @@
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
 
+#include <sstream>
+
+#include "layer/profile.h"
+
 namespace birnn {
 namespace {
 
@@ -45,10 +49,10 @@ void check_like_input(const Tensor& t, const Tensor& input, const char* name,
 }
 
 Problem check_problem(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-                      std::vector<Tensor> weights, const OptionalTensor& lengths,
+                      at::TensorList weights, const OptionalTensor& lengths,
                       const OptionalTensor& batch_sizes, const std::string& cell,
                       int64_t num_directions, const std::string& precision,
-                      std::vector<Tensor> scales = {}) {
+                      at::TensorList scales = {}) {
   Problem p;
   p.shape.cell = parse_cell(cell);
   p.shape.element = parse_element(input.scalar_type());
@@ -71,7 +75,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
               "birnn_cuda: a projection (weight_hr) needs cell 'lstm', got '", cell, "'");
 
   p.input = input;
-  p.weights = std::move(weights);
+  p.weights = weights.vec();
   p.hx = hx;
   p.cx = p.shape.cell == Cell::kLstm ? cx : std::nullopt;
   p.lengths = lengths;
@@ -103,7 +107,6 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
     p.shape.batch_size = input.size(1);
     p.num_rows = p.shape.seq_len * p.shape.batch_size;
   }
-  TORCH_CHECK(p.shape.seq_len > 0, "Expected sequence length to be larger than 0 in RNN");
   p.input_size = input.size(-1);
 
   TORCH_CHECK(p.weight_hh(0).dim() == 2, "birnn_cuda: weight_hh must have 2 dimensions, got ",
@@ -116,7 +119,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   p.shape.proj_size = projected ? p.weight_hr(0).size(0) : 0;
   const int64_t H = p.shape.hidden_size, S = p.shape.state_size(), D = p.num_directions;
   const int64_t B = p.shape.batch_size;
-  p.scales = std::move(scales);
+  p.scales = scales.vec();
   const auto check_matrix = [&](int d, int index, const Tensor& t, const char* name, int64_t rows,
                                 int64_t columns) {
     if (!p.is_quantized()) return check_like_input(t, input, name, {rows, columns});
@@ -162,6 +165,9 @@ void check_device_is_built(const at::Device& device) {
       "birnn_cuda.to_torch to run torch's own on that device");
 }
 
+// No sequences, or no step: nothing for a backend to do.
+bool is_empty(const Problem& p) { return p.shape.batch_size == 0 || p.shape.seq_len == 0; }
+
 // The state that a batch without sequences, or with no step, leaves.
 Tensor initial_state(const Problem& p, const OptionalTensor& state, int64_t size) {
   return state ? state->contiguous().clone()
@@ -199,11 +205,12 @@ ForwardResult forward_on_device(const Problem& p, bool training) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward_checked(const Problem& p, bool training) {
   const Tensor& input = p.input;
   check_device_is_built(input.device());
-  if (p.shape.batch_size == 0) {
-    const int64_t D = p.num_directions, S = p.shape.state_size();
+  if (is_empty(p)) {
+    if (p.lengths && p.lengths->is_cpu()) check_length_values(*p.lengths, p.shape.seq_len);
+    const int64_t T = p.shape.seq_len, B = p.shape.batch_size, S = p.shape.state_size();
     const auto options = input.options();
     const bool lstm = p.shape.cell == Cell::kLstm;
-    return {at::empty({p.shape.seq_len, 0, D * S}, options), initial_state(p, p.hx, S),
+    return {at::empty({T, B, p.num_directions * S}, options), initial_state(p, p.hx, S),
             lstm ? initial_state(p, p.cx, p.shape.hidden_size) : at::empty({0}, options),
             training ? at::empty(reserve_sizes(p), options.dtype(reserve_type(p)))
                      : at::empty({0}, options)};
@@ -229,41 +236,55 @@ void check_length_values(const Tensor& lengths, int64_t seq_len) {
                       " but must be between 0 and the ", seq_len, " steps of the input");
 }
 
+std::string profile_name(const Problem& p, const char* pass, const char* kernel) {
+  constexpr const char* kCells[] = {"tanh", "relu", "gru", "lstm"};
+  constexpr const char* kElements[] = {"float64", "float32", "float16", "bfloat16"};
+  const RecurrenceShape& s = p.shape;
+  std::ostringstream name;
+  name << "birnn_cuda " << kCells[static_cast<int>(s.cell)] << ' ' << pass << " T=" << s.seq_len
+       << " B=" << s.batch_size;
+  if (p.is_packed()) name << " N=" << p.num_rows;
+  name << " I=" << p.input_size << " H=" << s.hidden_size;
+  if (s.proj_size) name << " P=" << s.proj_size;
+  name << " D=" << p.num_directions << ' ' << kElements[static_cast<int>(s.element)] << ' '
+       << kernel;
+  return name.str();
+}
+
 std::vector<InputGateBlocks> input_gate_blocks(Cell cell) {
   if (cell == Cell::kGru) return {{1, 0, 2}, {0, 2, 1}};
   return {{0, 0, num_gates(cell)}};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    std::string cell, int64_t num_directions, bool training, std::string precision) {
-  return forward_checked(check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes,
-                                       cell, num_directions, precision),
-                         training);
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
+    int64_t num_directions, bool training, std::string precision) {
+  return forward_checked(
+      check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, precision),
+      training);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    std::vector<Tensor> weights, std::vector<Tensor> scales, const OptionalTensor& lengths,
-    const OptionalTensor& batch_sizes, std::string cell, int64_t num_directions,
-    bool with_reserve) {
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    at::TensorList scales, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+    std::string cell, int64_t num_directions, bool with_reserve) {
   TORCH_CHECK(input.scalar_type() == at::kFloat,
               "birnn_cuda: an int8 layer takes a float32 input, got ", input.scalar_type());
   TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
-  return forward_checked(check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes,
-                                       cell, num_directions, "ieee", std::move(scales)),
+  return forward_checked(check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
+                                       num_directions, "ieee", scales),
                          with_reserve);
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
-    std::string precision, std::vector<bool> needs_grad, const OptionalTensor& d_cell_states) {
-  const Problem p = check_problem(input, hx, cx, std::move(weights), lengths, batch_sizes, cell,
-                                  num_directions, precision);
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
+    const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
+    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states) {
+  const Problem p =
+      check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, precision);
   check_device_is_built(input.device());
   const int64_t D = p.num_directions, B = p.shape.batch_size, S = p.shape.state_size();
   TORCH_CHECK(needs_grad.size() == 3 + p.weights.size(), "birnn_cuda: expected needs_grad of ",
@@ -287,15 +308,21 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     check_like_input(*d_cell_states, input, "d_cell_states", output_sizes);
   }
 
-  if (B == 0) {
-    const auto gradient = [&](bool needed, const Tensor& like) {
-      return needed ? at::zeros(like.sizes(), input.options()) : at::empty({0}, input.options());
+  if (is_empty(p)) {
+    const Tensor not_asked_for = at::empty({0}, input.options());
+    const auto zeros = [&](bool needed, const Tensor& like) {
+      return needed ? at::zeros(like.sizes(), input.options()) : not_asked_for;
+    };
+    // The final state is the initial one.
+    const auto passed_on = [&](bool needed, const OptionalTensor& state, const OptionalTensor& d) {
+      if (!needed || !state) return not_asked_for;
+      return d ? d->contiguous().clone() : at::zeros(state->sizes(), input.options());
     };
     std::vector<Tensor> d_weights;
     for (size_t i = 0; i < p.weights.size(); ++i)
-      d_weights.push_back(gradient(needs_grad[3 + i], p.weights[i]));
-    return {gradient(needs_grad[0], input), gradient(needs_grad[1] && p.hx, p.hx ? *p.hx : input),
-            gradient(needs_grad[2] && p.cx, p.cx ? *p.cx : input), d_weights};
+      d_weights.push_back(zeros(needs_grad[3 + i], p.weights[i]));
+    return {zeros(needs_grad[0], input), passed_on(needs_grad[1], p.hx, d_h_n),
+            passed_on(needs_grad[2], p.cx, d_c_n), d_weights};
   }
   BackwardResult r = backward_on_device(p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt,
                                             d_cell_states, output, reserve, needs_grad});

@@ -76,22 +76,24 @@ BackwardResult backward_cpu(const Problem& problem, const BackwardInputs& inputs
 ForwardResult forward_cuda(const Problem& problem, bool training);
 BackwardResult backward_cuda(const Problem& problem, const BackwardInputs& inputs);
 
+// Lists of tensors are a TensorList: of a std::vector the dispatcher would not see which kinds of
+// tensors are in it.
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    std::string cell, int64_t num_directions, bool training, std::string precision);
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
+    int64_t num_directions, bool training, std::string precision);
 
 // int8 matrices with a float32 scale for each row; the reserve holds what one of float32 does.
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    std::vector<Tensor> weights, std::vector<Tensor> scales, const OptionalTensor& lengths,
-    const OptionalTensor& batch_sizes, std::string cell, int64_t num_directions, bool with_reserve);
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    at::TensorList scales, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+    std::string cell, int64_t num_directions, bool with_reserve);
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    std::vector<Tensor> weights, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
-    std::string precision, std::vector<bool> needs_grad, const OptionalTensor& d_cell_states);
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
+    const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
+    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states);
 
 }  // namespace birnn

@@ -88,8 +88,6 @@ FORWARDS = {
     "input_size": lambda layer: (torch.randn(5, 2, 4),),
     "input_size, with hx": lambda layer: (torch.randn(5, 2, 4), states(layer)),
     "input_size, unbatched": lambda layer: (torch.randn(5, 4),),
-    "no step": lambda layer: (torch.randn(0, 2, 3),),
-    "no step, with hx": lambda layer: (torch.randn(0, 2, 3), states(layer)),
     "input dtype": lambda layer: (torch.randn(5, 2, 3).double(),),
     "integer input": lambda layer: (torch.zeros(5, 2, 3, dtype=torch.int64),),
     "batch of hx": lambda layer: (torch.randn(5, 2, 3), states(layer, 3)),
@@ -127,13 +125,6 @@ def test_forward(cell, case):
         assert actual[0] is expected[0] and "'input'" in actual[1]
     else:
         assert actual == expected
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_no_step_on_the_meta_device(cell):
-    theirs, ours = (make_layer(p, cell, 3, 4, device="meta") for p in (nn, birnn_cuda))
-    input = torch.empty(0, 2, 3, device="meta")
-    assert raised_by(lambda: ours(input)) == raised_by(lambda: theirs(input))
 
 
 # torch's LSTM leaves the checks of a packed input to its kernels: RNN and GRU set the texts.

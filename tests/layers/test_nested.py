@@ -180,5 +180,3 @@ def test_errors_are_those_of_a_padded_batch(cell):
         call(ours, nested, make_states(ours, 3, torch.float32))
     with pytest.raises(ValueError, match="leave out lengths="):
         ours(nested, lengths=torch.tensor(LENGTHS))
-    with pytest.raises(RuntimeError, match="sequence length to be larger than 0"):
-        ours(nest(make_sequences([0, 0], torch.float32)))

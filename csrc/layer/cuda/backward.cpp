@@ -10,6 +10,7 @@
 
 #include "layer/cuda/layer.h"
 #include "layer/cuda/weight_gradients.h"
+#include "layer/profile.h"
 
 namespace birnn {
 
@@ -101,6 +102,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   cuda::PlanRequest request = request_of(given, true);
   request.has_cell_state_gradients = in.d_cell_states.has_value();
   const cuda::Choice choice = choose_kernel(request, cuda::Pass::kBackward);
+  const ProfiledCall call(given, "backward", cuda::name_of(choice.kernel));
   Problem p = given;
   p.weights = contiguous_weights(given);
   const Rows rows = rows_of(p);

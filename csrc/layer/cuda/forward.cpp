@@ -3,6 +3,7 @@
 #include <c10/core/GradMode.h>
 
 #include "layer/cuda/layer.h"
+#include "layer/profile.h"
 
 namespace birnn {
 
@@ -13,6 +14,7 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
   const at::NoGradGuard no_grad;
   const cuda::PlanRequest request = request_of(given, training);
   const cuda::Choice choice = choose_kernel(request, cuda::Pass::kForward);
+  const ProfiledCall call(given, "forward", cuda::name_of(choice.kernel));
   Problem p = given;
   p.weights = contiguous_weights(given);
   const Rows rows = rows_of(p);

@@ -26,8 +26,25 @@ BackwardResult backward_cpu(const Problem&, const BackwardInputs&) {
 }  // namespace birnn
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("forward", &birnn::layer_forward);
-  m.def("backward", &birnn::layer_backward);
+  using birnn::OptionalTensor, birnn::Tensor, std::string, std::vector;
+  m.def("forward", [](const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+                      const vector<Tensor>& weights, const OptionalTensor& lengths,
+                      const OptionalTensor& batch_sizes, const string& cell, int64_t num_directions,
+                      bool training, const string& precision) {
+    return birnn::layer_forward(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
+                                training, precision);
+  });
+  m.def("backward",
+        [](const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+           const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+           const vector<Tensor>& weights, const OptionalTensor& lengths,
+           const OptionalTensor& batch_sizes, const Tensor& output, const Tensor& reserve,
+           const string& cell, int64_t num_directions, const string& precision,
+           const vector<bool>& needs_grad, const OptionalTensor& d_cell_states) {
+          return birnn::layer_backward(d_output, d_h_n, d_c_n, input, hx, cx, weights, lengths,
+                                       batch_sizes, output, reserve, cell, num_directions,
+                                       precision, needs_grad, d_cell_states);
+        });
   m.def("force", [](const std::string& kernel, int backward_parts) {
     const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
     if (!error.empty()) throw pybind11::value_error(error);
