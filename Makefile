@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test test-long exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
+.PHONY: help install test test-long test-ptx exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -44,8 +44,12 @@ test: install
 # What takes minutes and shows something only where a kernel or its tests have changed: the planted
 # defects. Those tests that need nvcc for minutes are `make cuda`'s.
 test-long: install
-	$(VENV)/bin/python -m pytest -q -n auto -m long tests --ignore=tests/kernels/test_nvcc.py \
-	    --ignore=tests/kernels/test_steps.py --ignore=tests/exchange
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests/kernels \
+	    --ignore=tests/kernels/test_nvcc.py --ignore=tests/kernels/test_steps.py
+
+# Defects planted in the programs and in the device header, in the machine's own code: by nvcc's PTX.
+test-ptx: install
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests/emulator
 
 # Weights to and from other frameworks and runtimes, each beside the real one.
 $(VENV)/.exchange: $(VENV)/.extension requirements/exchange.txt requirements/exchange-models.txt
