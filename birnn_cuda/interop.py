@@ -99,12 +99,12 @@ def _leaves(arguments: tuple[Any, ...]) -> Any:
 def warn_of_quantization(layer: nn.Module) -> None:
     """Say that ``torch.ao.quantization``, which has just visited the layer, leaves it as it is."""
     name = type(layer).__name__
-    way = (
-        "torch.ao.quantization.quantize_dynamic(birnn_cuda.to_torch(copy.deepcopy(model)), "
-        f"{{torch.nn.{name}}}) converts torch's own layers"
-        if name in ("LSTM", "GRU")
-        else "it has no layer of this kind"
-    )
+    way = "birnn_cuda.quantize(model) makes its layers int8, for inference on the CPU"
+    if name in ("LSTM", "GRU"):
+        way += (
+            "; torch.ao.quantization.quantize_dynamic(birnn_cuda.to_torch(copy.deepcopy(model)), "
+            f"{{torch.nn.{name}}}) converts torch's own layers"
+        )
     warnings.warn(
         f"torch.ao.quantization does not convert birnn_cuda.{name}, which stays as it is: {way}",
         stacklevel=3,
