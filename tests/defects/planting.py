@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_stepwise import KERNELS, ROOT, build
+from kernel_run import KERNELS
 
-CUDA = ROOT / "csrc" / "cuda"
+import build
+
+CUDA = build.ROOT / "csrc" / "cuda"
 
 # What the text says, and by the names of defects what it says instead. A statement (its code ends
 # with a semicolon; a comment may follow) or an expression; a defect may change several places.

@@ -26,9 +26,9 @@ birnn::cuda::GridBackwardTiling tiling_of(const int64_t* tiling) {
 
 }  // namespace
 
-// sizes, and for each direction pointers and strides, as driver_arguments.h takes them; reverse: of
-// the first direction, a second one runs the other way. tiling: blocks, batch tiles, column teams,
-// 1 for products in tf32.
+// sizes, and for each direction pointers and strides, as driver_arguments.h takes them; with
+// `reverse` the last direction walks backwards. tiling: blocks, batch tiles, column teams, 1 for
+// products in tf32.
 extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, int reverse,
                                     const int64_t* lengths, void* const* pointers,
                                     const int64_t* strides, const int64_t* tiling) {
@@ -37,7 +37,8 @@ extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, in
   BackwardDirection directions[2];
   void* first_dgates[2] = {};
   for (int d = 0; d < num_directions; ++d) {
-    directions[d] = test::backward_direction((reverse != 0) != (d != 0), pointers, strides);
+    const bool last = d + 1 == num_directions;
+    directions[d] = test::backward_direction(reverse != 0 && last, pointers, strides);
     first_dgates[d] = pointers[test::kFirstDgates];
     pointers += test::kFirstDgates + 1;
     strides += kStrides;

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
-import rounding
-import test_stepwise as stepwise
 import torch
 from defects import cluster_backward as defects
 from defects import planting, shared
-from test_stepwise import KERNELS, Problem, Run, build, exact, integers
+from kernel_run import (
+    Kernel,
+    Run,
+    check_backward,
+    check_clean_under_sanitizers,
+    check_first_dgates_may_be_absent,
+    check_same_bits_under_every_schedule,
+)
+from problem import CELLS, PRECISIONS, Problem, draw_lengths
 from torch import Tensor
 
-CELLS = ("tanh", "relu", "gru", "lstm")
-PRECISIONS = {
-    "ieee": torch.float32,
-    "tf32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
+import build
+
 # H, B, blocks of a cluster, batch tiles: one unit; blocks with no unit of their own; odd sizes; two
 # row tiles and two pairs of units a thread.
 SHAPES = (
@@ -41,59 +40,8 @@ SHAPES = (
 )
 
 
-def draw_lengths(pattern: str, seq_len: int, batch_size: int) -> list[int] | None:
-    """As for stepwise, and "short": no sequence reaches the last step."""
-    if pattern != "short":
-        return stepwise.draw_lengths(pattern, seq_len, batch_size)
-    return [min(length, seq_len - 1) for length in draw_lengths("mixed", seq_len, batch_size) or []]
-
-
-@functools.cache
-def driver() -> build.Emulator:
-    emulator = build.Emulator(build.shared_library(KERNELS / "cluster_backward_driver.cpp"))
-    emulator.configure()
-    return emulator
-
-
-class ClusterRun(Run):
-    """Forward by stepwise, backward by the kernel under test."""
-
-    def __init__(
-        self,
-        emulator: build.Emulator,
-        problem: Problem,
-        tiling: tuple[int, int] = (1, 1),
-        tf32: bool = False,
-        without: Sequence[int] = (),  # pointers that are null
-    ) -> None:
-        super().__init__(stepwise.driver(), problem)
-        driver = emulator.library.cluster_backward_driver
-
-        class Library:
-            @staticmethod
-            def stepwise_backward_driver(
-                sizes: Any, reverse: int, lengths: Any, pointers: Any, strides: Any, _: Any
-            ) -> int:
-                for index in without:
-                    pointers[index] = None
-                status: int = driver(
-                    sizes, reverse, lengths, pointers, strides, integers(*tiling, int(tf32))
-                )
-                return status
-
-        self.library, self.last_error = Library(), emulator.last_error
-
-
-def check(problem: Problem, run: Run, tf32: bool = False) -> None:
-    """Every gradient of every direction within its limit."""
-    actual, expected = run.results(), problem.results(exact)
-    names = ("dgates", "dhx", "dweight_hh", *(("dcx",) if problem.cell == "lstm" else ()))
-    format = rounding.FORMATS["tf32"] if tf32 else None
-    stepwise.check(problem, actual, expected, format, names, forward_factors=False)
-    past = ~problem.inside[..., 0]
-    assert (actual["dgates"][:, past] == 0).all(), "dgates past the end"
-    firsts = run.first_dgates[:, (~problem.inside.any(0))[:, 0]]
-    assert (firsts == 0).all(), "first_dgates of an empty sequence"
+def kernel(*tiling: int, tf32: bool = False, on: build.Emulator | None = None) -> Kernel:
+    return Kernel("cluster_backward", tiling, tf32, on=on)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -105,60 +53,45 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
         H, B, cluster, tiles = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
         problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, states=states)
-        without = []
+        without = ()
         if index % 4 == 3:
             problem.dy.zero_()
-            without.append(6)
-        tf32 = precision == "tf32"
-        check(problem, ClusterRun(driver(), problem, (cluster, tiles), tf32, without), tf32)
+            without = ("dy",)
+        check_backward(problem, kernel(cluster, tiles, tf32=precision == "tf32"), without)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_schedule_gives_the_same_bits(cell: str) -> None:
-    emulator = driver()
     problem = Problem(cell, torch.float32, (6, 6, 20), draw_lengths("mixed", 6, 6))
-    kept: list[Tensor] | None = None
-    for order, landing in (
-        ("shuffle", "random"),
-        ("skew", "late"),
-        ("reverse", "eager"),
-        ("skew", "random"),
-    ):
-        run = ClusterRun(emulator, problem, (3, 1))
-        emulator.configure(order=order, landing=landing, seed=7)
-        first, second = run.backward(), run.backward()
-        assert stepwise.is_equal(list(first.values()), list(second.values()))
-        assert kept is None or stepwise.is_equal(kept, list(first.values()))
-        kept = list(first.values())
-    emulator.configure()
+    under_test = kernel(3, 1)
+    run = Run(problem, backward=under_test)
+
+    def written() -> list[Tensor]:
+        return list(run.backward().values())
+
+    schedules = (("shuffle", "random"), ("skew", "late"), ("reverse", "eager"), ("skew", "random"))
+    check_same_bits_under_every_schedule(under_test, written, schedules)
 
 
 def test_the_cluster_size_changes_no_more_than_rounding() -> None:
     problem = Problem("lstm", torch.float32, (5, 5, 30), None)
     for cluster in (1, 2, 5, 8, 16):
-        check(problem, ClusterRun(driver(), problem, (cluster, 1)))
+        check_backward(problem, kernel(cluster, 1))
 
 
 def test_first_dgates_may_be_absent() -> None:
-    problem = Problem("gru", torch.float32, (3, 2, 6), [3, 2])
-    full, without = (
-        ClusterRun(driver(), problem, (2, 1), without=absent) for absent in ((), (12,))
-    )
-    assert stepwise.is_equal([full.backward()["dgates"]], [without.backward()["dgates"]])
+    check_first_dgates_may_be_absent(kernel(2, 1))
 
 
 def test_a_tiling_that_no_instance_holds_is_refused() -> None:
     problem = Problem("lstm", torch.float32, (1, 1, 200))
     with pytest.raises(AssertionError):
-        ClusterRun(driver(), problem, (1, 1)).backward()
+        Run(problem, backward=kernel(1, 1)).backward()
 
 
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_clean_under_sanitizers(variant: str) -> None:
-    program = build.program(KERNELS / "cluster_backward_program.cpp", variant)
-    result = build.run(program, order="skew", landing="late")
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert result.stdout == "ok\n"
+    check_clean_under_sanitizers("cluster_backward", variant)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,7 +129,7 @@ def check_defective(
 ) -> None:
     H, B, cluster = sizes
     problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
-    check(problem, ClusterRun(emulator, problem, (cluster, 1)))
+    check_backward(problem, kernel(cluster, 1, on=emulator))
 
 
 @pytest.mark.long

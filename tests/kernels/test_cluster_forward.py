@@ -11,15 +11,24 @@ import itertools
 from typing import Any
 
 import pytest
-import rounding
-import test_stepwise as stepwise
 import torch
 from conftest import relative_error
 from defects import cluster_forward as defects
 from defects import planting, shared
-from test_cluster_backward import CELLS, PRECISIONS, draw_lengths
-from test_stepwise import KERNELS, NAN, Problem, Run, build, check, exact, integers, is_equal
+from kernel_run import (
+    Kernel,
+    Run,
+    check_clean_under_sanitizers,
+    check_forward,
+    check_in_place,
+    check_inference,
+    check_nan_stays_in_its_sequence,
+    check_same_bits_under_every_schedule,
+)
+from problem import CELLS, PRECISIONS, Problem, draw_lengths, exact
 from torch import Tensor
+
+import build
 
 # H, B, blocks of a cluster, batch tiles, split of K: one unit; one sequence, of many units; rows of
 # all alignments; a last block with fewer groups; weights in shared memory; a split whose last part
@@ -38,49 +47,8 @@ SHAPES = (
 )
 
 
-@functools.cache
-def driver() -> build.Emulator:
-    emulator = build.Emulator(build.shared_library(KERNELS / "cluster_forward_driver.cpp"))
-    emulator.configure()
-    return emulator
-
-
-class ClusterRun(Run):
-    """Forward by the kernel under test, backward by stepwise."""
-
-    def __init__(
-        self,
-        emulator: build.Emulator,
-        problem: Problem,
-        tiling: tuple[int, int, int] = (1, 1, 1),
-        tf32: bool = False,
-        save_reserve: bool = True,
-        in_place: bool = False,
-    ) -> None:
-
-        class Library:
-            stepwise_backward_driver = stepwise.driver().library.stepwise_backward_driver
-
-            @staticmethod
-            def stepwise_forward_driver(*arguments: Any) -> int:
-                status: int = emulator.library.cluster_forward_driver(
-                    *arguments[:-1], integers(*tiling, int(tf32))
-                )
-                return status
-
-        class Emulator:
-            library = Library()
-            last_error = emulator.last_error
-
-        super().__init__(Emulator(), problem, save_reserve, in_place)  # type: ignore[arg-type]
-
-    def states(self) -> list[Tensor]:
-        return [self.output, self.hy, *([self.cy] if self.problem.cell == "lstm" else [])]
-
-
-def check_run(problem: Problem, run: Run, tf32: bool = False) -> None:
-    format = rounding.FORMATS["tf32"] if tf32 else None
-    check(problem, run.results(), problem.results(exact), format, backward_factors=False)
+def kernel(*tiling: int, tf32: bool = False, on: build.Emulator | None = None) -> Kernel:
+    return Kernel("cluster_forward", tiling, tf32, on=on)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -95,19 +63,10 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
         H, B, *tiling = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
         problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, next(biases), states)
-        run = ClusterRun(driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32)
-        check_run(problem, run, tf32)
-        inference = ClusterRun(
-            driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32, save_reserve=False
-        )
-        assert is_equal(run.states(), inference.states())
-        given = torch.where(problem.inside, problem.gates, NAN)
-        assert is_equal([inference.gates[..., : given.size(3)]], [given]), "inference keeps nothing"
-        if cell in ("tanh", "relu"):
-            in_place = ClusterRun(
-                driver(), problem, (tiling[0], tiling[1], tiling[2]), tf32, in_place=True
-            )
-            assert is_equal(run.states(), in_place.states())
+        under_test = kernel(*tiling, tf32=tf32)
+        run = check_forward(problem, under_test)
+        check_inference(problem, under_test, run)
+        check_in_place(problem, under_test, run)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -124,14 +83,14 @@ def test_few_sequences(cell: str, batch_size: int) -> None:
         problem = Problem(
             cell, torch.float32, (T, batch_size, H), draw_lengths(pattern, T, batch_size)
         )
-        check_run(problem, ClusterRun(driver(), problem, tiling))
+        check_forward(problem, kernel(*tiling))
 
 
 @pytest.mark.parametrize("tiling", [(4, 1, 1), (4, 4, 2)])
 def test_ieee_sums_do_not_drift(tiling: tuple[int, int, int]) -> None:
     """The matrix units cut what they add: summed up by them alone, all columns drift towards 0."""
     problem = Problem("tanh", torch.float32, (1, 20, 256), None)
-    run = ClusterRun(driver(), problem, tiling)
+    run = Run(problem, forward=kernel(*tiling))
     wanted = problem.results(exact)["output"]
     assert problem.hx is not None
     assert problem.bias_ih is not None and problem.bias_hh is not None
@@ -145,35 +104,25 @@ def test_ieee_sums_do_not_drift(tiling: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_schedule_gives_the_same_bits(cell: str) -> None:
-    emulator = driver()
-    kept: list[Tensor] | None = None
     problem = Problem(cell, torch.float32, (6, 6, 40), draw_lengths("mixed", 6, 6))
-    for order, landing in (
-        ("shuffle", "random"),
-        ("skew", "late"),
-        ("reverse", "eager"),
-        ("skew", "random"),
-    ):
-        emulator.configure(order=order, landing=landing, seed=7)
-        run = ClusterRun(emulator, problem, (3, 1, 2))
-        assert kept is None or is_equal(kept, [*run.states(), run.gates])
-        kept = [*run.states(), run.gates]
-    emulator.configure()
+    under_test = kernel(3, 1, 2)
+
+    def written() -> list[Tensor]:
+        run = Run(problem, forward=under_test)
+        return [*run.states(), run.gates]
+
+    schedules = (("shuffle", "random"), ("skew", "late"), ("reverse", "eager"), ("skew", "random"))
+    check_same_bits_under_every_schedule(under_test, written, schedules)
 
 
 def test_the_tiling_changes_no_more_than_rounding() -> None:
     problem = Problem("lstm", torch.float32, (5, 5, 64), None)
     for tiling in ((1, 1, 1), (2, 1, 2), (3, 1, 1), (4, 4, 2), (8, 1, 4)):
-        check_run(problem, ClusterRun(driver(), problem, tiling))
+        check_forward(problem, kernel(*tiling))
 
 
 def test_nan_stays_in_its_sequence() -> None:
-    problem = Problem("gru", torch.float32, (4, 3, 9))
-    clean = ClusterRun(driver(), problem)
-    problem.gates[:, 2, 1] = NAN
-    run = ClusterRun(driver(), problem)
-    assert run.hy[:, 1].isnan().all()
-    assert is_equal([run.hy[:, [0, 2]]], [clean.hy[:, [0, 2]]])
+    check_nan_stays_in_its_sequence(kernel(1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -189,15 +138,12 @@ def test_nan_stays_in_its_sequence() -> None:
 def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]) -> None:
     problem = Problem("lstm", torch.float32, (1, 1, 100))
     with pytest.raises(AssertionError):
-        ClusterRun(driver(), problem, tiling)
+        Run(problem, forward=kernel(*tiling))
 
 
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_clean_under_sanitizers(variant: str) -> None:
-    program = build.program(KERNELS / "cluster_forward_program.cpp", variant)
-    result = build.run(program, order="skew", landing="late")
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert result.stdout == "ok\n"
+    check_clean_under_sanitizers("cluster_forward", variant)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,15 +175,12 @@ def check_defective(
 ) -> None:
     (H, B), tiling = case
     problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
-    run = ClusterRun(emulator, problem, tiling)
-    check_run(problem, run)
+    under_test = kernel(*tiling, on=emulator)
+    run = check_forward(problem, under_test)
     if cell != "tanh":
         assert run.gates[:, ~problem.inside[..., 0]].isnan().all(), "the reserve past the end"
     if pattern == "mixed":
-        inference = ClusterRun(emulator, problem, tiling, save_reserve=False)
-        assert is_equal(run.states(), inference.states())
-        given = inference.gates[..., : problem.gates.size(3)]
-        assert is_equal([given], [torch.where(problem.inside, problem.gates, NAN)])
+        check_inference(problem, under_test, run)
 
 
 SHAPES_OF_DEFECTS = (

@@ -18,9 +18,9 @@ import rounding
 import rounding_model
 import torch
 from conftest import TOLERANCE
-from test_stepwise import build
 from torch import Tensor
 
+import build
 from birnn_cuda import reference
 from birnn_cuda.sequences import (
     packed_lengths,

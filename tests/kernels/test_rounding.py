@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import rounding
 import rounding_model
-import test_stepwise as stepwise
 import torch
 from conftest import assert_close, call, copies, gradients, make_pair, make_states
-from test_stepwise import CELLS, Problem, draw_lengths, exact
+from problem import Problem, draw_lengths, drawn, exact
+from test_stepwise import CELLS
 
 
 @pytest.mark.parametrize("pattern", ["none", "mixed"])
@@ -23,10 +23,10 @@ def test_without_errors_the_model_is_the_reference(cell: str, pattern: str) -> N
         )
         expected = problem.results(exact)
         none = rounding.Format(0.0, 0.0)
-        drawn = stepwise.drawn(problem, none)
+        model = drawn(problem, none)
         for name, wanted in expected.items():
             wanted = torch.stack(wanted.chunk(2, 2)) if name == "output" else wanted
-            drawn_once = drawn[name][:, 0]
+            drawn_once = model[name][:, 0]
             assert_close([drawn_once], [wanted], 1e-12, name)
 
 
@@ -51,8 +51,8 @@ def test_the_model_draws_within_the_limit_and_with_two_bits_less_does_not() -> N
     they fail in every tensor of many numbers."""
     problem = Problem("lstm", torch.bfloat16, (5, 9, 20), None)
     expected = problem.results(exact)
-    good, format_ = stepwise.drawn(problem, rounding.FORMATS["bf16"]), rounding.FORMATS["bf16"]
-    coarse = stepwise.drawn(problem, dataclasses.replace(format_, unit=4 * format_.unit))
+    good, format_ = drawn(problem, rounding.FORMATS["bf16"]), rounding.FORMATS["bf16"]
+    coarse = drawn(problem, dataclasses.replace(format_, unit=4 * format_.unit))
     for name in ("dgates", "dhx", "dweight_hh"):
         wanted, draws = expected[name][0], good[name][0]
         for own, worse in zip(draws[:4], coarse[name][0], strict=False):

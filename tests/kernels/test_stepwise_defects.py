@@ -10,7 +10,11 @@ import pytest
 import torch
 from defects import planting
 from defects import stepwise as defects
-from test_stepwise import CELLS, NAN, Problem, Run, build, check, draw_lengths, exact, is_equal
+from kernel_run import Kernel, Run, check_inference
+from problem import Problem, check, draw_lengths, exact
+from test_stepwise import CELLS
+
+import build
 
 FILES = {
     "stepwise/stepwise.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
@@ -26,13 +30,12 @@ def defective_kernel() -> planting.DefectiveKernel:
 def check_defective(emulator: build.Emulator, cell: str, pattern: str, states: bool) -> None:
     lengths = draw_lengths(pattern, 5, 6)
     problem = Problem(cell, torch.float32, (5, 6, 3), lengths, states=states, cell_states=states)
-    run = Run(emulator, problem)
+    forward, backward = (Kernel(f"stepwise_{p}", on=emulator) for p in ("forward", "backward"))
+    run = Run(problem, forward, backward)
     check(problem, run.results(), problem.results(exact))
     first = run.first_dgates[:, ~problem.inside.any(0)[:, 0]]
     assert (first == 0).all(), "first_dgates of an empty sequence"
-    inference = Run(emulator, problem, save_reserve=False)
-    given = inference.gates[..., : problem.gates.size(3)]
-    assert is_equal([given], [torch.where(problem.inside, problem.gates, NAN)])
+    check_inference(problem, forward, run)
 
 
 DEFECT_CASES = tuple(itertools.product(CELLS, ("mixed", "none"), (True, False)))

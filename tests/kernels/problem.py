@@ -1,0 +1,226 @@
+"""A recurrence of both directions, what its results are in fp64, and how far a kernel may be off.
+
+The input projection is no part of the kernels: the reference is given the gates as its input and
+the identity as weight_ih. What may differ from it in 16 bits and tf32: rounding.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import rounding
+import rounding_model
+import torch
+from conftest import TOLERANCE
+from guard_zones import GuardZones
+from torch import Tensor
+
+from birnn_cuda import reference
+
+CELLS = ("tanh", "relu", "gru", "lstm")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PRECISIONS = {
+    "ieee": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+# csrc/recurrence.h: the values of Cell and Element, num_gates, reserve_blocks, dgates_blocks.
+CELL_VALUES = {"tanh": 0, "relu": 1, "gru": 2, "lstm": 3}
+NUM_GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
+RESERVE_BLOCKS = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
+DGATES_BLOCKS = {"tanh": 1, "relu": 1, "gru": 4, "lstm": 4}
+
+NAN = float("nan")
+
+
+def draw_lengths(pattern: str, seq_len: int, batch_size: int) -> list[int] | None:
+    """By pattern: "none", "full"; "mixed": with 0 and T, unsorted, and beyond what is allowed,
+    where they are clamped; "short": of those, none that reaches the last step."""
+    if pattern == "none":
+        return None
+    if pattern == "full":
+        return [seq_len] * batch_size
+    wild = [seq_len // 2, 0, seq_len + 3, 1, -2, seq_len]
+    lengths = [wild[b % len(wild)] for b in range(batch_size)]
+    return [min(length, seq_len - 1) for length in lengths] if pattern == "short" else lengths
+
+
+class Problem:
+    """The operands of both directions, exact in `dtype`, and what backward is given."""
+
+    def __init__(
+        self,
+        cell: str,
+        dtype: torch.dtype,
+        sizes: tuple[int, int, int],
+        lengths: Sequence[int] | None = None,
+        bias: bool = True,
+        states: bool = True,
+        cell_states: bool = False,
+    ) -> None:
+        self.seq_len, self.batch_size, self.hidden_size = T, B, H = sizes
+        self.dtype = dtype
+        self.carried = torch.float64 if dtype == torch.float64 else torch.float32
+        self.proj_size = max(1, H // 2) if cell == "lstm_proj" else 0
+        self.cell = cell = "lstm" if cell == "lstm_proj" else cell
+        self.state_size = S = self.proj_size or H
+        G = NUM_GATES[cell]
+        self.lengths = None if lengths is None else torch.tensor(lengths)
+        inside = torch.arange(T)[:, None] < (torch.tensor(lengths or [T] * B).clamp(0, T))
+        self.inside = inside.unsqueeze(2)  # [T, B, 1]
+
+        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype)
+
+        # A relu's preactivations stay away from its kink, where a rounding error decides between a
+        # gradient and none.
+        weight_scale = 0.1 if cell == "relu" else 1.0
+        self.gates = draw(2, T, B, G * H)
+        if cell == "relu":
+            self.gates = (2 * self.gates.sign() + self.gates / 4).to(dtype)
+        self.weight_hh = draw(2, G * H, S, scale=weight_scale * S**-0.5)
+        self.weight_hr = draw(2, S, H, scale=H**-0.5) if self.proj_size else None
+        self.bias_ih = draw(2, G * H, scale=0.1) if bias else None
+        self.bias_hh = draw(2, G * H, scale=0.1) if bias else None
+        self.hx = draw(2, B, S) if states else None
+        self.cx = draw(2, B, H) if states and cell == "lstm" else None
+        self.dy = draw(T, B, 2 * S)
+        self.dhy = draw(2, B, S).to(self.carried)
+        self.dcy = draw(2, B, H).to(self.carried)
+        self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
+        # What kernels read as it stands here.
+        self.zones = GuardZones()
+        for name in ("lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "hx", "cx"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, self.zones.copy(tensor))
+
+    def results(self, recurrence: Any) -> dict[str, Tensor]:
+        """Values and gradients, in fp64, of a recurrence in differentiable torch:
+        (problem, gates, hx, cx, weight_hh, weight_hr) -> output, hy, cy, and c of every step."""
+
+        def leaf(tensor: Tensor | None, *shape: int) -> Tensor:
+            if tensor is None:
+                return torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
+            return tensor.double().requires_grad_()
+
+        B, H, S = self.batch_size, self.hidden_size, self.state_size
+        gates, weight_hh = leaf(self.gates), leaf(self.weight_hh)
+        hx, cx = leaf(self.hx, 2, B, S), leaf(self.cx, 2, B, H)
+        weight_hr = leaf(self.weight_hr) if self.proj_size else None
+        output, hy, cy, cells = recurrence(self, gates, hx, cx, weight_hh, weight_hr)
+        loss = (output * torch.where(self.inside, self.dy, 0)).sum() + (hy * self.dhy).sum()
+        results = {"output": output, "hy": hy}
+        operands = {"dgates": gates, "dhx": hx, "dweight_hh": weight_hh}
+        if self.cell == "lstm":
+            loss = loss + (cy * self.dcy).sum()
+            if self.dc is not None:
+                loss = loss + (cells * torch.where(self.inside, self.dc, 0)).sum()
+            results["cy"] = cy
+            operands["dcx"] = cx
+        if weight_hr is not None:
+            operands["dweight_hr"] = weight_hr
+        gradients = torch.autograd.grad(loss, list(operands.values()), materialize_grads=True)
+        return results | dict(zip(operands, gradients, strict=True))
+
+
+def exact(
+    problem: Problem,
+    gates: Tensor,
+    hx: Tensor,
+    cx: Tensor,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The reference: its input, the gates of both directions, from which weight_ih picks one's."""
+    columns = gates.size(3)
+    identity = torch.eye(columns, dtype=torch.float64)
+    weights = []
+    for d in range(2):
+        weight_ih = torch.zeros(columns, 2 * columns, dtype=torch.float64)
+        weight_ih[:, d * columns : (d + 1) * columns] = identity
+        weights += [weight_ih, weight_hh[d]]
+        if problem.bias_ih is not None and problem.bias_hh is not None:
+            weights += [problem.bias_ih[d].double(), problem.bias_hh[d].double()]
+        if weight_hr is not None:
+            weights.append(weight_hr[d])
+    input = torch.cat([gates[0], gates[1]], 2)
+    lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
+    return reference.forward_with_cell_states(
+        input, hx, cx, weights, lengths, None, problem.cell, 2
+    )
+
+
+@torch.no_grad()
+def drawn(problem: Problem, format: rounding.Format, **which: bool) -> dict[str, Tensor]:
+    """The values and gradients that Problem.results names, by draws of a model that rounds to a
+    format: [directions, draws, ...]."""
+    draws = rounding_model.number_of_draws(problem.inside.numel() * problem.hidden_size)
+
+    def double(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.double()
+
+    def by_direction(tensor: Tensor) -> Tensor:  # [T, B, D * n] to [D, 1, T, B, n]
+        return torch.stack(torch.where(problem.inside, tensor, 0).double().chunk(2, 2)).unsqueeze(1)
+
+    bias = None
+    if problem.bias_ih is not None and problem.bias_hh is not None:
+        bias = torch.stack([problem.bias_ih, problem.bias_hh]).double()
+    lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
+    operands = rounding_model.Operands(
+        problem.cell,
+        torch.where(problem.inside, problem.gates, 0).double().unsqueeze(1),
+        problem.weight_hh.double(),
+        double(problem.weight_hr),
+        bias,
+        double(problem.hx),
+        double(problem.cx),
+        lengths,
+    )
+    # The test itself multiplies for the gradients of the weights.
+    which["weight_factors"] = False
+    model = rounding_model.Model(operands, rounding.Rounding(format), draws, **which)
+    results = model.forward()
+    is_lstm = problem.cell == "lstm"
+    results |= model.backward(
+        by_direction(problem.dy),
+        problem.dhy.double().unsqueeze(1),
+        problem.dcy.double().unsqueeze(1) if is_lstm else None,
+        None if problem.dc is None else by_direction(problem.dc),
+    )
+    return results
+
+
+def check(
+    problem: Problem,
+    actual: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    format: rounding.Format | None = None,
+    names: Sequence[str] | None = None,
+    **which: bool,
+) -> None:
+    """All results, or those named, within their limits, direction by direction. format: what the
+    kernel rounds to, if that is not the problem's dtype; which: see rounding.Model."""
+    if format is None and problem.dtype not in TOLERANCE:
+        format = rounding.OF_DTYPE[problem.dtype]
+    draws = None if format is None else drawn(problem, format, **which)
+
+    def directions(name: str, tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.chunk(2, 2) if name == "output" else tensor.unbind(0)
+
+    for name in names or expected:
+        for d in range(2):
+            wanted = directions(name, expected[name])[d]
+            rounding.check(
+                directions(name, actual[name])[d],
+                wanted,
+                TOLERANCE.get(problem.dtype, TOLERANCE[torch.float32]),
+                None if draws is None else draws[name][d],
+                f"{name}, direction {d}",
+            )
+    past = ~problem.inside.expand(-1, -1, problem.state_size)
+    for half in actual["output"].chunk(2, 2):
+        assert (half[past] == 0).all(), "output past the end is not zero"
+    assert (actual["dgates"][:, ~problem.inside[..., 0]] == 0).all(), "dgates past the end"
