@@ -42,9 +42,10 @@ test: install
 	$(VENV)/bin/python -m pytest -q -n auto -m "not long" tests
 
 # What takes minutes and shows something only where a kernel or its tests have changed: the planted
-# defects. Those tests that need nvcc for minutes are `make cuda`'s.
+# defects; and gpu-check's waiting for what hangs. Those tests that need nvcc for minutes are
+# `make cuda`'s.
 test-long: install
-	$(VENV)/bin/python -m pytest -q -n auto -m long tests/kernels \
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests/kernels tests/tools \
 	    --ignore=tests/kernels/test_nvcc.py --ignore=tests/kernels/test_steps.py
 
 # Defects planted in the programs and in the device header, in the machine's own code: by nvcc's PTX.

@@ -117,6 +117,10 @@ plan_sources = sources_in("csrc/cuda/plan/*.cpp")
 cuda_sources = sources_in("csrc/layer/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu")
 sources = sources_in("csrc/layer/*.cpp", "csrc/cpu/*.cpp") | plan_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
+if "-g" not in os.environ.get("CFLAGS", "").split():
+    # Python's own flags have it; it doubles the time to build, and makes the library eight times
+    # as large.
+    compile_flags.append("-g0")
 link_flags: list[str] = []
 if sys.platform == "darwin":
     # Apple's clang has no OpenMP of its own: the recurrence runs on one core there.

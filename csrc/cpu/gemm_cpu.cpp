@@ -1,6 +1,9 @@
 #include "cpu/gemm_cpu.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 #include <c10/core/InferenceMode.h>
 
 namespace birnn::cpu {

@@ -1,9 +1,13 @@
 // A layer on the CPU: lays sequences of unequal length out in packed rows, runs the recurrence, and
 // leaves the gradients of input and weights to the BLAS.
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>

@@ -30,16 +30,18 @@ CACHE = ROOT / "build" / "emulator"
 
 INCLUDES = [ROOT / "csrc", EMULATOR, ROOT / "tests" / "kernels"]
 # Kernels read vectors of 16-bit elements as words, and name pragmas of nvcc.
-COMMON_FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+COMMON_FLAGS = ["-std=c++20", "-fPIC", "-Wall", "-Wextra", "-fno-strict-aliasing"]
 COMMON_FLAGS += ["-Wno-unknown-pragmas"]
 # The runtime is never instrumented, and its loops must not become calls that sanitizers intercept.
 RUNTIME_FLAGS = ["-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns"]
 RUNTIME_SOURCES = ["scheduler", "fibers", "barriers", "memory", "matrix", "c_interface"]
 
+# Of debug information, which takes longer to make than the code: what reports name lines by.
+LINES = ["-g1", "-O1"]
 VARIANTS = {
     "plain": ["-O2"],
-    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "thread": ["-O1", "-fsanitize=thread"],
+    "address": [*LINES, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": [*LINES, "-fsanitize=thread"],
 }
 # $EMULATOR_FRONT_END, what compiles kernels: "cpp", the C++ compiler against device_emulator.h, or
 # "ptx", nvcc, for the interpreter; of which architecture the latter.

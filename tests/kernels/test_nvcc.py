@@ -47,8 +47,14 @@ def spills(report: str) -> dict[str, int]:
     }
 
 
+OTHER_ARCHITECTURES = ("sm_80", "sm_100", "sm_120")
+
+
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ["sm_90a", "sm_80", "sm_100", "sm_120"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["sm_90a", *(pytest.param(name, marks=pytest.mark.long) for name in OTHER_ARCHITECTURES)],
+)
 def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
     command += [
@@ -158,7 +164,8 @@ def test_steps_have_no_fence_and_no_local_memory(kernel: str, tmp_path: Path) ->
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_100", "sm_120"])
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
 @pytest.mark.parametrize("kernel", PERSISTENT_KERNELS)
 def test_persistent_kernels_compile(kernel: str, architecture: str, tmp_path: Path) -> None:
     report = compile_instances(

@@ -178,6 +178,7 @@ def test_after(): pass
 """
 
 
+@pytest.mark.long
 def test_a_test_that_hangs_or_breaks_the_device_costs_no_other(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +347,7 @@ def parts_of(out: Path) -> dict[str, dict[str, Any]]:
     return {part["name"]: part for part in summary["parts"]}
 
 
+@pytest.mark.long
 def test_the_whole_leaves_all_files_and_times_alone(tmp_path: Path) -> None:
     command, environment = stand_in(tmp_path, 1000.0)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -396,6 +398,7 @@ def test_an_entry_that_hangs_is_passed_by(
     assert len(data["entries"]) == gpu_stand_in.ENTRIES - 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", range(3))
 def test_what_has_ended_is_on_disk_whenever_all_is_killed(
     tmp_path: Path, seed: int, moment: int
