@@ -61,7 +61,9 @@ def check_lengths_form(
     if lengths.dim() != int(is_batched):
         expected = "1 dimension" if is_batched else "no dimension for an unbatched input"
         raise ValueError(f"lengths must have {expected}, got {lengths.dim()}")
-    if is_batched and batch_size is not None and lengths.size(0) != batch_size:
+    if not is_batched or batch_size is None or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return  # a trace would keep the example's answer: there the operator itself counts
+    if lengths.size(0) != batch_size:
         raise ValueError(
             f"lengths must hold one length for each of the {batch_size} sequences of the batch, "
             f"got {lengths.size(0)}"

@@ -17,6 +17,10 @@ import birnn_cuda
 def traced(model, *example):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of torch.jit
+        # Of the checks that are torch's own layer's.
+        warnings.filterwarnings(
+            "ignore", category=torch.jit.TracerWarning, module="torch.nn.modules.rnn"
+        )
         warnings.filterwarnings("ignore", message=".*torch.jit.trace.*deprecated.*")
         return torch.jit.trace(model, example)
 
