@@ -78,7 +78,7 @@ KERNEL = (
     ("if (<|Q > 1|>) {\n          // Warp m", {"sums_published_without_a_ring": "true"}),
     ("if (<|warp < num_tiles && owner < Q|>) {", {"rows_of_no_owner": "warp < num_tiles"}),
     ("if (n / 8 != tile) continue;", {"sums_of_another_tile": ""}),
-    ("tile * 8 + lane % 4 * 2", {"batch_tiles_in_one_place": "lane % 4 * 2"}),
+    ("(tile * 4 + lane % 4) * half_units", {"batch_tiles_in_one_place": "(lane % 4) * half_units"}),
     # Masks of pairs of units.
     ("if (n >= NB) continue;", {"access_to_gates_past_the_group": ""}),
     (
@@ -93,7 +93,8 @@ KERNEL_EXPLAINED = {
     "if (thread == 0) {\n    *mask": "once is enough",
     "if (i >= count) continue;": "with sources_past_the_last",
     "const int count = exists": "of `exists`, above",
-    "if (pairs.length[e] >= 0) pairs.undo": "spares a pair that has no step the search for one",
+    "if (pairs.length[e] >= 0) pairs.template undo": "spares a pair that has no step the search "
+    "for one",
     "if (first + i < own_chunks)": "spares products of words that nobody asked for",
     "if (m >= num_tiles || own_chunks == 0) break;": "an idle warp is spared the writing of sums "
     "that nobody reads",

@@ -52,7 +52,7 @@ UNIT_FORWARD_EXPLAINED = {"return bias ?": "see UNIT_BIAS"}
 
 FRAGMENTS = (
     (
-        "<|if (chunk >= num_chunks) break;|>\n    const uint32_t chunk_mask",
+        "<|if (chunk >= num_chunks) break;|>\n      const uint32_t chunk_mask",
         {"chunks_past_the_last": ""},
     ),
 )
@@ -76,6 +76,12 @@ FRAGMENTS_EXPLAINED = {
     "const int now = (chunk": "known when compiled",
     "return condition <= 0.0f": "relu's derivative; the cells are tested by their values",
     "if (n + 1 < kBatchTiles)": "known when compiled",
+    "const bool is_sure =": "known when compiled",
+    "(is_sure || chunk < num_chunks ? place : zeros)": "zero weights times what lies behind, which "
+    "the emulator fills with numbers that are finite",
+    "if (chunk > 0 && chunk % kChunksToABranch == 0": "spares products with zeros",
+    "if (i + kAhead < kLoads)": "known when compiled",
+    "if (kChunks % kChunksToABranch == 0 &&": "spares the search for zeros",
     "if (chunk >= num_chunks) break;\n      uint32_t all": "as of fewer batch tiles, below",
     "if (m >= num_tiles || tile_mask == 0) continue;": "as of fewer batch tiles, below",
     "if (m < num_tiles)": "spares products with the zeros of row tiles that are not there",
@@ -97,7 +103,7 @@ PAIRS = (
 
 BACKWARD_PAIRS = (
     (
-        "<|c_after[e] = operands[e].before;|>\n  }\n  template",
+        "if (kInner || k <= length[e]) <|c_after[e] = from.before;|>",
         {"c_after_of_the_step_before": ""},
     ),
     # Which pairs there are.
@@ -109,15 +115,21 @@ BACKWARD_PAIRS = (
     ("if (<|k < 0|> || k > length[e]) continue;", {"access_before_the_first_step": "false"}),
     ("if (k < 0 || <|k > length[e]|>) continue;", {"access_past_the_end": "false"}),
     (
-        "read(array, offset, to.before);\n        else\n          <|to.before = Bits{};|>",
-        {"access_to_an_absent_state": "read(array, offset, to.before);"},
+        "if (<|!array|>) {\n        *target = Bits{};",
+        {"access_to_absent_arrays": "false"},
     ),
     ("if (<|k >= length[e]|>) continue;", {"access_to_a_step_past_the_end": "false"}),
-    ("<|read(dir.dy, row * args.dy_stride, to.dy);|>", {"gradients_of_output_forgotten": ""}),
     (
-        "<|to.dy = Bits{};|>",
-        {"access_to_absent_dy": "read(dir.dy, row * args.dy_stride, to.dy);"},
+        "<|take<kPaired>(e, k, kDy, dir.dy, row * args.dy_stride);|>",
+        {"gradients_of_output_forgotten": ""},
     ),
+    (
+        "<|take<true>(e, k, kDy, dir.dy, row * args.dy_stride);|>",
+        {"gradients_of_output_of_inner_steps_forgotten": ""},
+    ),
+    ("return slots + <|(k & 1)|> *", {"operands_of_one_step": "0"}),
+    ("return k > 0 && <|k + 1 < shortest|>;", {"last_steps_are_inner": "k < shortest"}),
+    ("return <|k > 0|> && k + 1", {"access_before_the_first_inner_step": "k >= 0"}),
     ("if (<|args.paired|>)\n      fetch_as<true>(k);", {"odd_pairs_fetched_as_words": "true"}),
     (
         "<|if (length[e] < 0) continue;|>\n        carried[e][0] = dcx",
@@ -128,7 +140,7 @@ BACKWARD_PAIRS = (
     ("if (<|k == 0|>) {\n      offset", {"state_before_the_first_step": "k < 0"}),
     # Time.
     ("k == length[e] - 1", {"dhy_at_every_step": "k == args.seq_len - 1"}),
-    ("if (<|k < length[e]|>) {", {"ends_ignored": "k < length[e] + 1"}),
+    ("kInner || <|k < length[e]|>) {", {"ends_ignored": "k < length[e] + 1"}),
     (
         "args.dir.reverse && k < length[e] ? length[e] - 1 - k : k",
         {
@@ -160,8 +172,18 @@ BACKWARD_PAIRS_EXPLAINED = {
     "return kCell == Cell::kLstm ? args.dir.cx": "known when compiled",
     "offset = kCell == Cell::kLstm ?": "known when compiled",
     "return kCell == Cell::kLstm ? args.dir.reserve": "known when compiled",
-    "if (array)\n          read": "see access_to_an_absent_state",
-    "if (dir.dy)\n        read": "see access_to_absent_dy",
+    "if (array)\n        load_bits": "see access_to_absent_arrays",
+    "all_given(shfl(": "see access_to_absent_arrays: an inner step asks nothing",
+    "if (tile_lengths[n] >= 0 && tile_lengths[n] < shortest)": "of is_inner",
+    "cp_async<sizeof(Bits)>(target": "see operands_not_awaited",
+    "Bits& target = which == kBefore": "known when compiled",
+    ": which == kDy": "known when compiled",
+    "if (length[e] < 0) continue;\n      const int64_t row": "spares copies of what nobody reads",
+    "else if constexpr (kGates > 1)": "known when compiled",
+    "if (all_given && is_inner(k))": "of is_inner",
+    "if (length[e] == steps) c_after": "of others it comes with their last step",
+    "if (kInner || k <= length[e]) from": "spares reading what nobody asks for",
+    "if (is_inner(k) && args.paired) {": "a shorter way of the same",
     "return to_float(half == 0": "known when compiled",
     "(half == 0 ? dgates": "known when compiled",
     "dh[1] = kCell == Cell::kGru": "as of the first unit",

@@ -17,6 +17,7 @@
 #define BIRNN_DEVICE inline
 #define BIRNN_LAUNCH_BOUNDS(max_threads, min_blocks)
 #define BIRNN_UNROLL
+#define BIRNN_UNROLL_BY(count)
 #define BIRNN_CALLER ::birnn::emulator::Location caller = ::std::source_location::current()
 
 namespace birnn::device {

@@ -15,31 +15,35 @@
 //   columns    gate * U + unit, for a vanilla RNN the unit, padded with zeros
 //
 // Step s undoes forward step k = S - 1 - s, S being the longest length in the tile:
-//   1. s > 0: wait for the slots inbox[s & 1]; thread 0 arms their mbarrier again for step s + 2
+//   1. s > 0: wait for the slots inbox[s & 1]
 //   2. dh = dy + the sum of the slots (at a sequence's last step: dy + dhy); the cell; dgates are
 //      staged in staged[s & 1], zeros where the sequence has no step k
 //   3. one barrier of the block: it shows the staged dgates to all warps, and it stands between
 //      every read of inbox[s & 1] and this block's pushes of step s, for which every peer waits
 //      before it pushes into inbox[s & 1] again
-//   4. operands of step k - 1 are asked for; products; pushes into inbox[(s + 1) & 1]; dgates are
-//      written out
+//   4. products; pushes into inbox[(s + 1) & 1]; thread 0 arms the mbarrier that it has waited for,
+//      for step s + 2: its phase cannot end before that arrival, whatever has come by then
+//   5. off the way to the peers: operands of step k - 2 are copied to shared memory, each thread's
+//      own; dgates are written out, by the half of the threads that own no pair, if there is one
 // After the last step one more wait: the slots hold the gradient of hx. `staged` has two buffers
-// because a fast warp may stage step s + 1 while a slow one still multiplies step s; a third is not
-// needed, since step s + 2 is staged after the barrier of step s + 1. No block leaves before all
-// pushes into it have landed, and none pushes after its last step.
+// because a fast warp may stage step s + 1 while a slow one still multiplies or writes out step s;
+// a third is not needed, since step s + 2 is staged after the barrier of step s + 1. No block
+// leaves before all pushes into it have landed, and none pushes after its last step.
 //
 // A cluster of one block exchanges through its own shared memory, where st.async is undefined, and
 // the mbarriers' part is taken by a second barrier of the block at the end of a step.
 //
-// Instructions, by the SASS of nvcc 13.0 for sm_90a, LSTM in fp16, 2 row tiles of 8 chunks, one
-// pair a thread: a step is about 800 in the text, counting every branch; no local memory and no
-// MEMBAR in it (the only one is that of the cluster barrier at the start). The 32 HMMA stand within
-// 66 instructions, 28 lie between the last one and the first push. Between the barrier and the
-// first HMMA stand the loads of the next step's operands, 200 in the text and about half of it
-// executed, none of which waits for a load: they delay the push by their own issue alone. Behind
-// the pushes they would delay nothing, but have only an exchange's time to arrive: for a chip to
-// decide.
+// By the machine code for sm_90a (python -m benchmarks steps; LSTM, fp16, H = 256, B = 32, R = 8, a
+// warp's own cycles without a wait for others), a step takes 1012, and 598 from the wait to the
+// last push; before the changes below 1651 and 1225:
+//   operands two steps ahead in shared memory: as loads behind the pushes they kept the next wait,
+//   whose fence is one for all loads under way, for 458 cycles                chain 1467 -> 927
+//   a step that all sequences have asks nothing of each; slots summed by
+//   eights; products by zeros in place of predicates; one loop for columns    chain 927 -> 642
+//   addresses that do not change in registers                                 serial 1068 -> 1012
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/cluster/backward_sizes.h"
 #include "cuda/device/device.h"
@@ -102,13 +106,19 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
   const int slot_floats = U * NB;  // of one source
   const int inbox_floats = cluster * slot_floats;
 
+  // First what has a fixed place: its addresses are constants on the way to the peers.
   Smem shared;
+  MBarrier* const full = shared.alloc<MBarrier>(2);
+  uint32_t* const mask = shared.alloc<uint32_t>(1);
+  T* const zeros = shared.alloc<T>(16 / sizeof(T));
+  int* const constants = shared.alloc<int>(8);
+  using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs, true>;
+  auto* const operands =  // [2][operands][pairs][threads]
+      shared.alloc<typename Pairs::Bits>(2 * (Pairs::kActivations + 2) * kPairs * kThreads);
+  int* const tile_lengths = shared.alloc<int>(NB);
   // Two inboxes, [R][NB / 2][U / 2] pieces of [2 sequences][2 units].
   float* const inbox = shared.alloc<float>(2 * inbox_floats);
   T* const staged = shared.alloc<T>(2 * NB * args.pitch);  // [2][NB][pitch]
-  int* const tile_lengths = shared.alloc<int>(NB);
-  MBarrier* const full = shared.alloc<MBarrier>(2);
-  uint32_t* const mask = shared.alloc<uint32_t>(1);
 
   WeightFragment weights[kRowTiles][kChunks];
   const int own_tiles = (args.num_tiles - warp + kWarps - 1) / kWarps;
@@ -124,8 +134,18 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
                     args.of.seq_len);
   // Columns of units, gates and sequences that do not exist stay zero.
   for (int i = thread; i < 2 * NB * args.pitch; i += kThreads) staged[i] = from_float<T>(0.0f);
-  if (thread == 0) *mask = kTf32Mask;
-  sync_threads();  // the lengths, the zeros and the mask
+  if (thread == 0) {
+    *mask = kTf32Mask;
+    *reinterpret_cast<Bits128*>(zeros) = Bits128{};
+    constants[0] = cluster;
+    constants[1] = args.pitch;
+    constants[2] = args.num_chunks;
+    constants[3] = NB;
+    constants[4] = half_units;
+    constants[5] = args.num_chunks * Precision::kChunkColumns;
+    constants[6] = args.num_tiles % kWarps == 0 && args.num_tiles * kMatrixRows == cluster * U;
+  }
+  sync_threads();  // the lengths, the zeros, the mask and the constants
   const int steps = longest_of(tile_lengths, NB);
   const uint32_t step_bytes = static_cast<uint32_t>(inbox_floats) * 4;
   if (cluster > 1) {
@@ -139,98 +159,156 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     cluster_sync();  // every block has begun, and its mbarriers are there
   }
 
-  BackwardPairs<kCell, Precision, kThreads, kPairs> pairs(args.of, tile_lengths, first_sequence,
-                                                          rank * U, U, NB);
+  Pairs pairs(args.of, tile_lengths, first_sequence, rank * U, U, NB, thread, operands);
   pairs.begin(steps);
+  // Who writes dgates out: where half of the threads own no pair, they do.
+  const bool others_write = kPairs == 1 && half_units * NB * 2 <= kThreads;
+  const Pairs written(args.of, tile_lengths, first_sequence, rank * U, U, NB,
+                      others_write ? (thread + kThreads / 2) % kThreads : thread);
+  // What every step asks for, in registers: a constant of the launch the compiler loads anew at
+  // each use, unless it comes out of shared memory; what a thread can compute from its number it
+  // computes anew, unless a shuffle has made it.
+  const bool has_cluster = constants[0] > 1;
+  const int sources = constants[0], pitch = constants[1], num_chunks = constants[2];
+  const int num_columns = constants[3], half = constants[4], after_chunks = constants[5];
+  const bool all_rows = constants[6] != 0;
+  const auto kept = [&](int value) { return shfl(value, lane); };
   // Where its part of dh lies in a slot, and where its dgates are staged.
-  const auto in_slot = [&](int e) {
+  int in_slot[kPairs], in_stage[kPairs], from_stage[kPairs];
+  BIRNN_UNROLL
+  for (int e = 0; e < kPairs; ++e) {
     const int n = pairs.tile_row(e);
-    return (n / 2 * half_units + pairs.pair_of(e)) * 4 + n % 2 * 2;
-  };
-  const auto in_stage = [&](int e) {
-    return pairs.tile_row(e) * args.pitch + pairs.pair_of(e) * 2;
-  };
+    in_slot[e] = kept((n / 2 * half_units + pairs.pair_of(e)) * 4 + n % 2 * 2);
+    in_stage[e] = kept(n * args.pitch + pairs.pair_of(e) * 2);
+    from_stage[e] = kept(written.tile_row(e) * args.pitch + written.pair_of(e) * 2);
+  }
 
-  // The parts of dh from all blocks, in the order of ranks.
+  // The parts of dh from all blocks, in the order of ranks, some at once.
   const auto add_slots = [&](int s) {
     return [&, s](int e, float (&dh)[2]) {
-      const float* slot = inbox + (s & 1) * inbox_floats + in_slot(e);
-      for (int source = 0; source < cluster; ++source, slot += slot_floats) {
-        dh[0] += slot[0];
-        dh[1] += slot[1];
-      }
+      const float* slot = inbox + (s & 1) * inbox_floats + in_slot[e];
+      const auto add = [&](auto count) {
+        constexpr int kCount = decltype(count)::value;
+        Bits64 parts[kCount];
+        BIRNN_UNROLL
+        for (int i = 0; i < kCount; ++i)
+          parts[i] = *reinterpret_cast<const Bits64*>(slot + i * slot_floats);
+        BIRNN_UNROLL
+        for (int i = 0; i < kCount; ++i) {
+          dh[0] += bits_float(parts[i].x);
+          dh[1] += bits_float(parts[i].y);
+        }
+        slot += kCount * slot_floats;
+      };
+      BIRNN_UNROLL_BY(1)
+      for (int i = sources; i >= 8; i -= 8) add(std::integral_constant<int, 8>{});
+      if (sources & 4) add(std::integral_constant<int, 4>{});
+      BIRNN_UNROLL_BY(1)
+      for (int i = sources & 3; i > 0; --i) add(std::integral_constant<int, 1>{});
     };
   };
   const auto wait_for_slots = [&](int s) {
-    if (cluster > 1) mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);
+    if (has_cluster) mbarrier_wait<Scope::kCluster>(&full[s & 1], (s - 1) >> 1 & 1);
   };
   // Where a block of dgates is staged: a GRU's n of the input, block 0, behind what is multiplied.
   const auto column_of = [&](int block) {
-    if (kBlocks == kGates) return block * U;
-    return block == 0 ? args.num_chunks * Precision::kChunkColumns : (block - 1) * U;
+    if (kBlocks == kGates) return block * 2 * half;
+    return block == 0 ? after_chunks : (block - 1) * 2 * half;
   };
-  // Where this lane's sums of row tile m go, a pair of units: the rank of the block that owns it,
-  // and its piece in a slot. In one register each, for as many stand beside the weights.
-  constexpr int kRankShift = 16;
-  int destination[kRowTiles];  // -1: rows past the last block's
+  // And where it is before it is rounded for the product, to be written out.
+  const auto exact_column_of = [&](int block) {
+    return Precision::kRounds ? after_chunks + block * 2 * half : column_of(block);
+  };
+  // Where this lane's sums of row tile m go, a pair of units: the block that owns it, by where its
+  // `full` is, and the place of the piece in the block that sums. Everything that is pushed to lies
+  // at the same distance from `full`.
+  const uint32_t to_inbox = static_cast<uint32_t>(kept(static_cast<int>(
+      reinterpret_cast<const char*>(inbox) - reinterpret_cast<const char*>(full))));
+  ClusterAddress peers[kRowTiles]{};
+  int pieces[kRowTiles];  // -1: rows past the last block's
   BIRNN_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     const int pair = (m * kWarps + warp) * 8 + lane / 4, owner = pair / half_units;
-    const int piece = lane % 4 * half_units + pair % half_units;
-    destination[m] = owner < cluster ? owner << kRankShift | piece : -1;
+    const bool exists = m < own_tiles && owner < cluster;
+    const int piece = rank * slot_floats + (lane % 4 * half_units + pair % half_units) * 4;
+    pieces[m] = kept(exists ? piece : -1);
+    if (cluster > 1) peers[m] = map_rank(full, static_cast<uint32_t>(exists ? owner : rank));
   }
+  const bool arms = kept(cluster > 1 && thread == 0) != 0;
+  const int to_zeros = static_cast<int>(zeros - staged);
+  const int lane_row = kept(operand_row<T>(args.pitch));
 
   for (int s = 0; s < steps; ++s) {
     const int k = steps - 1 - s;
-    if (s > 0) {
-      wait_for_slots(s);
-      if (cluster > 1 && thread == 0 && s + 2 <= steps)
-        mbarrier_arrive_expect_tx(&full[s & 1], step_bytes);
-    }
-    T* const stage = staged + (s & 1) * NB * args.pitch;
+    const bool inner = s > 0 && pairs.is_inner(k);  // known before the wait
+    if (s > 0) wait_for_slots(s);
+    cp_async_wait<1>();  // what the thread has asked for of step k
+    T* const stage = staged + (s & 1) * num_columns * pitch;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
       if (pairs.length[e] < 0) continue;
       Pair<T> dgates[kBlocks];
-      pairs.undo(e, k, add_slots(s), dgates);
+      if (inner)
+        pairs.template undo<true>(e, k, add_slots(s), dgates);
+      else
+        pairs.template undo<false>(e, k, add_slots(s), dgates);
       BIRNN_UNROLL
-      for (int block = 0; block < kBlocks; ++block)
-        store_pair(stage, in_stage(e) + column_of(block), dgates[block], true, true);
+      for (int block = 0; block < kBlocks; ++block) {
+        const Pair<T>& exact = dgates[block];
+        const Pair<T> rounded{Precision::operand(exact.first), Precision::operand(exact.second)};
+        if (!Precision::kRounds || block >= kBlocks - kGates)
+          store_pair(stage, in_stage[e] + column_of(block), rounded, true, true);
+        if constexpr (Precision::kRounds)
+          store_pair(stage, in_stage[e] + exact_column_of(block), exact, true, true);
+      }
     }
     sync_threads();  // staged dgates to all warps; reads of inbox[s & 1] before pushes of step s
 
-    pairs.fetch(k - 1);
     const int next = (s + 1) & 1;
-    const int slot = next * inbox_floats + rank * slot_floats;
-    for (int column = 0; column < NB; column += 8) {
+    int column = 0;
+    do {
       float sums[1][kRowTiles][4] = {};
-      multiply_warp<Precision>(sums, weights, stage + column * args.pitch, args.pitch, own_tiles,
-                               args.num_chunks, mask);
-      BIRNN_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) {
-        if (m >= own_tiles || destination[m] < 0) continue;
-        const Bits128 four{float_bits(sums[0][m][0]), float_bits(sums[0][m][2]),
-                           float_bits(sums[0][m][1]), float_bits(sums[0][m][3])};
-        const int piece = destination[m] & ((1 << kRankShift) - 1);
-        float* const target = inbox + slot + (piece + column / 2 * half_units) * 4;
-        const uint32_t owner = static_cast<uint32_t>(destination[m]) >> kRankShift;
-        if (cluster > 1)
-          st_async(map_rank(target, owner), four, map_rank(&full[next], owner));
-        else
-          *reinterpret_cast<Bits128*>(target) = four;
+      multiply_warp<Precision>(sums, weights, staged,
+                               ((s & 1) * num_columns + column) * pitch + lane_row, pitch,
+                               own_tiles, num_chunks, to_zeros, mask);
+      const auto piece_of = [&](int m) {
+        return Bits128{float_bits(sums[0][m][0]), float_bits(sums[0][m][2]),
+                       float_bits(sums[0][m][1]), float_bits(sums[0][m][3])};
+      };
+      const int to_slot = next * inbox_floats + column * half * 2;
+      if (has_cluster) {
+        const auto push = [&](int m) {
+          st_async(peers[m] + (to_inbox + static_cast<uint32_t>(to_slot + pieces[m]) * 4),
+                   piece_of(m), peers[m] + next * static_cast<uint32_t>(sizeof(MBarrier)));
+        };
+        BIRNN_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          if (m > 0 && m >= own_tiles) break;
+          if (all_rows || pieces[m] >= 0) push(m);  // lanes that all have a piece need not part
+        }
+      } else {
+        BIRNN_UNROLL
+        for (int m = 0; m < kRowTiles; ++m)
+          if (pieces[m] >= 0)
+            *reinterpret_cast<Bits128*>(inbox + to_slot + pieces[m]) = piece_of(m);
       }
-    }
+      column += 8;
+    } while (column < num_columns);
+    // The mbarrier that has been waited for, for step s + 2: its phase cannot end before this
+    // arrival, whatever has come by then.
+    if (arms && s > 0 && s + 2 <= steps) mbarrier_arrive_expect_tx(&full[s & 1], step_bytes);
 
-    // Off the way to the peers: what this thread has staged, to its row.
+    // Off the way to the peers: what step k - 2 reads, and what has been staged to its row.
+    pairs.fetch(k - 2);
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
-      if (pairs.length[e] < 0) continue;
+      if (written.length[e] < 0) continue;
       BIRNN_UNROLL
       for (int block = 0; block < kBlocks; ++block)
-        pairs.store_dgates(e, k, block,
-                           load_pair<T>(stage, in_stage(e) + column_of(block), true, true));
+        written.store_dgates(
+            e, k, block, load_pair<T>(stage, from_stage[e] + exact_column_of(block), true, true));
     }
-    if (cluster == 1) sync_threads();  // the slots of step s + 1
+    if (!has_cluster) sync_threads();  // the slots of step s + 1
   }
 
   if (steps > 0) wait_for_slots(steps);

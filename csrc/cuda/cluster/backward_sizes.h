@@ -59,17 +59,23 @@ struct Sizes {
     num_clusters = ceil_div(shape.batch_size, tile_batch);
     num_tiles = static_cast<int>(ceil_div(R * U, kMatrixRows));
     num_chunks = static_cast<int>(ceil_div(G * U, columns));
-    // A GRU's n of the input follows the columns that are multiplied.
-    const int64_t row_bytes = (num_chunks * columns + (shape.cell == Cell::kGru ? U : 0)) * bytes;
+    // Behind the columns that are multiplied: a GRU's n of the input; of fp32, which may be rounded
+    // for the product, all of them as they are.
+    const int64_t exact = bytes == 4 ? dgates_blocks(shape.cell) : shape.cell == Cell::kGru ? 1 : 0;
+    const int64_t row_bytes = (num_chunks * columns + exact * U) * bytes;
     pitch = static_cast<int>(row_pitch(row_bytes) / bytes);
     const int64_t pairs = ceil_div(U / 2 * tile_batch, kThreads);
+    shared_bytes = shared_size(2 * R * U * tile_batch * 4) +
+                   shared_size(2 * tile_batch * pitch * bytes) + shared_size(tile_batch * 4) +
+                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 8 * 4;
     for (int i = kNumInstances - 1; i >= 0; --i)
       if (kInstances[i].row_tiles * kWarps >= num_tiles && kInstances[i].chunks >= num_chunks &&
           kInstances[i].pairs >= pairs)
         instance = i;
-    shared_bytes = shared_size(2 * R * U * tile_batch * 4) +
-                   shared_size(2 * tile_batch * pitch * bytes) + shared_size(tile_batch * 4) +
-                   shared_size(2 * sizeof(device::MBarrier)) + 16;
+    // What two steps read, of each pair of units.
+    const int64_t operands = reserve_blocks(shape.cell) > 0 ? 6 : 3;
+    if (instance >= 0)
+      shared_bytes += 2 * operands * kInstances[instance].pairs * kThreads * 2 * bytes;
     workspace_bytes = R * num_tiles * num_chunks * kFragmentBytes;
   }
 };

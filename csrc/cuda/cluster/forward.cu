@@ -12,13 +12,14 @@ namespace {
 
 // The largest of 16, 4 and one element's bytes at which every group's part of every row begins and
 // ends: then copies of that many bytes stay within it.
-int access_bytes(const RecurrenceShape& shape, const void* array, int64_t stride, int64_t bytes) {
+int64_t access_bytes(const RecurrenceShape& shape, const void* array, int64_t stride,
+                     int64_t bytes) {
   for (const int64_t access : {16, 4}) {
     const bool aligned = reinterpret_cast<uintptr_t>(array) % access == 0 &&
                          stride * bytes % access == 0 && shape.hidden_size * bytes % access == 0;
-    if (aligned) return static_cast<int>(access);
+    if (aligned) return access;
   }
-  return static_cast<int>(bytes);
+  return bytes;
 }
 
 }  // namespace
@@ -32,12 +33,15 @@ int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
                     const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
                     const ClusterForwardTiling& tiling, void* workspace, void* stream,
                     const Portion& portion) {
-  const Sizes sizes(shape, tiling);
+  const int64_t bytes = element_bytes(shape.element);
+  const int64_t gates_access = access_bytes(shape, direction.gates, direction.gates_stride, bytes);
+  const int64_t output_access =
+      access_bytes(shape, direction.output, direction.output_stride, bytes);
+  const Sizes sizes(shape, tiling, gates_access == 16 && output_access == 16);
   const int64_t largest_stride = std::max(direction.gates_stride, direction.output_stride);
   if (sizes.instance < 0 || largest_stride > INT32_MAX) return kNoInstance;
 
-  const int64_t bytes = element_bytes(shape.element);
-  Call call{shape, tiling, {}, workspace, stream, portion};
+  Call call{shape, tiling, sizes, {}, workspace, stream, portion};
   Arguments& args = call.args;
   args.dir = direction;
   args.lengths = lengths;
@@ -54,8 +58,8 @@ int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
   args.pitch = sizes.pitch;
   args.gates_stride = static_cast<int>(direction.gates_stride);
   args.output_stride = static_cast<int>(direction.output_stride);
-  args.gates_access = access_bytes(shape, direction.gates, direction.gates_stride, bytes);
-  args.output_access = access_bytes(shape, direction.output, direction.output_stride, bytes);
+  args.gates_access = static_cast<int>(gates_access);
+  args.output_access = static_cast<int>(output_access);
   args.save_reserve = save_reserve;
   switch (shape.element) {
     case Element::kFloat16:

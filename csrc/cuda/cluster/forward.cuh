@@ -17,19 +17,20 @@
 //
 // Step k, up to the longest length in the tile:
 //   1. owners: W_ih x of the step has landed; with the bias it is what the products are added to
-//   2. k > 0: wait for h[k & 1], of all blocks; thread 0 arms its mbarrier again for step k + 2
+//   2. k > 0: wait for h[k & 1], of all blocks
 //   3. products; k_split > 1: sums to the owners
-//   4. owners: the cell; h into the own h[(k + 1) & 1], and from there 16 bytes at a time to all
-//      peers
+//   4. owners: the cell; h is staged, and goes from there 16 bytes at a time to all blocks, the own
+//      one among them; then thread 0 arms the mbarrier that it has waited for, for step k + 2
 //   5. owners, off the way to the peers: y, the reserve, and W_ih x of a later step is asked for
 //
-// h has two buffers and needs no more: a warp writes into h[(k + 1) & 1], its own or a peer's,
-// after it has h of step k from every group, and a group gives h of step k away, by push or by
-// arrival at the own mbarrier, when all its warps have read h[(k - 1) & 1]. So a warp without a
-// group must not read h, every block must own a group, and the sums of a split product need no
-// second buffer. Sequences that have ended go on with zeros for W_ih x, so that the bytes of a step
-// stay the same; nobody looks at their h. No block leaves before all pushes into it have landed,
-// and none pushes at its last step.
+// h has two buffers and needs no more: a warp pushes into h[(k + 1) & 1], its own or a peer's,
+// after it has h of step k from every group, and a group pushes h of step k when all its warps have
+// read h[(k - 1) & 1]. So a warp without a group must not read h, every block must own a group, and
+// the sums of a split product need no second buffer. Nor do the mbarriers: pushes of step k + 1 may
+// come before thread 0 has armed theirs, but no phase ends before the one arrival that arming is.
+// Sequences that have ended go on with zeros for W_ih x, so that the bytes of a step stay the same;
+// nobody looks at their h. No block leaves before all pushes into it have landed, and none pushes
+// at its last step. What is staged is read by the warp that wrote it alone.
 //
 // A cluster of one block exchanges through its own shared memory alone: a barrier of the block ends
 // a step.
@@ -47,11 +48,18 @@
 // bandwidths, and as much latency (estimates: measured is none of it yet); 1 KB in, 1.5 KB out. The
 // chain that nothing hides is wait, ldmatrix, products, two tanh in turn, staging, push.
 //
-// By the machine code for sm_90a (nvcc 13.0; LSTM, fp16, 9 chunks, 8 sequences, aligned, without a
-// split): no local memory, no fence and no invalidation of a cache in the loop, the weights in
-// registers. 269 instructions from the top of a step to the first push, 81 of them before the wait,
-// 36 of them HMMA and 99 after the last HMMA; the last push is 34 further on. About 300 follow: y,
-// the reserve and the next copies.
+// By the machine code for sm_90a (python -m benchmarks steps; LSTM, fp16, H = 256, B = 32, R = 8, a
+// warp's own cycles without a wait for others), a step takes 928 in inference, 1104 in training,
+// and 551 from the wait to the last push; before the changes below 1453, 1731 and 829:
+//   products in a straight line, a branch for 4 chunks (multiply_warp)          chain 829 -> 629
+//   what a step asks for in registers, from shared memory or by a shuffle       chain 629 -> 612
+//   both sequences' functions before any store, lengths and biases in
+//   registers, pushes at a fixed distance from `full`                           serial 1111 -> 963
+//   one alignment in the instances without weights in shared memory, arming
+//   beside the push, whole groups of pushes without a branch                    serial 963 -> 907
+//   zeros for the chunks that are left out, in place of predicated products     serial 907 -> 928
+// The last one costs 21 here and is kept: predicates ptxas turns into branches where it likes, in
+// the backward kernel for every product. Straight lines of 4, 8 and all chunks were slower (987).
 //
 // fp32-grade products of one or two sequences are by FFMA (LaneSums), by count: 16 x 16 weights
 // take a warp 6 HMMA (tf32), 37 cycles of its quarter of the multiprocessor at the published rate
@@ -168,6 +176,19 @@ BIRNN_DEVICE void store_piece(T* target, int64_t offset, const Bits128& piece, i
   }
 }
 
+// A piece of h as others multiply it.
+template <class Precision>
+BIRNN_DEVICE Bits128 as_operand(const Bits128& piece) {
+  if constexpr (sizeof(typename Precision::Element) == 2) {
+    return piece;
+  } else {
+    const auto rounded = [](uint32_t word) {
+      return float_bits(Precision::operand(bits_float(word)));
+    };
+    return Bits128{rounded(piece.x), rounded(piece.y), rounded(piece.z), rounded(piece.w)};
+  }
+}
+
 // kChunks: of the weights, that a warp holds in registers, an upper bound.
 template <Cell kCell, class Precision, int kChunks, int kBatchTiles, bool kSharedWeights>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Arguments args) {
@@ -197,25 +218,29 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // memory.
   const int own_tiles =
       has_group && part < kBatchTiles ? (kBatchTiles - 1 - part) / args.k_split + 1 : 0;
-  const int owners = args.k_split < kBatchTiles ? args.k_split : kBatchTiles;  // of a group
   const bool owner = own_tiles > 0;
   uint32_t own_mask = 0;  // a bit for each of these tiles
   for (int tile = part; tile < kBatchTiles; tile += args.k_split) own_mask |= 1u << tile;
 
+  // First what has a fixed place: its addresses are constants on the way to the peers.
   Smem shared;
-  T* const h = shared.alloc<T>(2 * h_elements);  // [2][NB][pitch]
+  MBarrier* const full = shared.alloc<MBarrier>(2);
+  uint32_t* const mask = shared.alloc<uint32_t>(1);
+  T* const zeros = shared.alloc<T>(16 / sizeof(T));
+  int* const constants = shared.alloc<int>(8);
+  int* const tile_lengths = shared.alloc<int>(NB);
+  T* const h = shared.alloc<T>(2 * h_elements);  // [2][NB][pitch], as operand B
   // Of each group: [slots][blocks][NB][units], the sequences of a tile in the order of place().
   T* const ring =
       shared.alloc<T>(args.groups * kSlots * kSlotElements) + own_group * kSlots * kSlotElements;
+  // Of each group: [NB][units], h of the step on its way out.
+  T* const staged = shared.alloc<T>(args.groups * kBlockElements) + own_group * kBlockElements;
   // [groups][k_split][batch tile][row tile][lane] of four sums, if k_split > 1
   const int partial_elements = args.k_split > 1 ? args.k_split * kBatchTiles * kTiles * 32 : 0;
   Bits128* const partial_sums =
       shared.alloc<Bits128>(args.groups * partial_elements) + own_group * partial_elements;
   float* const bias =  // [groups][blocks][units]
       shared.alloc<float>(args.groups * kSums * kUnits) + own_group * kSums * kUnits;
-  int* const tile_lengths = shared.alloc<int>(NB);
-  MBarrier* const full = shared.alloc<MBarrier>(2);
-  uint32_t* const mask = shared.alloc<uint32_t>(1);
   Bits128* shared_weights = nullptr;  // of this warp: [chunk][row tile][k-step][lane]
   if constexpr (kSharedWeights)
     shared_weights =
@@ -255,18 +280,29 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     const T* const source = static_cast<const T*>(dir.hx) + int64_t{first_sequence + row} * H;
     const bool exists = dir.hx && row < NB && first_sequence + row < B;
     for (int i = thread; i < args.pitch; i += threads)
-      h[row * args.pitch + i] = exists && i < H ? source[i] : from_float<T>(0.0f);
+      h[row * args.pitch + i] =
+          exists && i < H ? Precision::operand(source[i]) : from_float<T>(0.0f);
   }
-  if (thread == 0) *mask = kTf32Mask;
-  sync_threads();  // the lengths, h, the bias and the mask
+  if (thread == 0) {
+    *mask = kTf32Mask;
+    *reinterpret_cast<Bits128*>(zeros) = Bits128{};
+    constants[0] = args.k_split;
+    constants[1] = args.pitch;
+    constants[2] = args.gates_access;
+    constants[3] = args.output_access;
+    constants[4] = dir.reverse;
+    constants[5] = args.save_reserve;
+    constants[6] = cluster;
+    constants[7] = B <= kFewColumns;
+  }
+  sync_threads();  // the lengths, h, the bias, the mask and the constants
   const int steps = longest_of(tile_lengths, NB);
-  const uint32_t step_bytes =
-      static_cast<uint32_t>((args.num_groups - own_groups) * kBlockElements * sizeof(T));
+  const uint32_t step_bytes = static_cast<uint32_t>(args.num_groups * kBlockElements * sizeof(T));
   if (cluster > 1) {
     if (thread == 0) {
-      // A step is complete when the peers' bytes have come and the own owners have arrived.
-      mbarrier_init(&full[0], 1 + own_groups * owners);
-      mbarrier_init(&full[1], 1 + own_groups * owners);
+      // A step is complete when all groups' bytes have come, the own ones among them.
+      mbarrier_init(&full[0], 1);
+      mbarrier_init(&full[1], 1);
       mbarrier_init_fence();
       if (steps > 1) mbarrier_arrive_expect_tx(&full[1], step_bytes);
       if (steps > 2) mbarrier_arrive_expect_tx(&full[0], step_bytes);
@@ -282,7 +318,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     return block * kBlockElements + (tile * 8 + j * 4 + lane % 4) * kUnits + lane_unit;
   };
   // What the lane copies: a piece of a row of units of one sequence of each tile, in every
-  // kLaneBlocks-th block, or to every kLaneBlocks-th peer.
+  // kLaneBlocks-th block, or to every kLaneBlocks-th block of the cluster.
   constexpr int kPieceUnits = 16 / sizeof(T), kPieces = kUnits / kPieceUnits;
   constexpr int kLaneBlocks = 4 / kPieces;
   const int first_block = lane / (8 * kPieces), place = lane / kPieces % 8;
@@ -293,14 +329,35 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const auto piece_in_slot = [&](int block, int tile) {
     return block * kBlockElements + (tile * 8 + place) * kUnits + piece_unit;
   };
-  const auto piece_length = [&](int tile) { return tile_lengths[tile * 8 + piece_row]; };
+  // What every step asks for, in registers. A constant of the launch the compiler loads anew at
+  // each use, 26 cycles on the way to the peers, unless it comes out of shared memory; what a lane
+  // can compute from its number it computes anew, unless a shuffle has made it.
+  const int k_split = constants[0], pitch = constants[1];
+  // Instances that hold all weights in registers take rows that are aligned in pieces (Sizes).
+  const int gates_access = kSharedWeights ? constants[2] : 16;
+  const int output_access = kSharedWeights ? constants[3] : 16;
+  const bool reverse = constants[4] != 0, save_reserve = constants[5] != 0;
+  const bool has_cluster = constants[6] > 1;
+  const auto kept = [&](int value) { return shfl(value, lane); };
+  int lane_lengths[2] = {}, lane_piece_length = 0;
+  if constexpr (kBatchTiles == 1) {
+    lane_lengths[0] = tile_lengths[sequence(0, 0)];
+    lane_lengths[1] = tile_lengths[sequence(0, 1)];
+    lane_piece_length = tile_lengths[piece_row];
+  }
+  const auto length_of = [&](int tile, int j) {
+    return kBatchTiles == 1 ? lane_lengths[j] : tile_lengths[sequence(tile, j)];
+  };
+  const auto piece_length = [&](int tile) {
+    return kBatchTiles == 1 ? lane_piece_length : tile_lengths[tile * 8 + piece_row];
+  };
 
   // body(i, tile) for the owner's tiles.
   const auto for_each_tile = [&](const auto& body) {
     BIRNN_UNROLL
     for (int i = 0; i < kBatchTiles; ++i) {
       if (i > 0 && i >= own_tiles) break;
-      body(i, i * args.k_split + part);
+      body(i, kBatchTiles == 1 ? 0 : i * k_split + part);
     }
   };
   // body(i, tile, e, j) for the units and sequences of the lane.
@@ -324,35 +381,88 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
 
   T* const gates = static_cast<T*>(dir.gates);
   T* const output = static_cast<T*>(dir.output);
-  // The row of step k of the copied sequence; past its end the row that is padded.
-  const auto row_of = [&](int tile, int k) {
+  // Step k of the copied sequence; past its end the row that is padded.
+  const auto time_of = [&](int tile, int k) {
     const int length = piece_length(tile);
-    const int t = dir.reverse && k < length ? length - 1 - k : k;
-    return int64_t{t * B + first_sequence + tile * 8 + piece_row};
+    return static_cast<uint32_t>(reverse && k < length ? length - 1 - k : k);
   };
-  const auto fetch = [&](int k) {
-    T* const slot = ring + k % kSlots * kSlotElements;
+  // Where the lane's pieces lie: in a row of the first tile, and from one row of time to the next.
+  const int64_t first_row = first_sequence + piece_row;
+  const int64_t gates_first = first_row * args.gates_stride + unit + first_block * H;
+  const int64_t output_first = first_row * args.output_stride + unit;
+  const uint64_t gates_time = static_cast<uint64_t>(B) * args.gates_stride;
+  const uint64_t output_time = static_cast<uint64_t>(B) * args.output_stride;
+  const auto gates_of = [&](int tile, int k) {
+    return gates_first + static_cast<int64_t>(time_of(tile, k) * gates_time) +
+           int64_t{tile * 8} * args.gates_stride;
+  };
+  const auto output_of = [&](int tile, int k) {
+    return output_first + static_cast<int64_t>(time_of(tile, k) * output_time) +
+           int64_t{tile * 8} * args.output_stride;
+  };
+  const int lane_piece_in_slot = kept(piece_in_slot(first_block, 0));
+  // Asks for W_ih x of step k.
+  const auto fetch = [&](int k, T* slot) {
     for_each_tile([&](int, int tile) {
       const int count = k < piece_length(tile) ? piece_count : 0;
-      const int64_t row = row_of(tile, k) * args.gates_stride + unit;
+      const int64_t from = gates_of(tile, k);
       BIRNN_UNROLL
       for (int block = 0; block < kGates; block += kLaneBlocks)
         if (block + first_block < kGates)
-          copy_piece_in(slot + piece_in_slot(block + first_block, tile), gates,
-                        row + (block + first_block) * H, count, args.gates_access);
+          copy_piece_in(slot + lane_piece_in_slot + block * kBlockElements + tile * 8 * kUnits,
+                        gates, from + block * H, count, gates_access);
     });
   };
   if (owner) {
     for (int k = 0; k < kSlots; ++k) {
-      if (k < steps) fetch(k);
+      if (k < steps) fetch(k, ring + k * kSlotElements);
       cp_async_commit();
     }
   }
 
+  // Where the blocks of the cluster are, from the next one round to the own one: a lane pushes to
+  // every kLaneBlocks-th. Everything that is pushed to lies at the same distance from `full`.
+  constexpr int kPushes = (kMaxCluster + kLaneBlocks - 1) / kLaneBlocks;
+  const auto peer_of = [&](int i) {
+    const int next = rank + 1 + i;
+    return static_cast<uint32_t>(next < cluster ? next : next - cluster);
+  };
+  const int lane_pushes = kept((cluster - first_block + kLaneBlocks - 1) / kLaneBlocks);
+  // Where all lanes have as many, no branch need part them.
+  const int pushes = (constants[6] + kLaneBlocks - 1) / kLaneBlocks;
+  const bool all_push = constants[6] % kLaneBlocks == 0;
+  ClusterAddress peers[kLaneBlocks == 4 ? kPushes : 1]{};
+  if (kLaneBlocks == 4 && cluster > 1) {
+    BIRNN_UNROLL
+    for (int j = 0; j < kPushes; ++j)
+      peers[kLaneBlocks == 4 ? j : 0] =
+          map_rank(full, j < lane_pushes ? peer_of(j * kLaneBlocks + first_block)
+                                         : static_cast<uint32_t>(rank));
+  }
+  const auto bytes_from_full = [&](const void* place_of) {
+    return static_cast<uint32_t>(static_cast<const char*>(place_of) -
+                                 reinterpret_cast<const char*>(full));
+  };
+  const uint32_t to_piece =
+      static_cast<uint32_t>(kept(static_cast<int>(bytes_from_full(h + piece_row * pitch + unit))));
+  // What is added to the sums, where the registers hold it.
+  constexpr bool kHoldsBias = kBatchTiles == 1 && kSums * kLaneUnits <= 4;
+  constexpr int kBiases = kHoldsBias ? kSums : 1, kBiasUnits = kHoldsBias ? kLaneUnits : 1;
+  float lane_bias[kBiases][kBiasUnits];
+  if constexpr (kHoldsBias) BIRNN_UNROLL
+  for (int of = 0; of < kSums; ++of) BIRNN_UNROLL
+  for (int e = 0; e < kLaneUnits; ++e) lane_bias[of][e] = bias[of * kUnits + lane_unit + e];
+  const int lane_in_slot = kept(in_slot(0, 0, 0));
+  const int lane_staged = kept(sequence(0, 0) * kUnits + lane_unit);
+  const bool lane_stores = kept(lane_piece_length >= 0 && first_block == 0) != 0;
+  const int to_zeros = static_cast<int>(zeros - h);
+  const int lane_row = kept(first_chunk * Precision::kChunkColumns + operand_row<T>(pitch));
+  const int piece_staged = kept(piece_row * kUnits + piece_unit);
+
+  int turn = 0;  // k % kSlots
   for (int k = 0; has_group && k < steps; ++k) {
-    T* const h_now = h + (k & 1) * h_elements;
-    T* const h_next = h + ((k + 1) & 1) * h_elements;
-    T* const slot = ring + k % kSlots * kSlotElements;
+    T* const slot = ring + turn * kSlotElements;
+    const int row = (k & 1) * h_elements + lane_row;  // of h, where the lane reads
     // By tile while products are added, then the own tiles'. What an owner starts from is W_ih x
     // and the bias.
     float sums[kBatchTiles][kTiles][4] = {};
@@ -364,8 +474,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       return sums[i][of == 3 ? 2 : of][e * 2 + j];
     };
     const auto input_of = [&](int tile, int e, int j, int of) {
-      const float b = bias[of * kUnits + lane_unit + e];
-      const T* const x = slot + in_slot(of, tile, j) + e;
+      const float b =
+          kHoldsBias ? lane_bias[of % kBiases][e % kBiasUnits] : bias[of * kUnits + lane_unit + e];
+      const T* const x =
+          slot + lane_in_slot + of * kBlockElements + (tile * 8 + j * 4) * kUnits + e;
       return of < kGates ? to_float(*x) + b : b;
     };
     const auto load_new_gate = [&] {
@@ -373,13 +485,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         for_each_unit(
             [&](int i, int tile, int e, int j) { new_gate[i][e][j] = input_of(tile, e, j, 2); });
     };
-    uint32_t active = 0;  // a bit for each sequence that the lane computes: not yet at its end
     if (owner) {
-      for_each_tile([&](int i, int tile) {
-        BIRNN_UNROLL
-        for (int j = 0; j < 2; ++j)
-          active |= static_cast<uint32_t>(k < tile_lengths[sequence(tile, j)]) << (i * 2 + j);
-      });
       cp_async_wait<kSlots - 1>();
       sync_warp();  // the slot of step k, copied by all lanes
       BIRNN_UNROLL
@@ -391,14 +497,11 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         for (int of = 0; of < kSums; ++of)
           if (kCell != Cell::kGru || of != 2) sum_of(tile, e, j, of) = input_of(tile, e, j, of);
       }
-      if (args.k_split == 1) load_new_gate();
+      if (k_split == 1) load_new_gate();
     }
 
-    if (cluster > 1 && k > 0) {
+    if (has_cluster && k > 0)
       mbarrier_wait<Scope::kCluster>(&full[k & 1], (k - 1) >> 1 & 1);  // h of all blocks
-      if (thread == 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
-    }
-    const T* const columns = h_now + first_chunk * Precision::kChunkColumns;
     const auto load_further = [&](WeightFragment(&further)[kTiles][1], int chunk) {
       BIRNN_UNROLL
       for (int m = 0; m < kTiles; ++m)
@@ -406,36 +509,38 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     };
     bool few = false;
     if constexpr (Precision::kSplits && kBatchTiles <= kFewBatchTiles) {
-      few = B <= kFewColumns;
+      few = constants[7] != 0;
       if (few) {
+        const T* const columns = h + (k & 1) * h_elements + first_chunk * Precision::kChunkColumns;
         LaneSums<kTiles> lane_sums;
         BIRNN_UNROLL
         for (int chunk = 0; chunk < kChunks; ++chunk) {
           if (chunk >= register_chunks) break;
-          lane_sums.add(weights, chunk, columns + chunk * Precision::kChunkColumns, args.pitch, B);
+          lane_sums.add(weights, chunk, columns + chunk * Precision::kChunkColumns, pitch, B);
         }
         if constexpr (kSharedWeights) {
           for (int chunk = register_chunks; chunk < own_chunks; ++chunk) {
             WeightFragment further[kTiles][1];
             load_further(further, chunk);
-            lane_sums.add(further, 0, columns + chunk * Precision::kChunkColumns, args.pitch, B);
+            lane_sums.add(further, 0, columns + chunk * Precision::kChunkColumns, pitch, B);
           }
         }
         lane_sums.add_to(sums[0], B);
       }
     }
     if (!few) {
-      multiply_warp<Precision>(sums, weights, columns, args.pitch, kTiles, register_chunks, mask);
+      multiply_warp<Precision>(sums, weights, h, row, pitch, kTiles, register_chunks, to_zeros,
+                               mask);
       if constexpr (kSharedWeights) {
         for (int chunk = register_chunks; chunk < own_chunks; ++chunk) {
           WeightFragment further[kTiles][1];
           load_further(further, chunk);
-          multiply_warp<Precision>(sums, further, columns + chunk * Precision::kChunkColumns,
-                                   args.pitch, kTiles, 1, mask);
+          multiply_warp<Precision>(sums, further, h, row + chunk * Precision::kChunkColumns, pitch,
+                                   kTiles, 1, to_zeros, mask);
         }
       }
     }
-    if (args.k_split > 1) {
+    if (k_split > 1) {
       const auto partial = [&](int of_part, int tile, int m) {
         return partial_sums + ((of_part * kBatchTiles + tile) * kTiles + m) * 32 + lane;
       };
@@ -448,12 +553,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       }
       if (owner) {
         load_new_gate();
-        bar_sync(1 + own_group, args.k_split * 32);  // the sums of all of the group's warps
+        bar_sync(1 + own_group, k_split * 32);  // the sums of all of the group's warps
         for_each_tile([&](int i, int tile) {
           BIRNN_UNROLL
           for (int m = 0; m < kTiles; ++m) BIRNN_UNROLL
           for (int n = 0; n < 4; ++n) sums[i][m][n] = 0.0f;
-          for (int of_part = 0; of_part < args.k_split; ++of_part) BIRNN_UNROLL
+          for (int of_part = 0; of_part < k_split; ++of_part) BIRNN_UNROLL
           for (int m = 0; m < kTiles; ++m) {
             const Bits128 four = *partial(of_part, tile, m);
             sums[i][m][0] += bits_float(four.x);
@@ -463,100 +568,116 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
           }
         });
       } else {
-        bar_arrive(1 + own_group, args.k_split * 32);  // the sums to the owners; h_now is read
+        bar_arrive(1 + own_group, k_split * 32);  // the sums to the owners; h_now is read
       }
     }
 
     if (owner) {
       for_each_tile([&](int i, int tile) {
+        T h_new[2][kLaneUnits];
         BIRNN_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          float h_new[kLaneUnits];
+        for (int j = 0; j < 2; ++j) BIRNN_UNROLL
+        for (int e = 0; e < kLaneUnits; ++e) {
+          float& carried = state[i][e][j];
+          float cell_sums[kSums], c = carried, kept_values[kKeptBlocks<kCell>];
           BIRNN_UNROLL
-          for (int e = 0; e < kLaneUnits; ++e) {
-            float& carried = state[i][e][j];
-            float cell_sums[kSums], c = carried, kept[kKeptBlocks<kCell>];
-            BIRNN_UNROLL
-            for (int of = 0; of < kSums; ++of) cell_sums[of] = sum_of(i, e, j, of);
-            h_new[e] = CellForward<kCell, Math>::run(cell_sums, carried, c, kept);
-            // The state of a sequence that has ended stays.
-            if (kGates > 1 && (active >> (i * 2 + j) & 1))
-              carried = kCell == Cell::kGru ? h_new[e] : c;
-            // Kept where the sums were, for after the push; an LSTM's c is in `state`.
-            if constexpr (kGates > 1) BIRNN_UNROLL
-            for (int of = 0; of < 4; ++of) sum_of(i, e, j, of) = kept[of];
-          }
-          T* const target = h_next + sequence(tile, j) * args.pitch + group * kUnits + lane_unit;
+          for (int of = 0; of < kSums; ++of) cell_sums[of] = sum_of(i, e, j, of);
+          const float h_of_unit = CellForward<kCell, Math>::run(cell_sums, carried, c, kept_values);
+          h_new[j][e] = from_float<T>(h_of_unit);
+          // The state of a sequence that has ended stays.
+          if (kGates > 1 && k < length_of(tile, j)) carried = kCell == Cell::kGru ? h_of_unit : c;
+          // Kept where the sums were, for after the push; an LSTM's c is in `state`.
+          if constexpr (kGates > 1) BIRNN_UNROLL
+          for (int of = 0; of < 4; ++of) sum_of(i, e, j, of) = kept_values[of];
+        }
+        const auto store = [&](T* target, const T(&values)[kLaneUnits]) {
           if constexpr (kLaneUnits == 1)
-            *target = from_float<T>(h_new[0]);
+            *target = values[0];
           else
-            store_pair(target, 0, Pair<T>{from_float<T>(h_new[0]), from_float<T>(h_new[1])}, true,
-                       true);
+            store_pair(target, 0, Pair<T>{values[0], values[kLaneUnits - 1]}, true, true);
+        };
+        BIRNN_UNROLL
+        for (int j = 0; j < 2; ++j) store(staged + lane_staged + (tile * 8 + j) * kUnits, h_new[j]);
+        if (!has_cluster) BIRNN_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          T rounded[kLaneUnits];
+          BIRNN_UNROLL
+          for (int e = 0; e < kLaneUnits; ++e) rounded[e] = Precision::operand(h_new[j][e]);
+          store(h + ((k + 1) & 1) * h_elements + sequence(tile, j) * pitch + group * kUnits +
+                    lane_unit,
+                rounded);
         }
       });
       sync_warp();  // h of the group, by all lanes; and they have read h_now and the slot
+      Bits128 pieces[kBatchTiles];
+      for_each_tile([&](int i, int tile) {
+        pieces[i] = *reinterpret_cast<const Bits128*>(staged + piece_staged + tile * 8 * kUnits);
+      });
 
-      const auto piece_of = [&](int tile) {
-        return reinterpret_cast<const Bits128*>(h_next + (tile * 8 + piece_row) * args.pitch +
-                                                unit);
-      };
-      if (cluster > 1 && k + 1 < steps) {
-        MBarrier* const next = &full[(k + 1) & 1];
-        if (lane == 0) mbarrier_arrive(next);  // the warp's h in the own h_next
-        Bits128 pieces[kBatchTiles];
-        for_each_tile([&](int i, int tile) { pieces[i] = *piece_of(tile); });
-        const auto push = [&](int i) {
-          const int peer = rank + i < cluster ? rank + i : rank + i - cluster;
-          const ClusterAddress target = map_rank(h_next, static_cast<uint32_t>(peer));
-          const ClusterAddress signal = map_rank(next, static_cast<uint32_t>(peer));
-          for_each_tile([&](int own, int tile) {
-            const int at = (tile * 8 + piece_row) * args.pitch + unit;
-            st_async(target + static_cast<uint32_t>(at * sizeof(T)), pieces[own], signal);
+      if (has_cluster && k + 1 < steps) {
+        const uint32_t next = (k + 1) & 1;
+        const uint32_t to_signal = next * sizeof(MBarrier);
+        const uint32_t to_next = to_piece + next * h_elements * sizeof(T);
+        const auto push = [&](const ClusterAddress& peer) {
+          for_each_tile([&](int i, int tile) {
+            st_async(peer + (to_next + tile * 8 * pitch * sizeof(T)),
+                     as_operand<Precision>(pieces[i]), peer + to_signal);
           });
         };
-        if constexpr (kLaneBlocks == 1) {
-          for (int i = 1; i < cluster; ++i) push(i);
-        } else {
-          // Where lanes have different numbers of peers, a loop would part them.
-          BIRNN_UNROLL
-          for (int first = 1; first < kMaxCluster; first += kLaneBlocks) {
-            if (first >= cluster) break;
-            if (first + first_block < cluster) push(first + first_block);
+        if constexpr (kLaneBlocks == 4) {
+          if (all_push) {
+            BIRNN_UNROLL
+            for (int j = 0; j < kPushes; ++j) {
+              if (j >= pushes) break;
+              push(peers[j]);
+            }
+          } else {
+            BIRNN_UNROLL
+            for (int j = 0; j < kPushes; ++j)
+              if (j < lane_pushes) push(peers[j]);
           }
+        } else {
+          const int own_pushes = all_push ? pushes : lane_pushes;
+          BIRNN_UNROLL_BY(4)
+          for (int j = 0; j < own_pushes; ++j)
+            push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
         }
+        // The mbarrier that has been waited for, for step k + 2: its phase cannot end before this
+        // arrival, whatever has come by then.
+        if (thread == 0 && k > 0 && k + 2 < steps)
+          mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
       }
 
-      for_each_tile([&](int, int tile) {
-        if (piece_length(tile) < 0 || first_block > 0) return;
-        const Bits128 value = k < piece_length(tile) ? *piece_of(tile) : Bits128{};
-        store_piece(output, row_of(tile, k) * args.output_stride + unit, value, piece_count,
-                    args.output_access);
+      for_each_tile([&](int i, int tile) {
+        if (kBatchTiles == 1 ? !lane_stores : piece_length(tile) < 0 || first_block > 0) return;
+        const Bits128 value = k < piece_length(tile) ? pieces[i] : Bits128{};
+        store_piece(output, output_of(tile, k), value, piece_count, output_access);
       });
-      if (kGates > 1 && args.save_reserve) {
+      if (kGates > 1 && save_reserve) {
         for_each_unit([&](int i, int tile, int e, int j) {
           BIRNN_UNROLL
           for (int block = 0; block < kBlocks; ++block)
-            slot[in_slot(block, tile, j) + e] =
+            slot[lane_in_slot + block * kBlockElements + (tile * 8 + j * 4) * kUnits + e] =
                 from_float<T>(block < kSums ? sum_of(i, e, j, block % kSums) : state[i][e][j]);
         });
         sync_warp();  // what backward needs of the step, in its slot
         for_each_tile([&](int, int tile) {
           if (k >= piece_length(tile)) return;
-          const int64_t row = row_of(tile, k) * args.gates_stride + unit;
+          const int64_t to = gates_of(tile, k);
           BIRNN_UNROLL
           for (int block = 0; block < kBlocks; block += kLaneBlocks) {
             if (block + first_block >= kBlocks) continue;
-            const Bits128 piece =
-                *reinterpret_cast<const Bits128*>(slot + piece_in_slot(block + first_block, tile));
-            store_piece(gates, row + (block + first_block) * H, piece, piece_count,
-                        args.gates_access);
+            const Bits128 piece = *reinterpret_cast<const Bits128*>(
+                slot + lane_piece_in_slot + block * kBlockElements + tile * 8 * kUnits);
+            store_piece(gates, to + block * H, piece, piece_count, gates_access);
           }
         });
       }
-      if (k + kSlots < steps) fetch(k + kSlots);
+      if (k + kSlots < steps) fetch(k + kSlots, slot);
       cp_async_commit();
     }
-    if (cluster == 1) sync_threads();  // h of step k + 1 to all warps; all have read that of step k
+    turn = turn + 1 < kSlots ? turn + 1 : 0;
+    if (!has_cluster) sync_threads();  // h of step k + 1 to all warps; all have read that of step k
   }
 
   if (!owner) return;
@@ -567,11 +688,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     if (length < 0 || first_block > 0) return;
     // Steps that no sequence of the tile has.
     for (int k = steps; k < args.seq_len; ++k)
-      store_piece(output, row_of(tile, k) * args.output_stride + unit, Bits128{}, piece_count,
-                  args.output_access);
+      store_piece(output, output_of(tile, k), Bits128{}, piece_count, output_access);
     // hy is the output of the last step, which this lane has written.
     const int64_t at = int64_t{first_sequence + tile * 8 + piece_row} * H + unit;
-    const int64_t last = length > 0 ? row_of(tile, length - 1) * args.output_stride + unit : 0;
+    const int64_t last = length > 0 ? output_of(tile, length - 1) : 0;
     for (int i = 0; i < kPieceUnits && i < piece_count; ++i) {
       T value = from_float<T>(0.0f);
       if (length > 0)

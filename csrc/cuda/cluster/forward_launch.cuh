@@ -9,6 +9,7 @@ namespace birnn::cuda::all_gather {
 struct Call {
   const RecurrenceShape& shape;
   const Tiling& tiling;
+  const Sizes& sizes;
   Arguments args;
   void* workspace;
   void* stream;
@@ -29,7 +30,8 @@ struct Residency {
 Residency residency_fp16(const LaunchConfig& config);
 
 template <Cell kCell, class Precision>
-int launch_cell(const Call& call, const Sizes& sizes) {
+int launch_cell(const Call& call) {
+  const Sizes& sizes = call.sizes;
   LaunchConfig pack;
   pack.threads = kThreads;
   pack.grid.x = static_cast<uint32_t>(sizes.num_groups) * kRowTiles<kCell>;
@@ -64,10 +66,8 @@ int launch_cell(const Call& call, const Sizes& sizes) {
 // Sizes has found an instance.
 template <class Precision>
 int launch_precision(const Call& call) {
-  const Sizes sizes(call.shape, call.tiling);
-  return visit_cell(call.shape.cell, [&](auto cell) {
-    return launch_cell<decltype(cell)::value, Precision>(call, sizes);
-  });
+  return visit_cell(call.shape.cell,
+                    [&](auto cell) { return launch_cell<decltype(cell)::value, Precision>(call); });
 }
 
 }  // namespace birnn::cuda::all_gather

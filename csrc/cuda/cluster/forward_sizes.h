@@ -34,7 +34,8 @@ constexpr int num_stages(int batch_tiles, int64_t element_bytes) {
 
 // What is compiled: the fragments of weights, row tiles x chunks, that a warp has registers for,
 // the batch tiles, and whether further fragments come from shared memory. The first one that is
-// large enough is taken.
+// large enough is taken. Only those with weights in shared memory ask how rows are aligned: in the
+// others, where a step is short, pieces of a row are 16 bytes.
 struct Instance {
   int fragments, batch_tiles;
   bool shared_weights;
@@ -52,10 +53,10 @@ struct Instance {
 constexpr Instance kInstances[] = {{8, 2, true}};
 constexpr int kFewBatchTiles = 2;
 #elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
-constexpr Instance kInstances[] = {{6, 1, true}, {9, 4, false}};
+constexpr Instance kInstances[] = {{6, 1, true}, {9, 4, false}, {9, 4, true}};
 #else
-constexpr Instance kInstances[] = {{18, 1, false}, {18, 2, false}, {16, 4, false},
-                                   {18, 1, true},  {18, 2, true},  {12, 4, true}};
+constexpr Instance kInstances[] = {{16, 1, false}, {16, 2, false}, {14, 4, false},
+                                   {16, 1, true},  {16, 2, true},  {12, 4, true}};
 #endif
 #if !defined(BIRNN_ONE_INSTANCE)
 // Instances of so many batch tiles multiply few sequences without the matrix units. Those of more
@@ -79,8 +80,10 @@ struct Sizes {
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
 
-  Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
+  // aligned: whether the rows of the arrays are, as far as the hidden size allows it.
+  Sizes(const RecurrenceShape& shape, const Tiling& tiling, bool aligned = true) {
     const int64_t bytes = element_bytes(shape.element);
+    const bool in_pieces = aligned && shape.hidden_size * bytes % 16 == 0;
     const int64_t columns = kChunkBytes / bytes, R = tiling.cluster_size, KS = tiling.k_split;
     const int64_t units = group_units(shape.cell), tiles = row_tiles(shape.cell);
     if (!takes(shape) || R < 1 || R > kMaxCluster || tiling.batch_tiles < 1 || KS < 1) return;
@@ -102,14 +105,15 @@ struct Sizes {
     const int64_t slot_bytes = row_blocks(shape.cell) * NB * units * bytes;
     shared_bytes = 2 * NB * pitch * bytes +
                    groups * num_stages(tiling.batch_tiles, bytes) * slot_bytes +
+                   groups * NB * units * bytes +
                    (KS > 1 ? groups * KS * tiling.batch_tiles * tiles * kSumsBytes : 0) +
                    groups * num_sums(shape.cell) * units * 4 + shared_size(NB * 4) +
-                   shared_size(2 * sizeof(device::MBarrier)) + 16;
+                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 8 * 4;
     for (int i = kNumInstances - 1; i >= 0; --i) {
       const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;
       if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
-      if (left > 0 && !kInstances[i].shared_weights) continue;
+      if ((left > 0 || !in_pieces) && !kInstances[i].shared_weights) continue;
       if (shared_bytes + groups * KS * left * tiles * kFragmentBytes > kMaxSharedBytes) continue;
       instance = i;
       shared_chunks = left;

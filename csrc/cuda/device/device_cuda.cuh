@@ -16,6 +16,8 @@
 #define BIRNN_DEVICE __device__ __forceinline__
 #define BIRNN_LAUNCH_BOUNDS(max_threads, min_blocks) __launch_bounds__(max_threads, min_blocks)
 #define BIRNN_UNROLL _Pragma("unroll")
+#define BIRNN_PRAGMA(text) _Pragma(#text)
+#define BIRNN_UNROLL_BY(count) BIRNN_PRAGMA(unroll count)
 
 namespace birnn::device {
 

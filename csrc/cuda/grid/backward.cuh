@@ -92,7 +92,7 @@ struct Arguments {
   BackwardArguments directions[2];
   Bits128* fragments = nullptr;    // [D][block][row tile][chunk] fragments
   WordPair* gates_ring = nullptr;  // [D][Q][slot][batch tile][chunk] of 64 pairs of words
-  WordPair* sums_ring = nullptr;   // [D][block][slot][Q sources][NB][U / 2]
+  WordPair* sums_ring = nullptr;   // [D][block][slot][Q sources][NB / 2][U / 2][2]
   int num_directions = 0;
   int row_teams = 0, column_teams = 0;  // P, Q
   int units = 0;                        // U of a block, even
@@ -260,7 +260,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
     sync_threads();  // the lengths
     const int steps = longest_of(tile_lengths, NB);
     BackwardPairs<kCell, Precision, kThreads, kPairs> pairs(of, tile_lengths, first_sequence,
-                                                            block * U, U, NB);
+                                                            block * U, U, NB, thread);
     pairs.begin(steps);
     float sums[kPairs][2] = {};  // dgates W_hh of the step after
     const auto add_sums = [&](int e, float (&dh)[2]) {
@@ -302,10 +302,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
         const int n = pairs.tile_row(e);
         if (n >= NB) continue;
         Pair<T> dgates[kBlocks];
-        if (pairs.length[e] >= 0) pairs.undo(e, k, add_sums, dgates);
+        if (pairs.length[e] >= 0) pairs.template undo<false>(e, k, add_sums, dgates);
         BIRNN_UNROLL
         for (int gate = 0; gate < kGates; ++gate) {
-          const auto bits = pack(dgates[gate + kBlocks - kGates]);
+          const Pair<T>& pair = dgates[gate + kBlocks - kGates];
+          const auto bits =
+              pack(Pair<T>{Precision::operand(pair.first), Precision::operand(pair.second)});
           const int payload =
               ((row_team * kGates + gate) * half_units + pairs.pair_of(e)) * kPairWords<Precision>;
           uint64_t* const word =
@@ -378,10 +380,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
               four[3] += bits_float(part.w);
             }
             WordPair* const target = sums_of(owner, epoch & 1) + column_team * source_pairs +
-                                     (tile * 8 + lane % 4 * 2) * half_units + pair % half_units;
+                                     ((tile * 4 + lane % 4) * half_units + pair % half_units) * 2;
             grid_exchange::publish(target, epoch, float_bits(four[0]), float_bits(four[2]));
-            grid_exchange::publish(target + half_units, epoch, float_bits(four[1]),
-                                   float_bits(four[3]));
+            grid_exchange::publish(target + 1, epoch, float_bits(four[1]), float_bits(four[3]));
           }
         } else {
           BIRNN_UNROLL

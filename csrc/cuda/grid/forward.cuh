@@ -231,7 +231,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
         const uint32_t own = static_cast<uint32_t>(h[e]);
         payload = own | shfl_xor(own, 1) << 16;
       } else {
-        payload = float_bits(h[e]);
+        payload = float_bits(Precision::operand(h[e]));
       }
       if (word[e] >= 0) grid_exchange::publish(slot + word[e], epoch, payload);
     }

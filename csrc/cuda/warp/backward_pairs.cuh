@@ -2,9 +2,9 @@
 // sequence to a pair, with what they carry from step to step and what they read from global memory,
 // asked for a step ahead. Equations: cells.h.
 //
-// A block owns `units` hidden units of a tile of the batch. Its pairs are numbered sequence by
-// sequence; pair e of a thread is number e * threads + thread, so that neighbouring threads own
-// neighbouring units.
+// A block owns `units` hidden units of a tile of the batch. Its pairs are numbered two sequences by
+// two; pair e of a thread is number e * threads + thread, so that two neighbouring threads own the
+// same units of two sequences, which lie side by side where sums are handed over.
 #pragma once
 
 #include "cells.h"
@@ -83,7 +83,10 @@ BIRNN_DEVICE void load_bits(const void* array, int64_t offset, bool both, Bits& 
     bits = pack(load_pair<T>(array, offset, false, both));
 }
 
-template <Cell kCell, class Precision, int kThreads, int kPairs>
+// kAhead: what a step reads is copied two steps ahead, into shared memory: a load into registers
+// that is under way when a block waits for its cluster keeps that wait, whose fence is one for all
+// that the thread has asked for. Else it is loaded one step ahead.
+template <Cell kCell, class Precision, int kThreads, int kPairs, bool kAhead = false>
 struct BackwardPairs {
   using T = typename Precision::Element;
   using Math = typename Precision::Math;
@@ -92,25 +95,37 @@ struct BackwardPairs {
   static constexpr int kBlocks = kDgatesBlocks<kCell>;
   static constexpr int kGates = kNumGates<kCell>;
   static constexpr int kActivations = Operands::kActivations;
+  static constexpr int kBefore = kActivations, kDy = kActivations + 1;
   static constexpr int kSequenceShift = 16;
 
   const BackwardArguments& args;
   int first_sequence, first_unit;  // of the tile, of the block
+  int shortest;                    // of the tile's sequences
   int length[kPairs];              // -1: no such pair of units in the batch
   int place[kPairs];               // the sequence in the tile, and the pair in the block
   float carried[kPairs][2];        // LSTM: dc; GRU: the gradient along z * h
-  Bits c_after[kPairs];
-  Operands operands[kPairs];
+  Bits c_after[kPairs]{};
+  Operands operands[kAhead ? 1 : kPairs];
+  Bits* slots;  // kAhead: [2][operands][pairs][threads] in shared memory, from the thread's on
+  bool all_given;
 
-  // tile_lengths [tile_batch], in shared memory.
+  // tile_lengths [tile_batch], in shared memory. thread: its number among those that share pairs.
   BIRNN_DEVICE BackwardPairs(const BackwardArguments& arguments, const int* tile_lengths,
                              int first_sequence_of_tile, int first_unit_of_block, int units,
-                             int tile_batch)
-      : args(arguments), first_sequence(first_sequence_of_tile), first_unit(first_unit_of_block) {
-    const int half_units = units / 2, thread = static_cast<int>(thread_idx());
+                             int tile_batch, int thread, Bits* slots_of_block = nullptr)
+      : args(arguments),
+        first_sequence(first_sequence_of_tile),
+        first_unit(first_unit_of_block),
+        slots(kAhead ? slots_of_block + thread : nullptr),
+        all_given(shfl(arguments.paired && arguments.dir.dy, lane_id()) != 0) {
+    const int half_units = units / 2;
+    shortest = INT32_MAX;
+    for (int n = 0; n < tile_batch; ++n)
+      if (tile_lengths[n] >= 0 && tile_lengths[n] < shortest) shortest = tile_lengths[n];
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
-      const int i = e * kThreads + thread, n = i / half_units, pair = i % half_units;
+      const int i = e * kThreads + thread;
+      const int two = i / 2, n = two / half_units * 2 + i % 2, pair = two % half_units;
       const bool exists = n < tile_batch && first_sequence + n < args.batch_size &&
                           first_unit + pair * 2 < args.hidden_size;
       length[e] = exists ? tile_lengths[n] : -1;
@@ -145,47 +160,89 @@ struct BackwardPairs {
                                   : row * args.output_stride;
     return kCell == Cell::kLstm ? args.dir.reserve : args.dir.output;
   }
-  // Asks for what step k reads. Each load goes into a register that nobody reads before the next
-  // step: a choice between a loaded value and another one, as of a variable that is set in some
-  // cases only, would wait for the load.
+  // Takes a pair of step k from an array, null: zeros. which: an activation, kBefore or kDy.
+  template <bool kPaired>
+  BIRNN_DEVICE void take(int e, int k, int which, const void* array, int64_t row) {
+    const int64_t offset = row + unit_of(e);
+    if constexpr (kAhead) {
+      Bits* const target = slot_of(k) + (which * kPairs + e) * kThreads;
+      if (!array) {
+        *target = Bits{};
+      } else if constexpr (kPaired) {
+        cp_async<sizeof(Bits)>(target, static_cast<const T*>(array) + offset);
+      } else {
+        Bits bits{};
+        load_bits<T, false>(array, offset, has_both(e), bits);
+        *target = bits;
+      }
+    } else {
+      Bits& target = which == kBefore ? operands[e].before
+                     : which == kDy   ? operands[e].dy
+                                      : operands[e].activations[which % kActivations];
+      if (array)
+        load_bits<T, kPaired>(array, offset, has_both(e), target);
+      else
+        target = Bits{};
+    }
+  }
+  // Asks for what step k reads. In registers each load goes into one that nobody reads before the
+  // next step: a choice between a loaded value and another one, as of a variable that is set in
+  // some cases only, would wait for the load.
   template <bool kPaired>
   BIRNN_DEVICE void fetch_as(int k) {
     const BackwardDirection& dir = args.dir;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
       if (k < 0 || k > length[e]) continue;
-      const auto read = [&](const void* array, int64_t offset, Bits& bits) {
-        load_bits<T, kPaired>(array, offset + unit_of(e), has_both(e), bits);
-      };
-      Operands& to = operands[e];
       if constexpr (kGates > 1) {
         int64_t offset;
         const void* const array = state_before(e, k, offset);
-        if (array)
-          read(array, offset, to.before);
-        else
-          to.before = Bits{};
+        take<kPaired>(e, k, kBefore, array, offset);
       }
       if (k >= length[e]) continue;
       const int64_t row = row_of(e, k);
       if constexpr (kActivations == 1) {
-        read(dir.output, row * args.output_stride, to.activations[0]);
+        take<kPaired>(e, k, 0, dir.output, row * args.output_stride);
       } else {
         BIRNN_UNROLL
         for (int j = 0; j < kActivations; ++j)
-          read(dir.reserve, row * args.reserve_stride + j * args.hidden_size, to.activations[j]);
+          take<kPaired>(e, k, j, dir.reserve, row * args.reserve_stride + j * args.hidden_size);
       }
-      if (dir.dy)
-        read(dir.dy, row * args.dy_stride, to.dy);
-      else
-        to.dy = Bits{};
+      take<kPaired>(e, k, kDy, dir.dy, row * args.dy_stride);
+    }
+  }
+  // Whether step k is one that all sequences have, neither the first nor the last of any.
+  BIRNN_DEVICE bool is_inner(int k) const { return k > 0 && k + 1 < shortest; }
+  // The same for such a step, where all there is to read is there, and is aligned.
+  BIRNN_DEVICE void fetch_inner(int k) {
+    const BackwardDirection& dir = args.dir;
+    BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e) {
+      if (length[e] < 0) continue;
+      const int64_t row = row_of(e, k);
+      const int64_t before = row + (dir.reverse ? args.batch_size : -args.batch_size);
+      if constexpr (kCell == Cell::kLstm)
+        take<true>(e, k, kBefore, dir.reserve, before * args.reserve_stride + 4 * args.hidden_size);
+      else if constexpr (kGates > 1)
+        take<true>(e, k, kBefore, dir.output, before * args.output_stride);
+      if constexpr (kActivations == 1) {
+        take<true>(e, k, 0, dir.output, row * args.output_stride);
+      } else {
+        BIRNN_UNROLL
+        for (int j = 0; j < kActivations; ++j)
+          take<true>(e, k, j, dir.reserve, row * args.reserve_stride + j * args.hidden_size);
+      }
+      take<true>(e, k, kDy, dir.dy, row * args.dy_stride);
     }
   }
   BIRNN_DEVICE void fetch(int k) {
-    if (args.paired)
+    if (all_given && is_inner(k))
+      fetch_inner(k);
+    else if (args.paired)
       fetch_as<true>(k);
     else
       fetch_as<false>(k);
+    if constexpr (kAhead) cp_async_commit();
   }
   // Before the first step undone, of `steps`.
   BIRNN_DEVICE void begin(int steps) {
@@ -199,19 +256,41 @@ struct BackwardPairs {
       }
     }
     fetch(steps);  // c of the last step of the longest sequences
+    if constexpr (kAhead) cp_async_wait<0>();
     BIRNN_UNROLL
-    for (int e = 0; e < kPairs; ++e) c_after[e] = operands[e].before;
+    for (int e = 0; e < kPairs; ++e)
+      if (length[e] == steps) c_after[e] = of_step(e, steps).before;
     fetch(steps - 1);
+    if constexpr (kAhead) fetch(steps - 2);
+  }
+  // What step k reads of pair e.
+  BIRNN_DEVICE Operands of_step(int e, int k) const {
+    if constexpr (kAhead) {
+      const Bits* const slot = slot_of(k) + e * kThreads;
+      Operands taken;
+      BIRNN_UNROLL
+      for (int j = 0; j < kActivations; ++j) taken.activations[j] = slot[j * kPairs * kThreads];
+      if constexpr (kGates > 1) taken.before = slot[kBefore * kPairs * kThreads];
+      taken.dy = slot[kDy * kPairs * kThreads];
+      return taken;
+    } else {
+      return operands[e];
+    }
+  }
+  BIRNN_DEVICE Bits* slot_of(int k) const {
+    return slots + (k & 1) * (kActivations + 2) * kPairs * kThreads;
   }
 
   // Undoes step k of pair e: its dgates, zeros where the sequence has no such step.
-  // add_sums(e, dh): dh += dgates W_hh of the step after.
-  template <class AddSums>
+  // add_sums(e, dh): dh += dgates W_hh of the step after. kInner: of a step that is_inner, which
+  // asks nothing of a sequence.
+  template <bool kInner, class AddSums>
   BIRNN_DEVICE void undo(int e, int k, const AddSums& add_sums, Pair<T> (&dgates)[kBlocks]) {
-    if (k < length[e]) {
-      const Operands& from = operands[e];
+    Operands from;
+    if (kInner || k <= length[e]) from = of_step(e, k);
+    if (kInner || k < length[e]) {
       float dh[2] = {};  // zero for a unit past H, and so are its dgates
-      if (k == length[e] - 1) {
+      if (!kInner && k == length[e] - 1) {
         const float* const dhy = static_cast<const float*>(args.dir.dhx) + state_offset(e);
         dh[0] = dhy[0];
         if (has_both(e)) dh[1] = dhy[1];
@@ -235,7 +314,7 @@ struct BackwardPairs {
           (half == 0 ? dgates[block].first : dgates[block].second) = from_float<T>(d[block]);
       }
     }
-    c_after[e] = operands[e].before;
+    if (kInner || k <= length[e]) c_after[e] = from.before;
   }
   template <class AddSums>
   BIRNN_DEVICE void gradient_of_state(int e, const AddSums& add_sums, float (&dh)[2]) const {
@@ -247,6 +326,10 @@ struct BackwardPairs {
   // A block of dgates of step k, to its row.
   BIRNN_DEVICE void store_dgates(int e, int k, int block, const Pair<T>& pair) const {
     const int64_t row = int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e);
+    if (is_inner(k) && args.paired) {
+      store_pair(args.dir.dgates, row + block * args.hidden_size, pair, true, true);
+      return;
+    }
     store_pair(args.dir.dgates, row + block * args.hidden_size, pair, args.paired, has_both(e));
     if (k == 0 && args.first_dgates) {
       const int64_t first_row = int64_t{sequence_of(e)} * kBlocks * args.hidden_size + unit_of(e);

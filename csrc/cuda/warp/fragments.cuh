@@ -17,6 +17,8 @@
 // fp32 additions add the warps' sums: there less than the error of fp32 is left.)
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device/device.h"
 #include "cuda/persistent/sizes.h"
 
@@ -50,7 +52,7 @@ struct SixteenBit {
   using Element = T;
   using Math = FastMath;
   static constexpr int kChunkColumns = 32;
-  static constexpr bool kSplits = false;
+  static constexpr bool kSplits = false, kRounds = false;
   // Word i of a k-step: row g + 8 (i & 1), columns column(i, c) and the next, g = lane / 4 and
   // c = lane % 4.
   static constexpr int kStepColumns = 16;
@@ -59,6 +61,9 @@ struct SixteenBit {
   static BIRNN_DEVICE uint32_t word(const T (&elements)[2]) {
     return pack2(elements[0], elements[1]);
   }
+  // What a state or a gradient is as operand B: who writes it for others to multiply rounds it
+  // once, where each of them would have to.
+  static BIRNN_DEVICE T operand(T value) { return value; }
   static BIRNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1, uint32_t) {
     mma_m16n8k16<T>(sum, a, b0, b1);
@@ -69,17 +74,19 @@ struct Float32 {
   using Element = float;
   using Math = PreciseMath;
   static constexpr int kChunkColumns = 16;
-  static constexpr bool kSplits = false;
+  static constexpr bool kSplits = false, kRounds = false;
   static constexpr int kStepColumns = 8;
   static constexpr int kWordElements = 1;
   static BIRNN_DEVICE int column(int i, int c) { return c + i / 2 * 4; }
 };
 
 struct Tf32 : Float32 {
+  static constexpr bool kRounds = true;  // operand() changes a value
   static BIRNN_DEVICE uint32_t word(const float (&elements)[1]) { return to_tf32(elements[0]); }
+  static BIRNN_DEVICE float operand(float value) { return bits_float(to_tf32(value)); }
   static BIRNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1, uint32_t) {
-    mma_m16n8k8_tf32(sum, a, to_tf32(bits_float(b0)), to_tf32(bits_float(b1)));
+    mma_m16n8k8_tf32(sum, a, b0, b1);
   }
 };
 
@@ -88,6 +95,7 @@ constexpr uint32_t kTf32Mask = 0xffffe000u;
 
 struct Ieee : Float32 {
   static BIRNN_DEVICE uint32_t word(const float (&elements)[1]) { return float_bits(elements[0]); }
+  static BIRNN_DEVICE float operand(float value) { return value; }
   static constexpr bool kSplits = true;
   // mask: kTf32Mask.
   static BIRNN_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -166,22 +174,40 @@ BIRNN_DEVICE void add_chunk(float (&sum)[4], const WeightFragment& weights, cons
   for (int i = 0; i < 4; ++i) sum[i] += chunk[i];
 }
 
-// sums [batch tile][16 rows of each row tile, 8 columns] += weights * B. columns: B, stored column
-// by column at `pitch` elements, 8 of them to a batch tile. Row tiles and chunks past num_tiles and
-// num_chunks, the same in all lanes, are left out; there is at least one chunk. What a chunk reads
-// of B is asked for one product earlier. Few tiles are summed in two chains, whose latencies
-// overlap; so do chunks that are summed up on their own. mask points at kTf32Mask in shared memory,
-// and is read anew for each chunk: else the compiler would split the weights of all chunks at once,
-// before the loop over the steps, and spill the halves.
+constexpr int kChunksToABranch = 4;
+
+// Where a lane reads operand B of multiply_warp, stored column by column at `pitch` elements.
+template <class T>
+BIRNN_DEVICE int operand_row(int pitch) {
+  constexpr int kLoadElements = 16 / sizeof(T);
+  const int lane = lane_id();
+  return (lane & 7) * pitch + (lane >> 3) * kLoadElements;
+}
+
+// sums [batch tile][16 rows of each row tile, 8 columns] += weights * B. base + row: B and
+// the lane's operand_row, 8 columns to a batch tile. Chunks past num_chunks, the same in all lanes
+// and at least 1, are left out; of row tiles past num_tiles, whose weights are zero, nobody reads
+// the sums.
+//
+// A branch stands only between kChunksToABranch chunks: ptxas waits at a branch for the products
+// and loads before it, 45 cycles a chunk where the products take 24 (LSTM in 16 bits). Chunks that
+// are left out between two branches, if any are, are multiplied by the 16 bytes of zeros at base +
+// zeros: by zero weights alone, what is not finite in another chunk would come in. (A predicate of
+// the instructions ptxas turns into branches again.) What a chunk reads of B is asked for two
+// products earlier. Few tiles are summed in two chains, whose latencies overlap.
+//
+// Chunks that are summed up on their own (kSplits) have a branch each: to split weights that are
+// left out would take longer. mask points at kTf32Mask in shared memory, and is read anew for each
+// chunk: else the compiler would split the weights of all chunks at once, before the loop over the
+// steps, and spill the halves.
 template <class Precision, int kRowTiles, int kChunks, int kBatchTiles>
 BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
                                 const WeightFragment (&weights)[kRowTiles][kChunks],
-                                const typename Precision::Element* columns, int pitch,
-                                int num_tiles, int num_chunks, const uint32_t* mask) {
-  constexpr int kChains = kRowTiles * kBatchTiles < 4 && !Precision::kSplits ? 2 : 1;
-  constexpr int kLoadElements = 16 / sizeof(typename Precision::Element);
-  const int lane = lane_id();
-  const auto* const row = columns + (lane & 7) * pitch + (lane >> 3) * kLoadElements;
+                                const typename Precision::Element* base, int row, int pitch,
+                                int num_tiles, int num_chunks, int zeros, const uint32_t* mask) {
+  const auto source_of = [&](int chunk, int n) {
+    return base + (row + n * 8 * pitch + chunk * Precision::kChunkColumns);
+  };
   if constexpr (Precision::kSplits && kBatchTiles == 4) {
     // One row tile at a time: the sums and halves of all at once would spill. The branch, which is
     // never taken, keeps the compiler from drawing them together again.
@@ -190,8 +216,7 @@ BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
       if (chunk >= num_chunks) break;
       uint32_t all[kBatchTiles][4];
       BIRNN_UNROLL
-      for (int n = 0; n < kBatchTiles; ++n)
-        ldmatrix_x4(all[n], row + n * 8 * pitch + chunk * Precision::kChunkColumns);
+      for (int n = 0; n < kBatchTiles; ++n) ldmatrix_x4(all[n], source_of(chunk, n));
       BIRNN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         const uint32_t tile_mask = *static_cast<const volatile uint32_t*>(mask);
@@ -201,43 +226,68 @@ BIRNN_DEVICE void multiply_warp(float (&sums)[kBatchTiles][kRowTiles][4],
           add_chunk<Precision>(sums[n][m], weights[m][chunk], all[n], tile_mask);
       }
     }
-    return;
-  }
-  float second[kBatchTiles][kRowTiles][4] = {};
-  uint32_t b[2][4];
-  ldmatrix_x4(b[0], row);
-  BIRNN_UNROLL
-  for (int chunk = 0; chunk < kChunks; ++chunk) {
-    if (chunk >= num_chunks) break;
-    const uint32_t chunk_mask = Precision::kSplits ? *mask : 0u;
+  } else if constexpr (Precision::kSplits) {
+    uint32_t b[2][4];
+    ldmatrix_x4(b[0], base + row);
     BIRNN_UNROLL
-    for (int n = 0; n < kBatchTiles; ++n) {
-      const int now = (chunk * kBatchTiles + n) & 1;
-      if (n + 1 < kBatchTiles)
-        ldmatrix_x4(b[now ^ 1], row + (n + 1) * 8 * pitch + chunk * Precision::kChunkColumns);
-      else if (chunk + 1 < kChunks && chunk + 1 < num_chunks)
-        ldmatrix_x4(b[now ^ 1], row + (chunk + 1) * Precision::kChunkColumns);
-      if constexpr (Precision::kSplits) {
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk >= num_chunks) break;
+      const uint32_t chunk_mask = *mask;
+      BIRNN_UNROLL
+      for (int n = 0; n < kBatchTiles; ++n) {
+        const int now = (chunk * kBatchTiles + n) & 1;
+        if (n + 1 < kBatchTiles)
+          ldmatrix_x4(b[now ^ 1], source_of(chunk, n + 1));
+        else if (chunk + 1 < kChunks && chunk + 1 < num_chunks)
+          ldmatrix_x4(b[now ^ 1], source_of(chunk + 1, 0));
         BIRNN_UNROLL
         for (int m = 0; m < kRowTiles; ++m)
           if (m < num_tiles)
             add_chunk<Precision>(sums[n][m], weights[m][chunk], b[now], chunk_mask);
-      } else {
-        BIRNN_UNROLL
-        for (int step = 0; step < 2; ++step) BIRNN_UNROLL
-        for (int m = 0; m < kRowTiles; ++m)
-          if (m < num_tiles)
-            Precision::multiply(step < kChains - 1 ? second[n][m] : sums[n][m],
-                                weights[m][chunk].words[step], b[now][2 * step],
-                                b[now][2 * step + 1], chunk_mask);
       }
     }
-  }
-  if constexpr (kChains == 2) {
-    BIRNN_UNROLL
-    for (int n = 0; n < kBatchTiles; ++n) BIRNN_UNROLL
-    for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
-    for (int i = 0; i < 4; ++i) sums[n][m][i] += second[n][m][i];
+  } else {
+    constexpr int kChains = kRowTiles * kBatchTiles < 4 ? 2 : 1;
+    constexpr int kLoads = kChunks * kBatchTiles, kAhead = 2, kRing = kAhead + 1;
+    float second[kBatchTiles][kRowTiles][4] = {};
+    uint32_t b[kRing][4];
+    const auto multiply_all = [&](auto in_fours) {
+      constexpr bool kInFours = decltype(in_fours)::value;
+      const auto load = [&](int i) {
+        // In fours there are those behind a branch that are asked for before it to look after.
+        const int chunk = i / kBatchTiles, in_four = i % (kChunksToABranch * kBatchTiles);
+        const bool is_sure = kInFours ? chunk < kChunksToABranch || in_four >= kAhead : chunk == 0;
+        const int place = row + i % kBatchTiles * 8 * pitch + chunk * Precision::kChunkColumns;
+        ldmatrix_x4(b[i % kRing], base + (is_sure || chunk < num_chunks ? place : zeros));
+      };
+      BIRNN_UNROLL
+      for (int i = 0; i < kAhead && i < kLoads; ++i) load(i);
+      BIRNN_UNROLL
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        if (chunk > 0 && chunk % kChunksToABranch == 0 && chunk >= num_chunks) break;
+        BIRNN_UNROLL
+        for (int n = 0; n < kBatchTiles; ++n) {
+          const int i = chunk * kBatchTiles + n;
+          if (i + kAhead < kLoads) load(i + kAhead);
+          BIRNN_UNROLL
+          for (int step = 0; step < 2; ++step) BIRNN_UNROLL
+          for (int m = 0; m < kRowTiles; ++m)
+            Precision::multiply(step < kChains - 1 ? second[n][m] : sums[n][m],
+                                weights[m][chunk].words[step], b[i % kRing][2 * step],
+                                b[i % kRing][2 * step + 1], 0u);
+        }
+      }
+    };
+    if (kChunks % kChunksToABranch == 0 && num_chunks % kChunksToABranch == 0)
+      multiply_all(std::true_type{});
+    else
+      multiply_all(std::false_type{});
+    if constexpr (kChains == 2) {
+      BIRNN_UNROLL
+      for (int n = 0; n < kBatchTiles; ++n) BIRNN_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) BIRNN_UNROLL
+      for (int i = 0; i < 4; ++i) sums[n][m][i] += second[n][m][i];
+    }
   }
 }
 
