@@ -52,18 +52,26 @@ UNIT_FORWARD_EXPLAINED = {"return bias ?": "see UNIT_BIAS"}
 
 FRAGMENTS = (
     (
+        "is_sure || <|chunk < num_chunks|> ? place",
+        {"zero_weights_times_what_lies_behind": "true"},
+    ),
+    (
         "<|if (chunk >= num_chunks) break;|>\n      const uint32_t chunk_mask",
         {"chunks_past_the_last": ""},
     ),
 )
 # What is asked for too much lies outside of shared memory only where there is one batch tile.
 FRAGMENTS_OF_ONE_TILE = (
-    *FRAGMENTS,
+    FRAGMENTS[0],
     (
         "chunk + 1 < kChunks && <|chunk + 1 < num_chunks|>",
         {"chunk_past_the_last_asked_for": "true"},
     ),
 )
+FRAGMENTS_OF_ONE_TILE_EXPLAINED = {
+    "if (chunk >= num_chunks) break;\n      const uint32_t": "of one batch tile nothing past them "
+    "is asked for: spares products with zeros",
+}
 # Where few columns are multiplied without the matrix units.
 FRAGMENTS_OF_FEW_COLUMNS = (
     ("own[<|n * pitch|> + four * 4]", {"first_of_few_columns_for_all": "0"}),
@@ -77,8 +85,6 @@ FRAGMENTS_EXPLAINED = {
     "return condition <= 0.0f": "relu's derivative; the cells are tested by their values",
     "if (n + 1 < kBatchTiles)": "known when compiled",
     "const bool is_sure =": "known when compiled",
-    "(is_sure || chunk < num_chunks ? place : zeros)": "zero weights times what lies behind, which "
-    "the emulator fills with numbers that are finite",
     "if (chunk > 0 && chunk % kChunksToABranch == 0": "spares products with zeros",
     "if (i + kAhead < kLoads)": "known when compiled",
     "if (kChunks % kChunksToABranch == 0 &&": "spares the search for zeros",
@@ -129,7 +135,7 @@ BACKWARD_PAIRS = (
     ),
     ("return slots + <|(k & 1)|> *", {"operands_of_one_step": "0"}),
     ("return k > 0 && <|k + 1 < shortest|>;", {"last_steps_are_inner": "k < shortest"}),
-    ("return <|k > 0|> && k + 1", {"access_before_the_first_inner_step": "k >= 0"}),
+    ("return <|k > 0|> && k + 1", {"first_step_is_inner": "k >= 0"}),
     ("if (<|args.paired|>)\n      fetch_as<true>(k);", {"odd_pairs_fetched_as_words": "true"}),
     (
         "<|if (length[e] < 0) continue;|>\n        carried[e][0] = dcx",

@@ -11,9 +11,12 @@ namespace {
 using namespace birnn;
 using namespace birnn::test;
 
-// Ragged: with lengths. Otherwise without anything that may be absent.
+// kRagged: with lengths. kFull: without them. kBare: without anything that may be absent.
+enum class Given { kRagged, kFull, kBare };
+
 void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool reverse,
-              bool ragged) {
+              Given given) {
+  const bool ragged = given == Given::kRagged, bare = given == Given::kBare;
   const std::string what = "cell " + std::to_string(static_cast<int>(cell)) + " T " +
                            std::to_string(T) + " H " + std::to_string(H) + " cluster " +
                            std::to_string(cluster) + ": ";
@@ -23,7 +26,8 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
   Buffer<float> weight_hh(num_gates(cell) * H * H), hx(B * H), cx(B * H), output(T * B * H);
   Buffer<float> reserve(T * B * width), dy(T * B * H);
   for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy}) fill(*array);
-  const auto optional = [&](auto& array) { return ragged ? array.data() : nullptr; };
+  const auto optional = [&](auto& array) { return bare ? nullptr : array.data(); };
+  const int64_t* const ends = ragged ? lengths.data() : nullptr;
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
   const int64_t strides[] = {H, width, H, 0, blocks}, tiling[] = {cluster, 1, 0};
   Buffer<float> kept(T * B * blocks);
@@ -35,11 +39,10 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
                               output.data(),    reserve.data(), optional(dy), nullptr,
                               dgates.data(),    nullptr,        dhx.data(),   dcx.data(),
                               optional(first)};
-    const int status =
-        cluster_backward_driver(sizes, reverse, optional(lengths), pointers, strides, tiling);
+    const int status = cluster_backward_driver(sizes, reverse, ends, pointers, strides, tiling);
     expect(status == 0, what + device::error_message(status));
     expect_finite(dgates, what + "dgates");
-    if (ragged) expect_finite(first, what + "first_dgates");
+    if (!bare) expect_finite(first, what + "first_dgates");
     expect_finite(dhx, what + "dhx");
     expect_finite(dcx, what + "dcx");
     expect_same(run, kept, dgates, what + "dgates");
@@ -51,9 +54,10 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
 int main() {
   for (const Cell cell : {Cell::kTanh, Cell::kRelu, Cell::kGru, Cell::kLstm}) {
     if (!has_cell(cell)) continue;
-    run_case(cell, 4, 3, 5, 1, false, true);
-    run_case(cell, 5, 9, 7, 2, true, true);
-    run_case(cell, 5, 2, 20, 4, false, false);
+    run_case(cell, 4, 3, 5, 1, false, Given::kRagged);
+    run_case(cell, 5, 9, 7, 2, true, Given::kRagged);
+    run_case(cell, 5, 2, 20, 4, false, Given::kBare);
+    run_case(cell, 4, 2, 8, 4, false, Given::kFull);
   }
   if (num_failures == 0) std::printf("ok\n");
   return num_failures == 0 ? 0 : 1;

@@ -298,13 +298,26 @@ def check_in_place(problem: Problem, kernel: Kernel, training: Run) -> None:
         assert is_equal(training.states(), in_place.states())
 
 
-def check_nan_stays_in_its_sequence(kernel: Kernel) -> None:
-    problem = Problem("gru", torch.float32, (4, 3, 9))
+def check_nan_stays_in_its_sequence(
+    kernel: Kernel, dtype: torch.dtype = torch.float32, hidden_size: int = 9
+) -> None:
+    """Not even weights that are zero bring it into another's."""
+    problem = Problem("gru", dtype, (4, 3, hidden_size))
     clean = Run(problem, forward=kernel)
     problem.gates[:, 2, 1] = NAN
     run = Run(problem, forward=kernel)
     assert run.hy[:, 1].isnan().all()
     assert is_equal([run.hy[:, [0, 2]]], [clean.hy[:, [0, 2]]])
+
+
+def check_nan_of_a_gradient_stays_in_its_sequence(kernel: Kernel, dtype: torch.dtype) -> None:
+    problem = Problem("gru", dtype, (4, 3, 10))
+    run = Run(problem, backward=kernel)
+    clean = run.backward()["dhx"]
+    problem.dy[2, 1] = NAN
+    dhx = run.backward()["dhx"]
+    assert dhx[:, 1].isnan().all()
+    assert is_equal([dhx[:, [0, 2]]], [clean[:, [0, 2]]])
 
 
 def check_backward(problem: Problem, kernel: Kernel, without: Sequence[str] = ()) -> None:

@@ -37,11 +37,14 @@ NAN = float("nan")
 
 def draw_lengths(pattern: str, seq_len: int, batch_size: int) -> list[int] | None:
     """By pattern: "none", "full"; "mixed": with 0 and T, unsorted, and beyond what is allowed,
-    where they are clamped; "short": of those, none that reaches the last step."""
+    where they are clamped; "short": of those, none that reaches the last step; "long": each has
+    half of the steps."""
     if pattern == "none":
         return None
     if pattern == "full":
         return [seq_len] * batch_size
+    if pattern == "long":
+        return [seq_len - b % (seq_len // 2 + 1) for b in range(batch_size)]
     wild = [seq_len // 2, 0, seq_len + 3, 1, -2, seq_len]
     lengths = [wild[b % len(wild)] for b in range(batch_size)]
     return [min(length, seq_len - 1) for length in lengths] if pattern == "short" else lengths

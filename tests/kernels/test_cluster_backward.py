@@ -19,6 +19,7 @@ from kernel_run import (
     check_backward,
     check_clean_under_sanitizers,
     check_first_dgates_may_be_absent,
+    check_nan_of_a_gradient_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths
@@ -48,7 +49,7 @@ def kernel(*tiling: int, tf32: bool = False, on: build.Emulator | None = None) -
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients(cell: str, precision: str, seed: int) -> None:
     shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
-    patterns = itertools.cycle(("mixed", "none", "short", "full"))
+    patterns = itertools.cycle(("mixed", "none", "short", "full", "long"))
     for index, (T, states) in enumerate(itertools.product((1, 2, 3, 5, 7), (True, False))):
         H, B, cluster, tiles = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
@@ -79,6 +80,12 @@ def test_the_cluster_size_changes_no_more_than_rounding() -> None:
         check_backward(problem, kernel(cluster, 1))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_stays_in_its_sequence(precision: str) -> None:
+    under_test = kernel(1, 1, tf32=precision == "tf32")
+    check_nan_of_a_gradient_stays_in_its_sequence(under_test, PRECISIONS[precision])
+
+
 def test_first_dgates_may_be_absent() -> None:
     check_first_dgates_may_be_absent(kernel(2, 1))
 
@@ -102,7 +109,10 @@ FILES = {
     "cluster/backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "warp/backward_pairs.cuh": (shared.BACKWARD_PAIRS, shared.BACKWARD_PAIRS_EXPLAINED),
     "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
-    "warp/fragments.cuh": (shared.FRAGMENTS_OF_ONE_TILE, shared.FRAGMENTS_EXPLAINED),
+    "warp/fragments.cuh": (
+        shared.FRAGMENTS_OF_ONE_TILE,
+        {**shared.FRAGMENTS_EXPLAINED, **shared.FRAGMENTS_OF_ONE_TILE_EXPLAINED},
+    ),
     "warp/pairs.cuh": (shared.PAIRS, {}),
     "warp/unit_forward.cuh": (shared.UNIT_FORWARD, shared.UNIT_FORWARD_EXPLAINED),
 }
@@ -113,10 +123,15 @@ def defective_kernel() -> planting.DefectiveKernel:
     return planting.build_defects("cluster_backward", FILES)
 
 
-SHAPES_OF_DEFECTS = ((5, 6, 1), (21, 9, 3), (64, 8, 2))
+SHAPES_OF_DEFECTS = ((5, 6, 1, 1), (21, 9, 3, 1), (64, 8, 2, 1))
+# Steps that are neither the first nor the last of any sequence; more sources, and batch tiles; a
+# block of as few units as there are.
+SHAPES_OF_INNER_STEPS = ((40, 12, 5, 2), (8, 9, 4, 1))
 DEFECT_CASES = (
+    *itertools.product(("lstm",), (torch.float32,), SHAPES_OF_INNER_STEPS, ("long",)),
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
+    ("gru", torch.float16, (10, 3, 1, 1), "nan"),
 )
 
 
@@ -124,12 +139,15 @@ def check_defective(
     emulator: build.Emulator,
     cell: str,
     dtype: torch.dtype,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
     pattern: str,
 ) -> None:
-    H, B, cluster = sizes
-    problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
-    check_backward(problem, kernel(cluster, 1, on=emulator))
+    H, B, *tiling = sizes
+    under_test = kernel(*tiling, on=emulator)
+    if pattern == "nan":
+        check_nan_of_a_gradient_stays_in_its_sequence(under_test, dtype)
+        return
+    check_backward(Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B)), under_test)
 
 
 @pytest.mark.long

@@ -121,8 +121,10 @@ def test_the_tiling_changes_no_more_than_rounding() -> None:
         check_forward(problem, kernel(*tiling))
 
 
-def test_nan_stays_in_its_sequence() -> None:
-    check_nan_stays_in_its_sequence(kernel(1, 1, 1))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_stays_in_its_sequence(precision: str) -> None:
+    under_test = kernel(1, 1, 1, tf32=precision == "tf32")
+    check_nan_stays_in_its_sequence(under_test, PRECISIONS[precision])
 
 
 @pytest.mark.parametrize(
@@ -174,8 +176,11 @@ def check_defective(
     pattern: str,
 ) -> None:
     (H, B), tiling = case
-    problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
     under_test = kernel(*tiling, on=emulator)
+    if pattern == "nan":
+        check_nan_stays_in_its_sequence(under_test, dtype, H)
+        return
+    problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
     run = check_forward(problem, under_test)
     if cell != "tanh":
         assert run.gates[:, ~problem.inside[..., 0]].isnan().all(), "the reserve past the end"
@@ -195,6 +200,8 @@ SHAPES_OF_DEFECTS = (
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("tanh", torch.float16, ((32, 10), (1, 2, 1)), "mixed"),
+    ("lstm", torch.float16, ((64, 5), (4, 2, 1)), "mixed"),  # whole groups of peers
+    ("gru", torch.float16, ((5, 3), (1, 2, 1)), "nan"),
     ("lstm", torch.float32, ((96, 2), (6, 2, 1)), "full"),  # few sequences, each with all steps
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
 )

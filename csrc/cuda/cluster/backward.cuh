@@ -229,7 +229,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
   BIRNN_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     const int pair = (m * kWarps + warp) * 8 + lane / 4, owner = pair / half_units;
-    const bool exists = m < own_tiles && owner < cluster;
+    const bool exists = owner < cluster;
     const int piece = rank * slot_floats + (lane % 4 * half_units + pair % half_units) * 4;
     pieces[m] = kept(exists ? piece : -1);
     if (cluster > 1) peers[m] = map_rank(full, static_cast<uint32_t>(exists ? owner : rank));

@@ -331,14 +331,18 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   };
   // What every step asks for, in registers. A constant of the launch the compiler loads anew at
   // each use, 26 cycles on the way to the peers, unless it comes out of shared memory; what a lane
-  // can compute from its number it computes anew, unless a shuffle has made it.
-  const int k_split = constants[0], pitch = constants[1];
+  // can compute from its number it computes anew, unless a shuffle has made it. Where weights are
+  // split and batch tiles are several there are no registers left for it.
+  constexpr bool kKeeps = !Precision::kSplits || kBatchTiles == 1;
+  const int k_split = kKeeps ? constants[0] : args.k_split;
+  const int pitch = kKeeps ? constants[1] : args.pitch;
   // Instances that hold all weights in registers take rows that are aligned in pieces (Sizes).
   const int gates_access = kSharedWeights ? constants[2] : 16;
   const int output_access = kSharedWeights ? constants[3] : 16;
-  const bool reverse = constants[4] != 0, save_reserve = constants[5] != 0;
-  const bool has_cluster = constants[6] > 1;
-  const auto kept = [&](int value) { return shfl(value, lane); };
+  const bool reverse = kKeeps ? constants[4] != 0 : dir.reverse;
+  const bool save_reserve = kKeeps ? constants[5] != 0 : args.save_reserve;
+  const bool has_cluster = kKeeps ? constants[6] > 1 : cluster > 1;
+  const auto kept = [&](int value) { return kKeeps ? shfl(value, lane) : value; };
   int lane_lengths[2] = {}, lane_piece_length = 0;
   if constexpr (kBatchTiles == 1) {
     lane_lengths[0] = tile_lengths[sequence(0, 0)];
@@ -392,13 +396,22 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const int64_t output_first = first_row * args.output_stride + unit;
   const uint64_t gates_time = static_cast<uint64_t>(B) * args.gates_stride;
   const uint64_t output_time = static_cast<uint64_t>(B) * args.output_stride;
+  const auto row_of = [&](int tile, int k) {
+    return int64_t{time_of(tile, k)} * B + first_row + tile * 8;
+  };
   const auto gates_of = [&](int tile, int k) {
-    return gates_first + static_cast<int64_t>(time_of(tile, k) * gates_time) +
-           int64_t{tile * 8} * args.gates_stride;
+    if constexpr (kKeeps)
+      return gates_first + static_cast<int64_t>(time_of(tile, k) * gates_time) +
+             int64_t{tile * 8} * args.gates_stride;
+    else
+      return row_of(tile, k) * args.gates_stride + unit + first_block * H;
   };
   const auto output_of = [&](int tile, int k) {
-    return output_first + static_cast<int64_t>(time_of(tile, k) * output_time) +
-           int64_t{tile * 8} * args.output_stride;
+    if constexpr (kKeeps)
+      return output_first + static_cast<int64_t>(time_of(tile, k) * output_time) +
+             int64_t{tile * 8} * args.output_stride;
+    else
+      return row_of(tile, k) * args.output_stride + unit;
   };
   const int lane_piece_in_slot = kept(piece_in_slot(first_block, 0));
   // Asks for W_ih x of step k.
