@@ -18,7 +18,7 @@ int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
   const Sizes sizes(shape, tiling);
   if (sizes.instance < 0 || !fits_32_bits(direction)) return kNoInstance;
 
-  Call call{shape, tiling, {}, workspace, stream, portion};
+  Call call{shape, tiling, sizes, {}, workspace, stream, portion};
   Arguments& args = call.args;
   args.of = backward_arguments(shape, lengths, direction, first_dgates);
   args.fragments = static_cast<const Bits128*>(workspace);
@@ -27,14 +27,7 @@ int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
   args.num_tiles = sizes.num_tiles;
   args.num_chunks = sizes.num_chunks;
   args.pitch = sizes.pitch;
-  switch (shape.element) {
-    case Element::kFloat16:
-      return launch_fp16(call);
-    case Element::kBFloat16:
-      return launch_bf16(call);
-    default:
-      return compute == GemmCompute::kTf32 ? launch_tf32(call) : launch_ieee(call);
-  }
+  return persistent::launch_in_precision(compute, call);
 }
 
 }  // namespace birnn::cuda

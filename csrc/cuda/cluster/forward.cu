@@ -61,14 +61,7 @@ int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
   args.gates_access = static_cast<int>(gates_access);
   args.output_access = static_cast<int>(output_access);
   args.save_reserve = save_reserve;
-  switch (shape.element) {
-    case Element::kFloat16:
-      return launch_fp16(call);
-    case Element::kBFloat16:
-      return launch_bf16(call);
-    default:
-      return compute == GemmCompute::kTf32 ? launch_tf32(call) : launch_ieee(call);
-  }
+  return persistent::launch_in_precision(compute, call);
 }
 
 }  // namespace birnn::cuda

@@ -2,19 +2,11 @@
 #pragma once
 
 #include "cuda/cluster/forward.cuh"
-#include "cuda/persistent/instances.h"
+#include "cuda/persistent/launch.h"
 
 namespace birnn::cuda::all_gather {
 
-struct Call {
-  const RecurrenceShape& shape;
-  const Tiling& tiling;
-  const Sizes& sizes;
-  Arguments args;
-  void* workspace;
-  void* stream;
-  const Portion& portion;
-};
+using Call = persistent::CallOf<Tiling, Sizes, Arguments>;
 
 int launch_fp16(const Call& call);
 int launch_bf16(const Call& call);
@@ -30,44 +22,31 @@ struct Residency {
 Residency residency_fp16(const LaunchConfig& config);
 
 template <Cell kCell, class Precision>
-int launch_cell(const Call& call) {
+int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call) {
   const Sizes& sizes = call.sizes;
-  LaunchConfig pack;
-  pack.threads = kThreads;
-  pack.grid.x = static_cast<uint32_t>(sizes.num_groups) * kRowTiles<kCell>;
-  pack.stream = call.stream;
-  Status status = kSuccess;
-  if (call.portion.packs)
-    status = launch(pack, pack_weights_kernel<kCell, Precision>, call.args,
-                    static_cast<Bits128*>(call.workspace));
-  if (status != kSuccess || !call.portion.recurs) return static_cast<int>(status);
-
-  LaunchConfig config;
-  config.threads = static_cast<uint32_t>(sizes.threads);
-  config.grid.x = static_cast<uint32_t>(sizes.num_clusters * call.tiling.cluster_size);
-  config.cluster = static_cast<uint32_t>(call.tiling.cluster_size);
-  config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
-  config.stream = call.stream;
-  int result = 0;
-  const auto launch_if_chosen = [&](auto index) {
+  const auto pack = [&] {
+    LaunchConfig config;
+    config.threads = kThreads;
+    config.grid.x = static_cast<uint32_t>(sizes.num_groups) * kRowTiles<kCell>;
+    config.stream = call.stream;
+    return launch(config, pack_weights_kernel<kCell, Precision>, call.args,
+                  static_cast<Bits128*>(call.fragments));
+  };
+  const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
     constexpr int kBytes = sizeof(typename Precision::Element);
-    if (sizes.instance != index) return;
-    result = static_cast<int>(
-        launch(config,
-               cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
-                                      kInstance.batch_tiles, kInstance.shared_weights>,
-               call.args));
+    LaunchConfig config;
+    config.threads = static_cast<uint32_t>(sizes.threads);
+    config.grid.x = static_cast<uint32_t>(sizes.num_clusters * call.tiling.cluster_size);
+    config.cluster = static_cast<uint32_t>(call.tiling.cluster_size);
+    config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
+    config.stream = call.stream;
+    return launch(config,
+                  cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
+                                         kInstance.batch_tiles, kInstance.shared_weights>,
+                  call.args);
   };
-  for_each_index<kNumInstances>(launch_if_chosen);
-  return result;
-}
-
-// Sizes has found an instance.
-template <class Precision>
-int launch_precision(const Call& call) {
-  return visit_cell(call.shape.cell,
-                    [&](auto cell) { return launch_cell<decltype(cell)::value, Precision>(call); });
+  return persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
 }
 
 }  // namespace birnn::cuda::all_gather

@@ -17,7 +17,7 @@ int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
                   void* workspace, void* stream, const Portion& portion) {
   const Sizes sizes(shape, tiling, num_directions);
   if (sizes.instance < 0) return kNoInstance;
-  Call call{shape.cell, sizes, {}, stream, portion};
+  Call call{shape, tiling, sizes, {}, workspace, stream, portion};
   Arguments& args = call.args;
   for (int d = 0; d < num_directions; ++d) {
     if (!fits_32_bits(directions[d])) return kNoInstance;
@@ -37,14 +37,7 @@ int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
   args.num_tiles = sizes.num_tiles;
   args.num_chunks = sizes.num_chunks;
   args.warp_chunks = sizes.warp_chunks;
-  switch (shape.element) {
-    case Element::kFloat16:
-      return launch_fp16(call);
-    case Element::kBFloat16:
-      return launch_bf16(call);
-    default:
-      return compute == GemmCompute::kTf32 ? launch_tf32(call) : launch_ieee(call);
-  }
+  return persistent::launch_in_precision(compute, call);
 }
 
 }  // namespace birnn::cuda

@@ -20,7 +20,7 @@ int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
   const Sizes sizes(shape, tiling, num_directions);
   if (sizes.instance < 0) return kNoInstance;
   void* const fragments = static_cast<char*>(workspace) + sizes.ring_bytes;
-  Call call{shape.cell, sizes, tiling.batch_tiles, {}, fragments, stream, portion};
+  Call call{shape, tiling, sizes, {}, fragments, stream, portion};
   Arguments& args = call.args;
   for (int d = 0; d < num_directions; ++d) {
     args.dirs[d] = directions[d];
@@ -42,14 +42,7 @@ int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
   args.teams = static_cast<int>(sizes.teams_of(tiling));
   args.slot_pairs = static_cast<int>(sizes.slot_pairs);
   args.save_reserve = save_reserve;
-  switch (shape.element) {
-    case Element::kFloat16:
-      return launch_fp16(call);
-    case Element::kBFloat16:
-      return launch_bf16(call);
-    default:
-      return compute == GemmCompute::kTf32 ? launch_tf32(call) : launch_ieee(call);
-  }
+  return persistent::launch_in_precision(compute, call);
 }
 
 }  // namespace birnn::cuda

@@ -2,19 +2,11 @@
 #pragma once
 
 #include "cuda/grid/forward.cuh"
-#include "cuda/persistent/instances.h"
+#include "cuda/persistent/launch.h"
 
 namespace birnn::cuda::grid_gather {
 
-struct Call {
-  Cell cell;
-  const Sizes& sizes;
-  int batch_tiles;
-  Arguments args;
-  void* fragments;  // that the packing kernel writes
-  void* stream;
-  const Portion& portion;
-};
+using Call = persistent::CallOf<GridForwardTiling, Sizes, Arguments>;
 
 int launch_fp16(const Call& call);
 int launch_bf16(const Call& call);
@@ -22,47 +14,36 @@ int launch_tf32(const Call& call);
 int launch_ieee(const Call& call);
 
 template <Cell kCell, class Precision>
-int launch_cell(const Call& call) {
+int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call) {
   const Sizes& sizes = call.sizes;
-  LaunchConfig pack;
-  pack.threads = kThreads;
-  pack.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
-  pack.stream = call.stream;
-  Status status = kSuccess;
-  if (call.portion.packs)
-    status = launch(pack, pack_kernel<kCell, Precision>, call.args,
-                    static_cast<Bits128*>(call.fragments), sizes.ring_pairs, call.batch_tiles);
-  if (status != kSuccess || !call.portion.recurs) return static_cast<int>(status);
-
-  LaunchConfig config;
-  config.threads = kThreads;
-  config.grid.x = static_cast<uint32_t>(sizes.num_blocks);
-  config.cooperative = true;
-  config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
-  config.stream = call.stream;
-  int result = 0;
-  const auto launch_if_chosen = [&](auto index) {
+  const auto pack = [&] {
+    LaunchConfig config;
+    config.threads = kThreads;
+    config.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
+    config.stream = call.stream;
+    return launch(config, pack_kernel<kCell, Precision>, call.args,
+                  static_cast<Bits128*>(call.fragments), sizes.ring_pairs, call.tiling.batch_tiles);
+  };
+  const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
     constexpr int kBytes = sizeof(typename Precision::Element);
-    if constexpr (shared_bytes_of(kInstance, kBytes) <= kMaxSharedBytes) {
-      if (sizes.instance != index) return;
-      result = static_cast<int>(
-          launch(config,
-                 grid_forward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
-                                     kInstance.held(kBytes), kInstance.asked, kInstance.batch_tiles,
-                                     kInstance.cells>,
-                 call.args));
+    if constexpr (shared_bytes_of(kInstance, kBytes) > kMaxSharedBytes) {
+      return kNoInstance;  // Sizes does not choose it
+    } else {
+      LaunchConfig config;
+      config.threads = kThreads;
+      config.grid.x = static_cast<uint32_t>(sizes.num_blocks);
+      config.cooperative = true;
+      config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
+      config.stream = call.stream;
+      return launch(config,
+                    grid_forward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
+                                        kInstance.held(kBytes), kInstance.asked,
+                                        kInstance.batch_tiles, kInstance.cells>,
+                    call.args);
     }
   };
-  for_each_index<kNumInstances>(launch_if_chosen);
-  return result;
-}
-
-// Sizes has found an instance.
-template <class Precision>
-int launch_precision(const Call& call) {
-  return visit_cell(call.cell,
-                    [&](auto cell) { return launch_cell<decltype(cell)::value, Precision>(call); });
+  return persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
 }
 
 }  // namespace birnn::cuda::grid_gather
