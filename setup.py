@@ -115,7 +115,7 @@ def sources_in(*patterns: str) -> set[str]:
 # The plan is host code that needs no CUDA.
 plan_sources = sources_in("csrc/cuda/plan/*.cpp")
 cuda_sources = sources_in("csrc/layer/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu")
-sources = sources_in("csrc/layer/*.cpp", "csrc/cpu/*.cpp") | plan_sources
+sources = sources_in("csrc/layer/*.cpp", "csrc/layer/cpu/*.cpp", "csrc/cpu/*.cpp") | plan_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 if "-g" not in os.environ.get("CFLAGS", "").split():
     # Python's own flags have it; it doubles the time to build, and makes the library eight times

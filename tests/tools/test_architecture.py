@@ -37,7 +37,7 @@ CSRC: Rooms = {
     ),
     "dispatch": (["cuda/dispatch.*", "cuda/streams.*"], ["cuda contract", "plan"]),
     "layer": (
-        ["layer/layer.*", "layer/profile.h", "layer/autograd.*", "layer/cpu.cpp"],
+        ["layer/layer.*", "layer/profile.h", "layer/autograd.*", "layer/cpu/*"],
         ["contract", "cpu"],
     ),
     "cluster limits": (["cuda/cluster/limits.*"], ["cluster"]),  # what a driver says of them

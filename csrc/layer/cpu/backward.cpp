@@ -1,200 +1,24 @@
-// A layer on the CPU: lays sequences of unequal length out in packed rows, runs the recurrence, and
-// leaves the gradients of input and weights to the BLAS.
+// The backward pass of a layer on the CPU: runs the recurrence in chunks of steps, and leaves the
+// gradients of input and weights to the BLAS.
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "cpu/gemm_cpu.h"
 #include "cpu/kept_memory.h"
-#include "cpu/recurrence_cpu.h"
-#include "layer/layer.h"
+#include "layer/cpu/operands.h"
 #include "layer/profile.h"
 
 namespace birnn {
 namespace {
-
-// What a call computes with: the kernels for its weights, and the types of its rows (x, h, their
-// gradients, dgates), which the products of the weight gradients share, and of all else.
-struct Numbers {
-  const cpu::KernelTable* kernels;
-  at::ScalarType weights, rows, sums;  // weights: the matrices, as the kernels take them
-
-  Numbers(at::ScalarType type, int64_t batch_size) : sums(at::toOpMathType(type)) {
-    using cpu::WeightFormat;
-    if (type == at::kChar) {
-      kernels = cpu::kernels_for(WeightFormat::kInt8).table;
-      weights = at::kChar;
-      rows = sums = at::kFloat;
-      return;
-    }
-    kernels = cpu::kernels_for(type == at::kDouble     ? WeightFormat::kFloat64
-                               : type == at::kHalf     ? WeightFormat::kFloat16
-                               : type == at::kBFloat16 ? WeightFormat::kBFloat16
-                                                       : WeightFormat::kFloat32)
-                  .table;
-    // Widening costs an instruction or two for each vector of weights in each step, which a few
-    // sequences regain in bytes and more do not: LSTM, AVX-512, H = 1024, B = 1 runs 1.35 times as
-    // fast as float32, H = 512, B = 32 0.6 times. The sums are the same, bit for bit.
-    constexpr int64_t kFewSequences = 2;
-    const bool widens = type != sums && kernels && kernels->rows != Element::kBFloat16;
-    if (widens && batch_size > kFewSequences) kernels = nullptr;
-    weights = kernels ? type : sums;
-    if (!kernels) kernels = cpu::kernels_for(WeightFormat::kFloat32).table;
-    rows = kernels->rows == Element::kBFloat16 ? at::kBFloat16 : sums;
-  }
-};
-
-// t.to(type) without its price where there is nothing to do. A layer of one sequence and 64 units
-// is done in 40 us, so that every call of the dispatcher counts.
-Tensor as_type(const Tensor& t, at::ScalarType type) {
-  return t.scalar_type() == type ? t : t.to(type);
-}
-
-// Sequences longest first, their steps in packed rows.
-struct Rows {
-  int64_t num_rows = 0;
-  Tensor lengths;      // [B] sorted, or undefined: all T
-  Tensor row_offsets;  // [T + 1]
-  Tensor order;        // [B] the caller's index of a sorted sequence; undefined: unchanged
-  Tensor padded_rows;  // [N] the caller's row of a packed row; undefined: unchanged
-
-  SequenceRows pointers() const {
-    if (!lengths.defined()) return {};
-    return {lengths.const_data_ptr<int64_t>(), row_offsets.const_data_ptr<int64_t>()};
-  }
-};
-
-Tensor offsets_of(const std::vector<int64_t>& batch_sizes) {
-  Tensor offsets = at::empty({static_cast<int64_t>(batch_sizes.size()) + 1}, at::kLong);
-  int64_t* offset = offsets.data_ptr<int64_t>();
-  offset[0] = 0;
-  for (size_t t = 0; t < batch_sizes.size(); ++t) offset[t + 1] = offset[t] + batch_sizes[t];
-  return offsets;
-}
-
-Rows packed_rows(const Tensor& batch_sizes) {
-  const int64_t* size = batch_sizes.const_data_ptr<int64_t>();
-  const int64_t T = batch_sizes.size(0);
-  Rows rows;
-  rows.row_offsets = offsets_of({size, size + T});
-  rows.lengths = at::empty({size[0]}, at::kLong);
-  int64_t* length = rows.lengths.data_ptr<int64_t>();
-  for (int64_t t = T - 1, b = 0; t >= 0; --t)
-    for (; b < size[t]; ++b) length[b] = t + 1;
-  rows.num_rows = rows.row_offsets.const_data_ptr<int64_t>()[T];
-  return rows;
-}
-
-Rows rows_of_lengths(const Tensor& given, int64_t T) {
-  const Tensor lengths = given.to(at::kCPU, at::kLong).contiguous();
-  const int64_t B = lengths.size(0);
-  const int64_t* length = lengths.const_data_ptr<int64_t>();
-  bool all_full = true;
-  for (int64_t b = 0; b < B; ++b) {
-    TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= T, "lengths[", b, "] is ", length[b],
-                      " but must be between 0 and the ", T, " steps of the input");
-    all_full = all_full && length[b] == T;
-  }
-  Rows rows;
-  rows.num_rows = T * B;
-  if (all_full) return rows;
-
-  rows.order = at::empty({B}, at::kLong);
-  int64_t* order = rows.order.data_ptr<int64_t>();
-  std::iota(order, order + B, int64_t(0));
-  std::stable_sort(order, order + B, [&](int64_t a, int64_t b) { return length[a] > length[b]; });
-  rows.lengths = lengths.index_select(0, rows.order);
-  const int64_t* sorted = rows.lengths.const_data_ptr<int64_t>();
-  std::vector<int64_t> batch_sizes(T);
-  int64_t active = B;
-  for (int64_t t = 0; t < T; ++t) {
-    while (active > 0 && sorted[active - 1] <= t) --active;
-    batch_sizes[t] = active;
-  }
-  rows.row_offsets = offsets_of(batch_sizes);
-  rows.num_rows = rows.row_offsets.const_data_ptr<int64_t>()[T];
-  rows.padded_rows = at::empty({rows.num_rows}, at::kLong);
-  int64_t* row = rows.padded_rows.data_ptr<int64_t>();
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t j = 0; j < batch_sizes[t]; ++j) *row++ = t * B + order[j];
-  return rows;
-}
-
-Rows rows_of(const Problem& p) {
-  if (p.is_packed()) return packed_rows(*p.batch_sizes);
-  if (p.lengths) return rows_of_lengths(*p.lengths, p.shape.seq_len);
-  Rows rows;
-  rows.num_rows = p.num_rows;
-  return rows;
-}
-
-// A tensor [T, B, C] or [N, C] as the rows that the recurrence walks, [N, C] with unit stride in
-// the last dimension: a view where the memory allows it.
-Tensor take_rows(const Tensor& t, const Rows& rows, at::ScalarType type) {
-  Tensor flat;
-  const int64_t C = t.size(-1);
-  const bool mergeable = t.dim() == 3 && t.stride(2) == 1 && t.stride(1) >= C &&
-                         t.stride(0) == t.size(1) * t.stride(1);
-  if (mergeable)
-    flat = t.as_strided({t.size(0) * t.size(1), C}, {t.stride(1), 1});
-  else
-    flat = t.reshape({-1, C});
-  if (rows.padded_rows.defined()) flat = flat.index_select(0, rows.padded_rows);
-  flat = as_type(flat, type);
-  const bool usable = (C == 1 || flat.stride(1) == 1) && flat.stride(0) >= C;
-  return usable ? flat : flat.contiguous();
-}
-
-// The way back: rows past a sequence's end are zero.
-Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes, at::ScalarType type) {
-  Tensor t = as_type(flat, type);
-  if (rows.padded_rows.defined()) {
-    int64_t num_rows = 1;
-    for (size_t i = 0; i + 1 < sizes.size(); ++i) num_rows *= sizes[i];
-    t = at::zeros({num_rows, flat.size(1)}, t.options()).index_copy_(0, rows.padded_rows, t);
-  }
-  return t.view(sizes);
-}
-
-// A state [D, B, C] in the order of the rows, always memory of its own.
-Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef sizes,
-                  const at::TensorOptions& options) {
-  if (!state) return at::zeros(sizes, options);
-  Tensor t = state->to(options.dtype());
-  if (rows.order.defined()) return t.index_select(1, rows.order);
-  return t.clone(at::MemoryFormat::Contiguous);
-}
-
-Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
-  Tensor t = as_type(state, type);
-  if (!rows.order.defined()) return t;
-  return at::empty_like(t).index_copy_(1, rows.order, t);
-}
-
-// The weights as a pass takes them: forward multiplies rows of x by W_ih in the recurrence,
-// backward rows of dgates by a product of their own type.
-std::vector<Tensor> weights_for(const Problem& p, const Numbers& numbers, bool backward) {
-  std::vector<Tensor> weights;
-  for (size_t i = 0; i < p.weights.size(); ++i) {
-    const Tensor& w = p.weights[i];
-    const bool is_ih = i % p.weights_per_direction == 0;
-    const at::ScalarType type = w.dim() == 1        ? numbers.sums
-                                : is_ih && backward ? numbers.rows
-                                                    : numbers.weights;
-    weights.push_back(as_type(w, type).contiguous());
-  }
-  return weights;
-}
 
 // Products on rows of `element` type; what they add up is float or double.
 struct Products {
@@ -206,94 +30,10 @@ struct Products {
   }
 };
 
-const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
-  return static_cast<const char*>(t.const_data_ptr()) +
-         (row * t.stride(0) + column) * t.element_size();
-}
-
-char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
-  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
-}
-
 // Direction d's row of a contiguous tensor [D, rows, columns].
 const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t column = 0) {
   return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
 }
-
-cpu::Layer cpu_layer(const Problem& p, const Rows& rows, const cpu::KernelTable* kernels) {
-  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
-  layer.shape.element = kernels->rows;
-  return layer;
-}
-
-}  // namespace
-
-ForwardResult forward_cpu(const Problem& given, bool training) {
-  const ProfiledCall call(given, "forward", cpu::instruction_set_name());
-  const at::AutoDispatchBelowADInplaceOrView no_tracking;
-  const Rows rows = rows_of(given);
-  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
-  Problem p = given;
-  p.weights = weights_for(given, numbers, false);
-  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
-  const RecurrenceShape& s = layer.shape;
-  const int64_t D = p.num_directions, B = s.batch_size, H = s.hidden_size;
-  const int64_t S = s.state_size();
-  const at::ScalarType type = p.input.scalar_type();
-  const auto options = p.input.options().dtype(numbers.sums);
-  const auto row_options = options.dtype(numbers.rows);
-  const bool lstm = s.cell == Cell::kLstm;
-
-  const Tensor x = take_rows(p.input, rows, numbers.rows);
-  const Tensor output = cpu::empty_large({rows.num_rows, D * S}, row_options);
-  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, row_options) : Tensor();
-  const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
-  const Tensor hy = at::empty({D, B, S}, row_options);
-  const Tensor cy = lstm ? (p.cx ? cx.clone() : at::zeros({D, B, H}, options)) : Tensor();
-  const int64_t reserve_width = reserve_blocks(s.cell) * H;
-  const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
-                                  : at::empty({0}, p.input.options());
-
-  std::vector<const void*> weight_ih(D);
-  std::vector<cpu::WeightScales> scales(D);
-  std::vector<Tensor> contiguous_scales;
-  for (const Tensor& scale : p.scales) contiguous_scales.push_back(scale.contiguous());
-  std::vector<ForwardDirection> directions(D);
-  for (int d = 0; d < D; ++d) {
-    ForwardDirection& dir = directions[d];
-    dir.reverse = d == 1;
-    dir.weight_hh = p.weight_hh(d).const_data_ptr();
-    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
-    dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
-    dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
-    dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
-    if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);
-    dir.gates_stride = reserve_width;
-    weight_ih[d] = p.weight_ih(d).const_data_ptr();
-    if (p.is_quantized()) {
-      const Tensor* scale = &contiguous_scales[d * p.scales.size() / D];
-      scales[d] = {scale[0].const_data_ptr<float>(), scale[1].const_data_ptr<float>(),
-                   s.proj_size ? scale[2].const_data_ptr<float>() : nullptr};
-    }
-    dir.output = mutable_row_pointer(output, 0, d * S);
-    dir.output_stride = D * S;
-    dir.hy = mutable_row_pointer(hy, d);
-    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
-  }
-
-  const Tensor workspace =
-      cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
-  cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
-               scales.data(), workspace.data_ptr());
-
-  std::vector<int64_t> sizes = p.input.sizes().vec();
-  sizes.back() = D * S;
-  return {give_rows(output, rows, sizes, type), give_state(hy, rows, type),
-          lstm ? give_state(cy, rows, type) : at::empty({0}, p.input.options()), reserve};
-}
-
-namespace {
 
 // The states that the rows of steps [t_begin, t_end) continue, [rows, S]: of packed rows, where
 // they lie at no fixed distance.

@@ -1,0 +1,79 @@
+// The forward pass of a layer on the CPU.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <vector>
+
+#include "cpu/kept_memory.h"
+#include "layer/cpu/operands.h"
+#include "layer/profile.h"
+
+namespace birnn {
+
+ForwardResult forward_cpu(const Problem& given, bool training) {
+  const ProfiledCall call(given, "forward", cpu::instruction_set_name());
+  const at::AutoDispatchBelowADInplaceOrView no_tracking;
+  const Rows rows = rows_of(given);
+  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
+  Problem p = given;
+  p.weights = weights_for(given, numbers, false);
+  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
+  const RecurrenceShape& s = layer.shape;
+  const int64_t D = p.num_directions, B = s.batch_size, H = s.hidden_size;
+  const int64_t S = s.state_size();
+  const at::ScalarType type = p.input.scalar_type();
+  const auto options = p.input.options().dtype(numbers.sums);
+  const auto row_options = options.dtype(numbers.rows);
+  const bool lstm = s.cell == Cell::kLstm;
+
+  const Tensor x = take_rows(p.input, rows, numbers.rows);
+  const Tensor output = cpu::empty_large({rows.num_rows, D * S}, row_options);
+  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, row_options) : Tensor();
+  const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
+  const Tensor hy = at::empty({D, B, S}, row_options);
+  const Tensor cy = lstm ? (p.cx ? cx.clone() : at::zeros({D, B, H}, options)) : Tensor();
+  const int64_t reserve_width = reserve_blocks(s.cell) * H;
+  const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
+                                  : at::empty({0}, p.input.options());
+
+  std::vector<const void*> weight_ih(D);
+  std::vector<cpu::WeightScales> scales(D);
+  std::vector<Tensor> contiguous_scales;
+  for (const Tensor& scale : p.scales) contiguous_scales.push_back(scale.contiguous());
+  std::vector<ForwardDirection> directions(D);
+  for (int d = 0; d < D; ++d) {
+    ForwardDirection& dir = directions[d];
+    dir.reverse = d == 1;
+    dir.weight_hh = p.weight_hh(d).const_data_ptr();
+    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+    dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
+    dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
+    dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
+    dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
+    if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);
+    dir.gates_stride = reserve_width;
+    weight_ih[d] = p.weight_ih(d).const_data_ptr();
+    if (p.is_quantized()) {
+      const Tensor* scale = &contiguous_scales[d * p.scales.size() / D];
+      scales[d] = {scale[0].const_data_ptr<float>(), scale[1].const_data_ptr<float>(),
+                   s.proj_size ? scale[2].const_data_ptr<float>() : nullptr};
+    }
+    dir.output = mutable_row_pointer(output, 0, d * S);
+    dir.output_stride = D * S;
+    dir.hy = mutable_row_pointer(hy, d);
+    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
+  }
+
+  const Tensor workspace =
+      cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+  cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
+               scales.data(), workspace.data_ptr());
+
+  std::vector<int64_t> sizes = p.input.sizes().vec();
+  sizes.back() = D * S;
+  return {give_rows(output, rows, sizes, type), give_state(hy, rows, type),
+          lstm ? give_state(cy, rows, type) : at::empty({0}, p.input.options()), reserve};
+}
+
+}  // namespace birnn

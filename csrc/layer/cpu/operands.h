@@ -1,0 +1,76 @@
+// What both passes of a layer on the CPU compute with: types, kernels, weights, rows.
+#pragma once
+
+#include <ATen/OpMathType.h>
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "cpu/recurrence_cpu.h"
+#include "layer/cpu/packed_rows.h"
+#include "layer/layer.h"
+
+namespace birnn {
+
+// What a call computes with: the kernels for its weights, and the types of its rows (x, h, their
+// gradients, dgates), which the products of the weight gradients share, and of all else.
+struct Numbers {
+  const cpu::KernelTable* kernels;
+  at::ScalarType weights, rows, sums;  // weights: the matrices, as the kernels take them
+
+  Numbers(at::ScalarType type, int64_t batch_size) : sums(at::toOpMathType(type)) {
+    using cpu::WeightFormat;
+    if (type == at::kChar) {
+      kernels = cpu::kernels_for(WeightFormat::kInt8).table;
+      weights = at::kChar;
+      rows = sums = at::kFloat;
+      return;
+    }
+    kernels = cpu::kernels_for(type == at::kDouble     ? WeightFormat::kFloat64
+                               : type == at::kHalf     ? WeightFormat::kFloat16
+                               : type == at::kBFloat16 ? WeightFormat::kBFloat16
+                                                       : WeightFormat::kFloat32)
+                  .table;
+    // Widening costs an instruction or two for each vector of weights in each step, which a few
+    // sequences regain in bytes and more do not: LSTM, AVX-512, H = 1024, B = 1 runs 1.35 times as
+    // fast as float32, H = 512, B = 32 0.6 times. The sums are the same, bit for bit.
+    constexpr int64_t kFewSequences = 2;
+    const bool widens = type != sums && kernels && kernels->rows != Element::kBFloat16;
+    if (widens && batch_size > kFewSequences) kernels = nullptr;
+    weights = kernels ? type : sums;
+    if (!kernels) kernels = cpu::kernels_for(WeightFormat::kFloat32).table;
+    rows = kernels->rows == Element::kBFloat16 ? at::kBFloat16 : sums;
+  }
+};
+
+// The weights as a pass takes them: forward multiplies rows of x by W_ih in the recurrence,
+// backward rows of dgates by a product of their own type.
+inline std::vector<Tensor> weights_for(const Problem& p, const Numbers& numbers, bool backward) {
+  std::vector<Tensor> weights;
+  for (size_t i = 0; i < p.weights.size(); ++i) {
+    const Tensor& w = p.weights[i];
+    const bool is_ih = i % p.weights_per_direction == 0;
+    const at::ScalarType type = w.dim() == 1        ? numbers.sums
+                                : is_ih && backward ? numbers.rows
+                                                    : numbers.weights;
+    weights.push_back(as_type(w, type).contiguous());
+  }
+  return weights;
+}
+
+inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<const char*>(t.const_data_ptr()) +
+         (row * t.stride(0) + column) * t.element_size();
+}
+
+inline char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
+}
+
+inline cpu::Layer cpu_layer(const Problem& p, const Rows& rows, const cpu::KernelTable* kernels) {
+  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
+  layer.shape.element = kernels->rows;
+  return layer;
+}
+
+}  // namespace birnn

@@ -1,0 +1,119 @@
+#include "layer/cpu/packed_rows.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+namespace birnn {
+namespace {
+
+Tensor offsets_of(const std::vector<int64_t>& batch_sizes) {
+  Tensor offsets = at::empty({static_cast<int64_t>(batch_sizes.size()) + 1}, at::kLong);
+  int64_t* offset = offsets.data_ptr<int64_t>();
+  offset[0] = 0;
+  for (size_t t = 0; t < batch_sizes.size(); ++t) offset[t + 1] = offset[t] + batch_sizes[t];
+  return offsets;
+}
+
+Rows packed_rows(const Tensor& batch_sizes) {
+  const int64_t* size = batch_sizes.const_data_ptr<int64_t>();
+  const int64_t T = batch_sizes.size(0);
+  Rows rows;
+  rows.row_offsets = offsets_of({size, size + T});
+  rows.lengths = at::empty({size[0]}, at::kLong);
+  int64_t* length = rows.lengths.data_ptr<int64_t>();
+  for (int64_t t = T - 1, b = 0; t >= 0; --t)
+    for (; b < size[t]; ++b) length[b] = t + 1;
+  rows.num_rows = rows.row_offsets.const_data_ptr<int64_t>()[T];
+  return rows;
+}
+
+Rows rows_of_lengths(const Tensor& given, int64_t T) {
+  const Tensor lengths = given.to(at::kCPU, at::kLong).contiguous();
+  const int64_t B = lengths.size(0);
+  const int64_t* length = lengths.const_data_ptr<int64_t>();
+  bool all_full = true;
+  for (int64_t b = 0; b < B; ++b) {
+    TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= T, "lengths[", b, "] is ", length[b],
+                      " but must be between 0 and the ", T, " steps of the input");
+    all_full = all_full && length[b] == T;
+  }
+  Rows rows;
+  rows.num_rows = T * B;
+  if (all_full) return rows;
+
+  rows.order = at::empty({B}, at::kLong);
+  int64_t* order = rows.order.data_ptr<int64_t>();
+  std::iota(order, order + B, int64_t(0));
+  std::stable_sort(order, order + B, [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  rows.lengths = lengths.index_select(0, rows.order);
+  const int64_t* sorted = rows.lengths.const_data_ptr<int64_t>();
+  std::vector<int64_t> batch_sizes(T);
+  int64_t active = B;
+  for (int64_t t = 0; t < T; ++t) {
+    while (active > 0 && sorted[active - 1] <= t) --active;
+    batch_sizes[t] = active;
+  }
+  rows.row_offsets = offsets_of(batch_sizes);
+  rows.num_rows = rows.row_offsets.const_data_ptr<int64_t>()[T];
+  rows.padded_rows = at::empty({rows.num_rows}, at::kLong);
+  int64_t* row = rows.padded_rows.data_ptr<int64_t>();
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t j = 0; j < batch_sizes[t]; ++j) *row++ = t * B + order[j];
+  return rows;
+}
+
+}  // namespace
+
+Rows rows_of(const Problem& p) {
+  if (p.is_packed()) return packed_rows(*p.batch_sizes);
+  if (p.lengths) return rows_of_lengths(*p.lengths, p.shape.seq_len);
+  Rows rows;
+  rows.num_rows = p.num_rows;
+  return rows;
+}
+
+Tensor take_rows(const Tensor& t, const Rows& rows, at::ScalarType type) {
+  Tensor flat;
+  const int64_t C = t.size(-1);
+  const bool mergeable = t.dim() == 3 && t.stride(2) == 1 && t.stride(1) >= C &&
+                         t.stride(0) == t.size(1) * t.stride(1);
+  if (mergeable)
+    flat = t.as_strided({t.size(0) * t.size(1), C}, {t.stride(1), 1});
+  else
+    flat = t.reshape({-1, C});
+  if (rows.padded_rows.defined()) flat = flat.index_select(0, rows.padded_rows);
+  flat = as_type(flat, type);
+  const bool usable = (C == 1 || flat.stride(1) == 1) && flat.stride(0) >= C;
+  return usable ? flat : flat.contiguous();
+}
+
+Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes, at::ScalarType type) {
+  Tensor t = as_type(flat, type);
+  if (rows.padded_rows.defined()) {
+    int64_t num_rows = 1;
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) num_rows *= sizes[i];
+    t = at::zeros({num_rows, flat.size(1)}, t.options()).index_copy_(0, rows.padded_rows, t);
+  }
+  return t.view(sizes);
+}
+
+Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef sizes,
+                  const at::TensorOptions& options) {
+  if (!state) return at::zeros(sizes, options);
+  Tensor t = state->to(options.dtype());
+  if (rows.order.defined()) return t.index_select(1, rows.order);
+  return t.clone(at::MemoryFormat::Contiguous);
+}
+
+Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
+  Tensor t = as_type(state, type);
+  if (!rows.order.defined()) return t;
+  return at::empty_like(t).index_copy_(1, rows.order, t);
+}
+
+}  // namespace birnn
