@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import rounding
+import rounding_model
 import torch
 from conftest import (
     CELLS,
-    assert_close,
+    TOLERANCE,
     call,
     call_by_lengths,
     copies,
@@ -67,18 +69,26 @@ def test_lengths(cell, pattern, where, mode):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cell", CELLS)
 def test_lengths_in_sixteen_bits(cell, dtype):
-    """A sequence in a padded batch is the sequence alone."""
-    ours = make_layer(birnn_cuda, cell, 6, 24, bidirectional=True, dtype=dtype).cuda()
-    input = torch.randn(7, 4, 6, device="cuda").to(dtype)
+    """A sequence in a padded batch, and alone, is torch's in fp64, within the format."""
+    oracle, ours = make_pair(cell, 6, 24, bidirectional=True, dtype=dtype)
+    ours = ours.cuda()
+    input = torch.randn(7, 4, 6).to(dtype)
     lengths = [7, 3, 0, 1]
-    outputs = call(ours, input, lengths=torch.tensor(lengths, device="cuda"))
+    outputs = call(ours, input.cuda(), lengths=torch.tensor(lengths, device="cuda"))
     for index, length in enumerate(lengths):
         assert outputs[0][length:, index].eq(0).all()
         if length:
-            alone = call(ours, input[:length, index : index + 1])
+            sequence = input[:length, index : index + 1]
+            expected = call(oracle, sequence.double())
+            nothing = [torch.zeros_like(one) for one in expected]
+            drawn = rounding_model.drawn(
+                oracle, rounding.OF_DTYPE[dtype], [sequence.double()], nothing
+            )
             together = [outputs[0][:length, index : index + 1]]
             together += [state[:, index : index + 1] for state in outputs[1:]]
-            assert_close(together, alone, 4 * torch.finfo(dtype).eps)
+            for actual in (together, call(ours, sequence.cuda())):
+                for one, wanted, draws in zip(actual, expected, drawn, strict=False):
+                    rounding.check(one.cpu(), wanted, TOLERANCE[torch.float32], draws, cell)
 
 
 def test_lengths_on_the_device_are_clamped():

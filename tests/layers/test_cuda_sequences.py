@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 
 import pytest
+import rounding
+import rounding_model
 import torch
 from conftest import CELLS, assert_close, make_layer, make_states
-from cuda_support import NEEDS_GPU, on_device
+from cuda_support import NEEDS_GPU
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import birnn_cuda
@@ -90,17 +92,25 @@ def test_cell_states(cell, form, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cell_states_in_sixteen_bits(dtype):
-    """As c_n, they are rounded once; their gradient is an fp64 layer's to a few roundings."""
+    """Values, and the gradient of the input, are the CPU's in fp64 within the format."""
     ours = birnn_cuda.LSTM(3, 8, bidirectional=True).to("cuda", dtype)
     exact = copy.deepcopy(ours).cpu().double()
     input = torch.randn(5, 4, 3).to(dtype)
-    (leaf,), expected_leaf = on_device([input.requires_grad_()]), input.detach().double()
-    expected_leaf.requires_grad_()
-    cells = ours(leaf, return_cell_states=True)[2]
-    expected = exact(expected_leaf, return_cell_states=True)[2]
-    epsilon = torch.finfo(dtype).eps
-    assert cells.dtype == dtype
-    assert_close([cells.cpu()], [expected], 4 * epsilon)
-    cells.float().square().sum().backward()
-    expected.square().sum().backward()
-    assert_close([leaf.grad.cpu()], [expected_leaf.grad], 16 * epsilon)
+    results = []
+    for layer, leaf in ((ours, input.cuda()), (exact, input.double())):
+        leaf.requires_grad_()
+        cells = layer(leaf, return_cell_states=True)[2]
+        assert cells.dtype == leaf.dtype
+        cells.to(torch.promote_types(cells.dtype, torch.float32)).square().sum().backward()
+        results.append((cells.detach().cpu(), leaf.grad.cpu()))
+    rounds = rounding.Rounding(rounding.OF_DTYPE[dtype])
+    draws = rounding_model.number_of_draws(results[0][0].numel())
+    weights = [[w.detach() for w in direction] for direction in exact.all_weights]
+    model = rounding_model.Layer("lstm", weights, rounds, draws, None)
+    outputs = model.forward(input.unsqueeze(0), None, None)
+    cells = rounds.stored(model.cells)
+    nothing = [torch.zeros_like(one) for one in outputs]
+    drawn = cells, model.backward(*nothing, d_cells=rounds.stored(2 * cells))[0]
+    names = ("cells", "gradient of the input")
+    for name, one, wanted, model_draws in zip(names, *results, drawn, strict=True):
+        rounding.check(one, wanted, TOLERANCE[torch.float32], model_draws, name)
