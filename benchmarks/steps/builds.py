@@ -84,8 +84,14 @@ def digest(paths: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()[:20]
 
 
-def calls_of(tree: Path, problems: Sequence[tuple[str, str, int, int]], steps: int) -> list[Call]:
-    """What the plan of a tree has launched for each problem."""
+def calls_of(
+    tree: Path,
+    problems: Sequence[tuple[str, str, int, int]],
+    steps: int,
+    division: Sequence[int] | None = None,
+) -> list[Call]:
+    """What the plan of a tree has launched for each problem; division: what it is asked for, blocks
+    of a cluster, batch tiles and K split."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise Unavailable("no C++ compiler: install g++ or set CXX")
@@ -107,7 +113,8 @@ def calls_of(tree: Path, problems: Sequence[tuple[str, str, int, int]], steps: i
         if result.returncode != 0:
             raise Unavailable(f"{' '.join(command)}\n{result.stderr[-4000:]}")
         partial.rename(program)
-    lines = "".join(" ".join(map(str, problem)) + f" {steps}\n" for problem in problems)
+    words = [[*problem, steps, *(division or ())] for problem in problems]
+    lines = "".join(" ".join(map(str, line)) + "\n" for line in words)
     result = subprocess.run([program], input=lines, capture_output=True, text=True)
     if result.returncode != 0:
         raise Unavailable(f"{program}: {result.stderr}")

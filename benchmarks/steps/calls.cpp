@@ -2,7 +2,9 @@
 // H100, the template instance that its launcher takes, and the bytes of the parameters. Compiled
 // for the host against the emulator's headers; nothing is launched.
 //
-//   calls ROOT < problems      a problem a line: cell precision H B steps
+//   calls < problems      a problem a line: cell precision H B steps [blocks batch_tiles k_split],
+//                         the last three a division that is asked for; where it does not fit,
+//                         nothing but stepwise is named
 //
 // prints for each problem and pass: problem, pass, kernel, namespace, instance, threads, blocks,
 // cluster, parameters in hex.
@@ -84,6 +86,14 @@ int64_t threads_of(const Sizes& sizes, int64_t otherwise) {
     return otherwise;
 }
 
+template <class Call>
+birnn::Cell cell_of(const Call& call) {
+  if constexpr (requires { call.cell; })
+    return call.cell;
+  else
+    return call.shape.cell;
+}
+
 // Of a launcher's call, where it holds them.
 template <class Sizes, class Call>
 Sizes sizes_of(const Call& call) {
@@ -113,14 +123,14 @@ int show_call(const birnn::cuda::reduce_scatter::Call& call) {
 }
 int show_call(const birnn::cuda::grid_gather::Call& call, int64_t bytes) {
   using namespace birnn::cuda::grid_gather;
-  return show("grid_forward", "grid_gather", call.cell,
-              numbers_of(kInstances[call.sizes.instance], call.cell, bytes), kThreads,
+  return show("grid_forward", "grid_gather", cell_of(call),
+              numbers_of(kInstances[call.sizes.instance], cell_of(call), bytes), kThreads,
               call.sizes.num_blocks, 1, call.args);
 }
 int show_call(const birnn::cuda::gather_reduce::Call& call, int64_t bytes) {
   using namespace birnn::cuda::gather_reduce;
-  return show("grid_backward", "gather_reduce", call.cell,
-              numbers_of(kInstances[call.sizes.instance], call.cell, bytes), kThreads,
+  return show("grid_backward", "gather_reduce", cell_of(call),
+              numbers_of(kInstances[call.sizes.instance], cell_of(call), bytes), kThreads,
               call.sizes.num_blocks, 1, call.args);
 }
 
@@ -211,6 +221,20 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
                           {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
 }
 
+// Trees before this could not be asked for a division.
+template <class Request>
+void divide(Request& request, int blocks, int batch_tiles, int k_split) {
+  if constexpr (requires { request.forward; }) {
+    Choice choice;
+    choice.kernel = blocks > 1 ? Kernel::kCluster : Kernel::kBlock;
+    choice.blocks = blocks;
+    choice.batch_tiles = batch_tiles;
+    request.backward = choice;
+    choice.k_split = k_split;
+    request.forward = choice;
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -238,20 +262,19 @@ int main() {
     request.ieee = precision == "ieee";
     for (const DeviceLimits& device : known_devices())
       if (device.name == "h100") request.device = device;
+    int blocks = 0, tiles = 0, k_split = 0;
+    if (words >> blocks >> tiles >> k_split) divide(request, blocks, tiles, k_split);
     const GemmCompute compute = precision == "tf32" ? GemmCompute::kTf32 : GemmCompute::kIeee;
-    for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
+    for (const std::string name : {"inference", "training", "backward"}) {
+      pass_name = name;
+      const Pass pass = name == "backward" ? Pass::kBackward : Pass::kForward;
+      request.training = name != "inference";
       const ChoiceResult result = choose(request, pass);
-      for (const bool save_reserve : {false, true}) {
-        if (pass == Pass::kBackward && save_reserve) continue;
-        pass_name = pass == Pass::kBackward ? "backward" : save_reserve ? "training" : "inference";
-        if (!result.error.empty() || result.choice.kernel == Kernel::kStepwise) {
-          std::cout << problem << ' ' << pass_name << " stepwise\n";
-          continue;
-        }
-        if (run(request, result.choice, pass, save_reserve, compute) != 0) {
-          std::cerr << "calls: no instance for " << line << '\n';
-          return 1;
-        }
+      if (!result.error.empty() || result.choice.kernel == Kernel::kStepwise) {
+        std::cout << problem << ' ' << pass_name << " stepwise\n";
+      } else if (run(request, result.choice, pass, request.training, compute) != 0) {
+        std::cerr << "calls: no instance for " << line << '\n';
+        return 1;
       }
     }
   }

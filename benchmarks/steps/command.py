@@ -79,10 +79,16 @@ def _key(call: Call) -> Key:
     return (*call.problem, call.which)
 
 
-def play_all(tree: Path, problems: Sequence[Problem], which: Sequence[str]) -> dict[Key, Played]:
-    """The steps of a tree; those that run stepwise are left out."""
-    few = builds.calls_of(tree, problems, play.FEW_STEPS)
-    more = builds.calls_of(tree, problems, play.MORE_STEPS)
+def play_all(
+    tree: Path,
+    problems: Sequence[Problem],
+    which: Sequence[str],
+    division: Sequence[int] | None = None,
+) -> dict[Key, Played]:
+    """The steps of a tree; those that run stepwise are left out, as are divisions (calls_of's) that
+    do not fit."""
+    few = builds.calls_of(tree, problems, play.FEW_STEPS, division)
+    more = builds.calls_of(tree, problems, play.MORE_STEPS, division)
     found = {}
     for short, long in zip(few, more, strict=True):
         if short.kernel != STEPWISE and short.which in which:
@@ -134,6 +140,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--hidden", nargs="+", type=int, default=HIDDEN_SIZES, metavar="H")
     parser.add_argument("--batch", nargs="+", type=int, default=BATCH_SIZES, metavar="B")
     parser.add_argument("--pass", nargs="+", choices=WHICH, default=WHICH, dest="which")
+    parser.add_argument(
+        "--division",
+        nargs=3,
+        type=int,
+        metavar=("BLOCKS", "TILES", "K_SPLIT"),
+        help="of a cluster, in place of the plan's",
+    )
     parser.add_argument("--roles", action="store_true", help="what the warps do, and wait for")
     parser.add_argument("--against", metavar="REV", help="another revision, side by side")
     parser.add_argument("--table", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
@@ -149,10 +162,12 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     ]
     try:
         tree = builds.tree_of(None)
-        played = play_all(tree, problems, arguments.which)
+        played = play_all(tree, problems, arguments.which, arguments.division)
         before = None
         if arguments.against is not None:
-            before = play_all(builds.tree_of(arguments.against), problems, arguments.which)
+            before = play_all(
+                builds.tree_of(arguments.against), problems, arguments.which, arguments.division
+            )
     except (builds.Unavailable, FileNotFoundError) as error:
         raise FilterError(str(error)) from error
     if arguments.table:
