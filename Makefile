@@ -7,12 +7,13 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test test-long test-ptx exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
+.PHONY: help install test test-long test-ptx sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the test-suite"
 	@echo "make test-long  the defects planted in the kernels, each of which it must catch"
+	@echo "make sanitize  every kind of tensor in every argument, under AddressSanitizer"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
 	@echo "make exchange weights and models to and from other frameworks and runtimes"
@@ -52,6 +53,24 @@ test-long: install
 test-ptx: install
 	$(VENV)/bin/python -m pytest -q -n auto -m long tests/emulator
 
+# The tests that hand a layer every kind of tensor, and those around them, on an extension that
+# AddressSanitizer watches: a copy of the sources, built in build/asan beside the one in place.
+ASAN := build/asan
+COMPILER = $${CXX:-c++}
+ASAN_TESTS := $(patsubst %,tests/layers/test_%.py,kinds_of_tensors empty errors in_place trace lengths)
+$(ASAN)/.extension: $(VENV)/.extension $(SOURCES) $(wildcard birnn_cuda/*.py birnn_cuda/*/*.py)
+	mkdir -p $(ASAN)
+	tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml birnn_cuda csrc | tar -x -C $(ASAN)
+	cd $(ASAN) && CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1" LDFLAGS=-fsanitize=address \
+	    BIRNN_BUILD_CUDA=0 $(abspath $(VENV))/bin/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# The interpreter knows neither of the libraries: the sanitizer looks for libstdc++ as it starts.
+sanitize: $(ASAN)/.extension
+	PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(ASAN)) ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)" \
+	    $(VENV)/bin/python -m pytest -q -p no:cacheprovider $(ASAN_TESTS)
+
 # Weights to and from other frameworks and runtimes, each beside the real one.
 $(VENV)/.exchange: $(VENV)/.extension requirements/exchange.txt requirements/exchange-models.txt
 	$(PIP) install --quiet --progress-bar off -r requirements/exchange.txt
@@ -78,13 +97,14 @@ demo: install
 bench: install
 	$(VENV)/bin/python -m benchmarks cpu
 
-$(VENV)/.real-models: $(VENV)/.extension requirements/real-models.txt
-	$(PIP) install --quiet --no-deps -r requirements/real-models.txt
-	touch $@
-
-real-models: $(VENV)/.real-models
-	$(VENV)/bin/python examples/replace_in_packages.py
-	$(VENV)/bin/python examples/private_training.py
+# In a folder of their own, since a published package may want what another build of torch has.
+# WRITE=docs/networks.md puts the table there.
+WRITE ?=
+NETWORKS := build/networks
+real-models: install
+	$(VENV)/bin/python examples/replace_in_packages.py --install $(NETWORKS) $(if $(WRITE),--write $(WRITE))
+	for example in private_training count_flops; do PYTHONPATH=$$(echo $(NETWORKS)/lib/*/site-packages) \
+	    $(VENV)/bin/python examples/$$example.py || exit 1; done
 
 $(VENV)/.dev: $(VENV)/.extension requirements/dev.txt
 	$(PIP) install --quiet -r requirements/dev.txt

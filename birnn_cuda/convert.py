@@ -121,5 +121,8 @@ def _reason_to_leave(module: nn.Module, classes: tuple[type[nn.Module], ...]) ->
 
 
 def _qualified_name(cls: type) -> str:
-    package = cls.__module__.partition(".")[0]
-    return f"{'torch.nn' if package == 'torch' else package}.{cls.__qualname__}"
+    """By which users know it: without the file in torch.nn or in this package."""
+    module = cls.__module__
+    for package in ("torch.nn", "birnn_cuda"):
+        module = package if module.startswith(package + ".") else module
+    return f"{module}.{cls.__qualname__}"

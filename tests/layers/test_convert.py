@@ -179,6 +179,12 @@ def test_every_reason_to_leave_a_layer_is_said(caplog):
         "other": "not a class of torch.nn",
     }
     assert all(r.levelname == "WARNING" for r in caplog.records)
+    assert {name: text.split(")")[0] for name, text in said.items()} == {
+        "cell": "torch.nn.LSTMCell",
+        "scripted": "torch.jit._script.RecursiveScriptModule",
+        "quantized.0": "torch.ao.nn.quantized.dynamic.modules.rnn.LSTM",
+        "other": f"{__name__}.OtherRecurrent",
+    }
 
 
 def test_nothing_to_swap_is_said(caplog):
