@@ -248,8 +248,8 @@ std::string profile_name(const Problem& p, const char* pass, const char* kernel)
   if (p.is_packed()) name << " N=" << p.num_rows;
   name << " I=" << p.input_size << " H=" << s.hidden_size;
   if (s.proj_size) name << " P=" << s.proj_size;
-  name << " D=" << p.num_directions << ' ' << kElements[static_cast<int>(s.element)] << ' '
-       << kernel;
+  const char* element = p.is_quantized() ? "int8" : kElements[static_cast<int>(s.element)];
+  name << " D=" << p.num_directions << ' ' << element << ' ' << kernel;
   return name.str();
 }
 
@@ -326,8 +326,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     return {zeros(needs_grad[0], input), passed_on(needs_grad[1], p.hx, d_h_n),
             passed_on(needs_grad[2], p.cx, d_c_n), d_weights};
   }
-  BackwardResult r = backward_on_device(p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt,
-                                            d_cell_states, output, reserve, needs_grad});
+  // The backends walk the rows of the reserve by its sizes alone.
+  BackwardResult r =
+      backward_on_device(p, {d_output, d_h_n, lstm ? d_c_n : std::nullopt, d_cell_states, output,
+                             reserve.contiguous(), needs_grad});
   return {r.d_input, r.d_hx, r.d_cx, r.d_weights};
 }
 

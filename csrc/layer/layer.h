@@ -61,7 +61,7 @@ struct ForwardResult {
 struct BackwardInputs {
   OptionalTensor d_output, d_h_n, d_c_n;
   OptionalTensor d_cell_states;  // [T, B, D*H] or packed [N, D*H]: of c after each step, LSTM only
-  Tensor output, reserve;
+  Tensor output, reserve;        // the reserve contiguous
   std::vector<bool> needs_grad;  // input, hx, cx, weights...
 };
 

@@ -137,6 +137,8 @@ KINDS: dict[str, Callable[[Tensor], Any]] = {
     "dequantising": Dequantising,
     "two in one": TwoInOne,
     "negative": negative,
+    "strided": lambda x: torch.stack((x, x), -1)[..., 0],
+    "permuted": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
     "conjugate": lambda x: torch.complex(x, x).conj(),
     "zero-size": lambda x: x[:0],
     "zero": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),

@@ -15,7 +15,10 @@ import pytest
 PROGRAM = Path(__file__).parent / "kinds_of_tensors.py"
 
 # Kinds that hold values which an operator can read: given for a tensor of numbers, they are right.
-READABLE = {"subclass", "wrapper", "dequantising", "two in one", "negative"}
+READABLE = {
+    *("subclass", "wrapper", "dequantising", "two in one", "negative"),
+    *("strided", "permuted"),  # their lengths and batch sizes too, but for wrappers
+}
 
 # What says nothing to who gave the tensor. (Of an input or a state that is None, torch's own layers
 # say that it has no dim; functional tensors outside of their mode are an assertion of torch.)

@@ -78,10 +78,10 @@ int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
 }  // namespace
 
 BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
-  const ProfiledCall call(given, "backward", cpu::instruction_set_name());
+  const Numbers numbers(given.input.scalar_type(), given.shape.batch_size);
+  const ProfiledCall call(given, "backward", numbers.instruction_set);
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
-  const Numbers numbers(given.input.scalar_type(), given.shape.batch_size);
   Problem p = given;
   p.weights = weights_for(given, numbers, true);
   const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);

@@ -12,10 +12,10 @@
 namespace birnn {
 
 ForwardResult forward_cpu(const Problem& given, bool training) {
-  const ProfiledCall call(given, "forward", cpu::instruction_set_name());
+  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
+  const ProfiledCall call(given, "forward", numbers.instruction_set);
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
-  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
   Problem p = given;
   p.weights = weights_for(given, numbers, false);
   const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);

@@ -16,21 +16,21 @@ namespace birnn {
 // gradients, dgates), which the products of the weight gradients share, and of all else.
 struct Numbers {
   const cpu::KernelTable* kernels;
+  const char* instruction_set;
   at::ScalarType weights, rows, sums;  // weights: the matrices, as the kernels take them
 
   Numbers(at::ScalarType type, int64_t batch_size) : sums(at::toOpMathType(type)) {
     using cpu::WeightFormat;
     if (type == at::kChar) {
-      kernels = cpu::kernels_for(WeightFormat::kInt8).table;
+      take(WeightFormat::kInt8);
       weights = at::kChar;
       rows = sums = at::kFloat;
       return;
     }
-    kernels = cpu::kernels_for(type == at::kDouble     ? WeightFormat::kFloat64
-                               : type == at::kHalf     ? WeightFormat::kFloat16
-                               : type == at::kBFloat16 ? WeightFormat::kBFloat16
-                                                       : WeightFormat::kFloat32)
-                  .table;
+    take(type == at::kDouble     ? WeightFormat::kFloat64
+         : type == at::kHalf     ? WeightFormat::kFloat16
+         : type == at::kBFloat16 ? WeightFormat::kBFloat16
+                                 : WeightFormat::kFloat32);
     // Widening costs an instruction or two for each vector of weights in each step, which a few
     // sequences regain in bytes and more do not: LSTM, AVX-512, H = 1024, B = 1 runs 1.35 times as
     // fast as float32, H = 512, B = 32 0.6 times. The sums are the same, bit for bit.
@@ -38,8 +38,15 @@ struct Numbers {
     const bool widens = type != sums && kernels && kernels->rows != Element::kBFloat16;
     if (widens && batch_size > kFewSequences) kernels = nullptr;
     weights = kernels ? type : sums;
-    if (!kernels) kernels = cpu::kernels_for(WeightFormat::kFloat32).table;
+    if (!kernels) take(WeightFormat::kFloat32);
     rows = kernels->rows == Element::kBFloat16 ? at::kBFloat16 : sums;
+  }
+
+ private:
+  void take(cpu::WeightFormat format) {
+    const cpu::ChosenKernels& chosen = cpu::kernels_for(format);
+    kernels = chosen.table;
+    instruction_set = chosen.instruction_set;
   }
 };
 

@@ -120,7 +120,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()));
   BackwardOperands operands{p, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   operands.output = take_rows(in.output, rows, p);
-  operands.reserve = in.reserve.contiguous();
+  operands.reserve = in.reserve;
   if (in.d_output) operands.dy = take_rows(*in.d_output, rows, p);
   if (in.d_cell_states) operands.dc = take_rows(*in.d_cell_states, rows, p);
   operands.hx = contiguous(p.hx), operands.cx = contiguous(p.cx);
