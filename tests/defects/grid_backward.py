@@ -61,8 +61,8 @@ KERNEL = (
     ("first < <|own_chunks|>; first +=", {"chunks_in_shared_memory_left_out": "0"}),
     ("<|m >= num_tiles|> || own_chunks == 0", {"sums_of_tiles_past_the_last": "false"}),
     (
-        "float four[4] = {};\n            for (int w = 0; <|w * args.warp_chunks < num_chunks|>;",
-        {"sums_of_idle_warps": "w < kWarps"},
+        "if (<|(first + i) * args.warp_chunks < num_chunks|>)",
+        {"sums_of_idle_warps": "true"},
     ),
     (
         "n % 8 / 2);\n            for (int w = 0; <|w * args.warp_chunks < num_chunks|>;",

@@ -160,30 +160,36 @@ struct BackwardPairs {
                                   : row * args.output_stride;
     return kCell == Cell::kLstm ? args.dir.reserve : args.dir.output;
   }
-  // Takes a pair of step k from an array, null: zeros. which: an activation, kBefore or kDy.
+  // Takes a pair of step k from where it stands. which: an activation, kBefore or kDy.
   template <bool kPaired>
-  BIRNN_DEVICE void take(int e, int k, int which, const void* array, int64_t row) {
-    const int64_t offset = row + unit_of(e);
+  BIRNN_DEVICE void take(int e, int k, int which, const T* source) {
     if constexpr (kAhead) {
       Bits* const target = slot_of(k) + (which * kPairs + e) * kThreads;
-      if (!array) {
-        *target = Bits{};
-      } else if constexpr (kPaired) {
-        cp_async<sizeof(Bits)>(target, static_cast<const T*>(array) + offset);
+      if constexpr (kPaired) {
+        cp_async<sizeof(Bits)>(target, source);
       } else {
         Bits bits{};
-        load_bits<T, false>(array, offset, has_both(e), bits);
+        load_bits<T, false>(source, 0, has_both(e), bits);
         *target = bits;
       }
     } else {
-      Bits& target = which == kBefore ? operands[e].before
-                     : which == kDy   ? operands[e].dy
-                                      : operands[e].activations[which % kActivations];
-      if (array)
-        load_bits<T, kPaired>(array, offset, has_both(e), target);
-      else
-        target = Bits{};
+      load_bits<T, kPaired>(source, 0, has_both(e), taken(e, which));
     }
+  }
+  BIRNN_DEVICE Bits& taken(int e, int which) {
+    return which == kBefore ? operands[e].before
+           : which == kDy   ? operands[e].dy
+                            : operands[e].activations[which % kActivations];
+  }
+  // The same of an array's row, null: zeros.
+  template <bool kPaired>
+  BIRNN_DEVICE void take(int e, int k, int which, const void* array, int64_t row) {
+    if (array)
+      take<kPaired>(e, k, which, static_cast<const T*>(array) + row + unit_of(e));
+    else if constexpr (kAhead)
+      slot_of(k)[(which * kPairs + e) * kThreads] = Bits{};
+    else
+      taken(e, which) = Bits{};
   }
   // Asks for what step k reads. In registers each load goes into one that nobody reads before the
   // next step: a choice between a loaded value and another one, as of a variable that is set in
@@ -213,26 +219,34 @@ struct BackwardPairs {
   }
   // Whether step k is one that all sequences have, neither the first nor the last of any.
   BIRNN_DEVICE bool is_inner(int k) const { return k > 0 && k + 1 < shortest; }
-  // The same for such a step, where all there is to read is there, and is aligned.
+  // The same for such a step, where all there is to read is there, and is aligned: few instructions
+  // for each copy. (Rows and strides are not negative: a product of 32 bits each.)
   BIRNN_DEVICE void fetch_inner(int k) {
     const BackwardDirection& dir = args.dir;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
       if (length[e] < 0) continue;
-      const int64_t row = row_of(e, k);
-      const int64_t before = row + (dir.reverse ? args.batch_size : -args.batch_size);
-      if constexpr (kCell == Cell::kLstm)
-        take<true>(e, k, kBefore, dir.reserve, before * args.reserve_stride + 4 * args.hidden_size);
-      else if constexpr (kGates > 1)
-        take<true>(e, k, kBefore, dir.output, before * args.output_stride);
+      const auto at = [&](const void* array, int row, int stride) {
+        const uint64_t first = uint64_t{static_cast<uint32_t>(row)} * static_cast<uint32_t>(stride);
+        return static_cast<const T*>(array) + first + static_cast<uint32_t>(unit_of(e));
+      };
+      const int row = row_of(e, k);
+      const int before = row + (dir.reverse ? args.batch_size : -args.batch_size);
       if constexpr (kActivations == 1) {
-        take<true>(e, k, 0, dir.output, row * args.output_stride);
+        take<true>(e, k, 0, at(dir.output, row, args.output_stride));
       } else {
+        const T* block = at(dir.reserve, row, args.reserve_stride);
         BIRNN_UNROLL
-        for (int j = 0; j < kActivations; ++j)
-          take<true>(e, k, j, dir.reserve, row * args.reserve_stride + j * args.hidden_size);
+        for (int j = 0; j < kActivations; ++j, block += static_cast<uint32_t>(args.hidden_size))
+          take<true>(e, k, j, block);
       }
-      take<true>(e, k, kDy, dir.dy, row * args.dy_stride);
+      if constexpr (kCell == Cell::kLstm)
+        take<true>(e, k, kBefore,
+                   at(dir.reserve, before, args.reserve_stride) +
+                       4 * static_cast<uint32_t>(args.hidden_size));
+      else if constexpr (kGates > 1)
+        take<true>(e, k, kBefore, at(dir.output, before, args.output_stride));
+      take<true>(e, k, kDy, at(dir.dy, row, args.dy_stride));
     }
   }
   BIRNN_DEVICE void fetch(int k) {
@@ -278,7 +292,8 @@ struct BackwardPairs {
     }
   }
   BIRNN_DEVICE Bits* slot_of(int k) const {
-    return slots + (k & 1) * (kActivations + 2) * kPairs * kThreads;
+    constexpr uint32_t kStepBytes = (kActivations + 2) * kPairs * kThreads * sizeof(Bits);
+    return reinterpret_cast<Bits*>(reinterpret_cast<char*>(slots) + (k & 1) * kStepBytes);
   }
 
   // Undoes step k of pair e: its dgates, zeros where the sequence has no such step.
@@ -325,7 +340,9 @@ struct BackwardPairs {
 
   // A block of dgates of step k, to its row.
   BIRNN_DEVICE void store_dgates(int e, int k, int block, const Pair<T>& pair) const {
-    const int64_t row = int64_t{row_of(e, k)} * args.dgates_stride + unit_of(e);
+    const uint64_t row =
+        uint64_t{static_cast<uint32_t>(row_of(e, k))} * static_cast<uint32_t>(args.dgates_stride) +
+        static_cast<uint32_t>(unit_of(e));
     if (is_inner(k) && args.paired) {
       store_pair(args.dir.dgates, row + block * args.hidden_size, pair, true, true);
       return;
