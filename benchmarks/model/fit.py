@@ -27,6 +27,7 @@ from benchmarks.sections.divisions import name_of, plan_arguments, step_microsec
 FARTHEST = math.log(8)  # from the constant as it was: what no data tells stays in sight
 EXACT, ENOUGH = 0.02, 1e-3  # of a constant's logarithm; of what an iteration improves
 MOST_ITERATIONS = 10
+SCALES = ("serial", "slack")  # of whole steps, found first: else other constants stand in for them
 
 Constants = dict[str, float]
 
@@ -95,6 +96,9 @@ def regret(each: Pass, constants: Constants) -> float:
 def fit(passes: Sequence[Pass], start: Constants, bar: Bar | None = None) -> Constants:
     """The constants under which estimates are closest to the times, from these on."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    first = {name: start[name] for name in SCALES if name in start}
+    start = first | start
 
     def constants_at(logs: Sequence[float]) -> Constants:
         return {

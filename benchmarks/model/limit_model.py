@@ -7,9 +7,10 @@ with the rows of H/R units, and the batch over Q tiles; both directions run at o
     + adding the parts of a product that was split along H
     + the cell + the latency of the exchange + what a loop costs
 
-clocks, times a factor for all that a model forgets; or the time in which device memory moves what
-the step reads and writes, if that is longer. Of all R and Q that fit the fastest is taken, among
-nearly equal ones the smallest. The exchange of the new h goes through one block's shared memory
+clocks, times a factor for all that a model forgets; or the clocks of a warp's step by the machine
+code, without its products, if those are more; or the time in which device memory moves what the
+step reads and writes, if that is longer. Of all R and Q that fit the fastest is taken, among nearly
+equal ones the smallest. The exchange of the new h goes through one block's shared memory
 (R = 1), that of a cluster (R up to 16), or through L2 (R up to 128). Against these stands a library
 GEMM and a kernel of the cell for each step, replayed from a CUDA graph, which any shape can have.
 
@@ -85,6 +86,13 @@ PRODUCTS = {"16": 1, "tf32": 2, "fp32": 3}
 TRANSCENDENTALS = {"rnn": 1, "gru": 3, "lstm": 5}  # of a unit
 CELL_LATENCY_CLOCKS = {"rnn": 60, "gru": 130, "lstm": 140}
 SLOW_CELL_CLOCKS = 60  # exact tanh and exp instead of approximations
+# What a warp issues and waits for in a step besides its products, in training, by `python -m
+# benchmarks steps`: as csrc/cuda/plan/cost_model.cpp has it.
+SERIAL_CLOCKS = {
+    "16": {"rnn": 680, "gru": 1095, "lstm": 890},
+    "tf32": {"rnn": 730, "gru": 2005, "lstm": 1635},
+    "fp32": {"rnn": 535, "gru": 2035, "lstm": 1635},
+}
 MEMORY_ELEMENTS = {"rnn": 2, "gru": 8, "lstm": 10}  # read and written for a unit of a sequence
 
 WARPS = 8
@@ -222,7 +230,7 @@ def _clocks(
     moving = received / bandwidth
     overlapped = max(computing, moving) + 0.35 * min(computing, moving)
     clocks = overlapped + reduction + cell_clocks + latency + constants.loop_clocks
-    return clocks * constants.forgotten_factor
+    return max(clocks * constants.forgotten_factor, SERIAL_CLOCKS[mode][cell])
 
 
 def _round_up(value: int, multiple: int) -> int:

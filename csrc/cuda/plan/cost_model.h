@@ -4,11 +4,13 @@
 // A step of a persistent kernel is its products (on as many parts of a multiprocessor as it has
 // warps, and as long as the longest chain of them) and what they read from shared memory, against
 // the exchange of the state between the blocks, whichever takes longer and a third of the other,
-// which overlaps in part; then the sums of a K split, the cell, and the latency of the exchange. A
-// step of stepwise is a product that streams W_hh from the L2 cache or from memory, and two
-// launches of a graph, or the host's time to enqueue them. The constants are published figures and
-// estimates of the H100 (see each); the ratio of two estimates is worth more than either. Figures
-// measured on a chip belong into `Constants`.
+// which overlaps in part; then the sums of a K split, the cell, and the latency of the exchange.
+// That is the way from a wait to the peers' next; what a warp of a cluster issues in a step is
+// counted as well (Work), and the step is as long as the longer of the two. A step of stepwise is a
+// product that streams W_hh from the L2 cache or from memory, and two launches of a graph, or the
+// host's time to enqueue them. The constants are published figures and estimates of the H100 (see
+// each); the ratio of two estimates is worth more than either. Figures measured on a chip belong
+// into `Constants`.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +39,8 @@ struct Constants {
   double grid_latency = 850;            // cycles: a store until a poll through L2 sees it
   double grid_bytes_per_cycle = 32;     // into an SM, from L2
   double block_latency = 70;            // cycles: barriers of one block
-  double slack = 1.2;                   // what counting leaves out
+  double serial = 1.0;                  // cycles of a warp's step over those counted (Work)
+  double slack = 1.2;                   // what counting leaves out where no Work is counted
   double memory_bytes_per_us = 3.0e6;   // HBM
   double l2_bytes_per_us = 5.0e6;       // weights that stay in L2
   double l2_bytes = 40e6;
@@ -69,11 +72,25 @@ inline constexpr NamedConstant kNamedConstants[] = {
     {"grid_latency", &Constants::grid_latency},
     {"grid_bytes_per_cycle", &Constants::grid_bytes_per_cycle},
     {"block_latency", &Constants::block_latency},
+    {"serial", &Constants::serial},
     {"slack", &Constants::slack},
     {"memory_bytes_per_us", &Constants::memory_bytes_per_us},
     {"l2_bytes_per_us", &Constants::l2_bytes_per_us},
     {"product_us", &Constants::product_us},
     {"kernel_us", &Constants::kernel_us},
+};
+
+// What the busiest warp of a cluster kernel does in a step.
+struct Work {
+  int64_t chunks = 0;    // of columns that it multiplies, backward of each batch tile; 0: no Work
+  int64_t products = 0;  // chunks x row tiles x batch tiles
+  int64_t from_shared = 0;  // forward: chunks x row tiles whose weights are in shared memory
+  int64_t batch_tiles = 1;  // of 8 sequences
+  int64_t own_tiles = 1;    // forward: of them those whose cell it applies
+  int64_t parts = 1;        // forward: warps that share the columns of W_hh
+  int64_t pairs = 1;        // backward: of units, of a thread
+  int64_t sources = 1;      // backward: parts of dh that a pair sums up
+  int64_t writes = 0;       // backward: pairs of dgates that who owns them writes to memory
 };
 
 // A group of blocks that share a direction's hidden units, and the sequences they hold.
@@ -88,7 +105,13 @@ struct Group {
   Exchange exchange = Exchange::kNone;
   double exchange_bytes = 0;  // into a block, a step; 0: all of h, or of the parts of dh
   int hops = 1;               // of the exchange, one after the other
+  Work work;
 };
+
+// Cycles of a warp's step in training (in inference, a GRU's or LSTM's takes 145 to 265 less for
+// each own tile: the plan has one forward pass for both), a wait for others left out: lines through
+// what `python -m benchmarks steps --division` reads in the machine code of sm_90a.
+double serial_cycles(Cell cell, Format format, Pass pass, const Work& work);
 
 // Microseconds of a step of one group.
 double persistent_step(Cell cell, int64_t hidden_size, Format format, Pass pass, const Group& group,

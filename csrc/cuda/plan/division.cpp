@@ -63,12 +63,31 @@ Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
     take(sizes, sizes.threads);
     const int tiles = all_gather::row_tiles(request.shape.cell) * choice.batch_tiles;
     fit.chain = sizes.warp_chunks * chained_of_chunk(request, tiles);
+    cost::Work& work = fit.work;
+    work.chunks = sizes.warp_chunks;
+    work.products = int64_t{tiles} * sizes.warp_chunks;
+    work.from_shared = int64_t{all_gather::row_tiles(request.shape.cell)} * sizes.shared_chunks;
+    work.batch_tiles = choice.batch_tiles;
+    work.own_tiles = (choice.batch_tiles + choice.k_split - 1) / choice.k_split;
+    work.parts = choice.k_split;
   } else {
     const reduce_scatter::Sizes sizes(request.shape, {choice.blocks, choice.batch_tiles});
     take(sizes, reduce_scatter::kThreads);
     if (fit.fits) {  // one batch tile after the other
       const int tiles = reduce_scatter::kInstances[sizes.instance].row_tiles;
       fit.chain = choice.batch_tiles * sizes.num_chunks * chained_of_chunk(request, tiles);
+      const auto divided = [](int64_t value, int64_t by) { return (value + by - 1) / by; };
+      cost::Work& work = fit.work;
+      work.chunks = sizes.num_chunks;
+      work.products =
+          divided(sizes.num_tiles, reduce_scatter::kWarps) * sizes.num_chunks * choice.batch_tiles;
+      work.batch_tiles = choice.batch_tiles;
+      work.pairs = divided(int64_t{sizes.units} / 2 * sizes.tile_batch, reduce_scatter::kThreads);
+      work.sources = choice.blocks;
+      // Where half of the threads own no pair, they write.
+      const bool others_write = reduce_scatter::kInstances[sizes.instance].pairs == 1 &&
+                                sizes.units * sizes.tile_batch <= reduce_scatter::kThreads;
+      work.writes = others_write ? 0 : work.pairs * dgates_blocks(request.shape.cell);
     }
   }
   return fit;
@@ -147,6 +166,7 @@ double estimate(const PlanRequest& request, Pass pass, const Choice& choice, con
                                                   : cost::Exchange::kNone;
   group.exchange_bytes = fit.exchange_bytes;
   group.hops = fit.hops;
+  if (group.by_fma == 0) group.work = fit.work;  // the counts are of the matrix units' products
   // Groups of blocks that run side by side; the others follow them. Where several share a
   // multiprocessor, they share what it issues.
   int64_t groups = fit.groups, at_once = choice.groups_at_once;

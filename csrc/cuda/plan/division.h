@@ -22,6 +22,7 @@ struct Fit {
   int64_t chain = 0;          // of mma in a warp, each adding to the sum of the one before
   double exchange_bytes = 0;  // into a block, a step; 0: as the cost model counts
   int hops = 1;               // of the exchange, one after the other
+  cost::Work work;            // of a warp of a cluster
 };
 
 // Clusters of a size that a device holds at once, its blocks having a multiprocessor each: as the
