@@ -60,6 +60,7 @@ COMPILER = $${CXX:-c++}
 ASAN_TESTS := $(patsubst %,tests/layers/test_%.py,kinds_of_tensors empty errors in_place trace lengths)
 $(ASAN)/.extension: $(VENV)/.extension $(SOURCES) $(wildcard birnn_cuda/*.py birnn_cuda/*/*.py)
 	mkdir -p $(ASAN)
+	rm -rf $(ASAN)/csrc $(ASAN)/birnn_cuda
 	tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml birnn_cuda csrc | tar -x -C $(ASAN)
 	cd $(ASAN) && CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1" LDFLAGS=-fsanitize=address \
 	    BIRNN_BUILD_CUDA=0 $(abspath $(VENV))/bin/python setup.py --quiet build_ext --inplace
