@@ -35,6 +35,17 @@ BIRNN_CELL_FN auto bias_of_sum(int of, const BiasIh& bias_ih, const BiasHh& bias
   return bias_ih(of) + bias_hh(of);
 }
 
+// And back: the gate whose bias has its gradient in block `block` of dgates; -1: none has.
+template <Cell kCell>
+BIRNN_CELL_FN int gate_of_bias_ih(int block) {
+  if (kCell != Cell::kGru) return block;
+  return block == 0 ? 2 : block == 3 ? -1 : block - 1;
+}
+template <Cell kCell>
+BIRNN_CELL_FN int gate_of_bias_hh(int block) {
+  return kCell == Cell::kGru ? block - 1 : block;
+}
+
 template <class Math>
 struct TanhCell {
   using Value = typename Math::Value;

@@ -93,7 +93,6 @@ struct BackwardDirection {
   const void* dy = nullptr;  // [N, S] at dy_stride, null: zeros
   int64_t dy_stride = 0;
   // [N, H] at dc_stride: gradient of the cell state that each step leaves, null: zeros (LSTM only).
-  // Read by the CPU and by stepwise; no other kernel takes it.
   const void* dc = nullptr;
   int64_t dc_stride = 0;
   void* dgates = nullptr;  // [N, dgates_blocks * H] at dgates_stride
@@ -102,6 +101,10 @@ struct BackwardDirection {
   void* dproj = nullptr;         // [N, P]: gradient of the projected state (projection only)
   void* dhx = nullptr;           // [B, S]: holds dhy on entry, the gradient of hx on return
   void* dcx = nullptr;  // [B, H]: holds dcy on entry, the gradient of cx on return (LSTM only)
+  // [G*H] each: the gradients of the biases on return, null where nobody asks. The kernels that run
+  // all steps on a GPU sum them up on the way; the CPU and stepwise leave them to sums of dgates.
+  void* dbias_ih = nullptr;
+  void* dbias_hh = nullptr;
 };
 
 }  // namespace birnn

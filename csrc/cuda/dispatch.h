@@ -17,6 +17,9 @@ inline bool runs_directions_together(const Choice& choice) {
 // Whether weight_hh is packed before the recurrence: then a portion can be just that.
 inline bool packs_weights(const Choice& choice) { return choice.kernel != Kernel::kStepwise; }
 
+// Whether the recurrence sums up the gradients of the biases on its way.
+inline bool sums_biases(const Choice& choice) { return choice.kernel != Kernel::kStepwise; }
+
 // The portions of a recurrence, to be enqueued in turn. Stepwise enqueues two launches a step: the
 // directions take turns, or the first one's would keep the second waiting, and past some thousand
 // a queue is full and the host waits too.

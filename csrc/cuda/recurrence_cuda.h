@@ -27,7 +27,9 @@ struct StepGemm {
 struct Portion {
   bool packs = true;   // persistent kernels: weight_hh as fragments into the workspace
   bool recurs = true;  // the recurrence, on what was packed
-  bool again = false;  // grid_backward: not for the first time since it was packed
+  // Backward: not for the first time since it was packed, but of an earlier part of the steps,
+  // which goes on with the sums of the biases.
+  bool again = false;
   // stepwise: of the steps that it walks, in the order of the walk.
   int64_t first = 0, last = INT64_MAX;
 };

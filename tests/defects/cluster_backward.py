@@ -6,14 +6,18 @@ KERNEL = (
     # Buffers.
     ("shared.alloc<float>(<|2 * inbox_floats|>)", {"room_for_one_inbox": "inbox_floats"}),
     ("shared.alloc<T>(<|2 * NB * args.pitch|>)", {"room_for_one_stage": "NB * args.pitch"}),
+    (
+        "shared.alloc<Bits64>(<|Biases::kSlots|>)",
+        {"room_for_half_of_the_biases": "Biases::kSlots / 2"},
+    ),
     ("shared.alloc<int>(<|NB|>)", {"too_little_room_for_lengths": "NB - 1"}),
     ("shared.alloc<MBarrier>(<|2|>)", {"room_for_one_mbarrier": "1"}),
     ("shared.alloc<uint32_t>(<|1|>)", {"no_room_for_the_mask": "0"}),
     ("shared.alloc<T>(<|16 / sizeof(T)|>)", {"too_little_room_for_zeros": "4 / sizeof(T)"}),
     ("shared.alloc<int>(<|8|>)", {"too_little_room_for_constants": "6"}),
     (
-        "<|2 * (Pairs::kActivations + 2) * kPairs * kThreads|>);",
-        {"room_for_operands_of_one_step": "(Pairs::kActivations + 2) * kPairs * kThreads"},
+        "<|2 * Pairs::kOperands * kPairs * kThreads|>);",
+        {"room_for_operands_of_one_step": "Pairs::kOperands * kPairs * kThreads"},
     ),
     (
         "T* const stage = staged + <|(s & 1)|> * num_columns * pitch;",
@@ -100,6 +104,12 @@ KERNEL = (
         "<|if (written.length[e] < 0) continue;|>\n      BIRNN_UNROLL",
         {"access_to_dgates_of_missing_pairs": ""},
     ),
+    ("bias_gradients.add(e, block, dgates);", {"biases_not_summed": ""}),
+    ("writer, <|first_sequence / NB|>, args", {"biases_of_one_cluster": "0"}),
+    (
+        "if (<|column >= columns|>) return;",
+        {"sums_of_biases_past_the_last": "false"},
+    ),
     (
         "<|if (kBlocks == kGates) return block * 2 * half;|>",
         {"columns_of_another_cell": "return (block + 1) % kBlocks * 2 * half;"},
@@ -122,6 +132,7 @@ KERNEL_EXPLAINED = {
     "if (cluster > 1) peers[m]": "one block has no peers; see push_of_one_block",
     "const bool arms =": "see armed_by_all_threads",
     "if (inner)": "of `inner`, above",
+    "else if (s > 0 && pairs.is_inner_with_dc(k))": "as above",
     "if (!Precision::kRounds ||": "known when compiled",
     "if (has_cluster) {": "see push_of_one_block",
     "if (m > 0 && m >= own_tiles) break;": "of `pieces`, above",

@@ -12,6 +12,10 @@ KERNEL = (
         "shared.alloc<Bits128>(<|kWarps * rest_chunks * num_tiles * 64|>)",
         {"room_for_the_rest_of_two_warps": "2 * rest_chunks * num_tiles * 64"},
     ),
+    (
+        "shared.alloc<Bits64>(<|Biases::kSlots|>)",
+        {"room_for_half_of_the_biases": "Biases::kSlots / 2"},
+    ),
     ("shared.alloc<int>(<|NB|>)", {"too_little_room_for_lengths": "NB - 1"}),
     ("shared.alloc<uint32_t>(<|1|>)", {"no_room_for_the_mask": "0"}),
     ("shared.alloc<BackwardArguments>(<|1|>)", {"no_room_for_the_arguments": "0"}),
@@ -82,11 +86,20 @@ KERNEL = (
     # Masks of pairs of units.
     ("if (n >= NB) continue;", {"access_to_gates_past_the_group": ""}),
     (
+        "bias_gradients.add(e, b, dgates[b]);",
+        {
+            "biases_not_summed": "",
+            "biases_of_the_first_group": "if (first_sequence == 0) "
+            "bias_gradients.add(e, b, dgates[b]);",
+        },
+    ),
+    (
         "<|if (pairs.length[e] < 0) continue;|>\n        BIRNN_UNROLL",
         {"dgates_of_missing_pairs": ""},
     ),
 )
 KERNEL_EXPLAINED = {
+    "Biases::kSlots > 0 ? bias_slots :": "known when compiled",
     "if (m < num_tiles && chunk < own_chunks)": "spares the reading of weights whose products "
     "nobody keeps; what they would be still lies in the workspace",
     "const int rest_chunks = kRest &&": "the size of an array: none where nothing is left over",

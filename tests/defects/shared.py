@@ -133,6 +133,30 @@ BACKWARD_PAIRS = (
         "<|take<true>(e, k, kDy, at(dir.dy, row, args.dy_stride));|>",
         {"gradients_of_output_of_inner_steps_forgotten": ""},
     ),
+    (
+        "<|take<kPaired>(e, k, kDc, dir.dc, row * args.dc_stride);|>",
+        {"gradients_of_cell_state_forgotten": ""},
+    ),
+    (
+        "<|take<true>(e, k, kDc, at(dir.dc, row, args.dc_stride));|>",
+        {"gradients_of_cell_state_of_inner_steps_forgotten": ""},
+    ),
+    (
+        "if (<|kTakesDc && args.dir.dc|>) shortest",
+        {"inner_steps_without_cell_state": "false"},
+    ),
+    (
+        "<|carried[e][1] += to_float(dc.second);|>",
+        {"gradients_of_cell_state_of_the_second_unit_forgotten": ""},
+    ),
+    (
+        "return kTakesDc && k > 0 && <|k + 1 < -shortest|>;",
+        {"last_steps_are_inner_with_cell_state": "k < -shortest"},
+    ),
+    (
+        "return kTakesDc && <|k > 0|> && k + 1",
+        {"first_step_is_inner_with_cell_state": "k >= 0"},
+    ),
     ("(slots) + <|(k & 1)|> * kStepBytes", {"operands_of_one_step": "0"}),
     ("return k > 0 && <|k + 1 < shortest|>;", {"last_steps_are_inner": "k < shortest"}),
     ("return <|k > 0|> && k + 1", {"first_step_is_inner": "k >= 0"}),
@@ -183,13 +207,38 @@ BACKWARD_PAIRS_EXPLAINED = {
     "cp_async<sizeof(Bits)>(target": "see operands_not_awaited",
     "return which == kBefore ?": "known when compiled",
     ": which == kDy": "known when compiled",
+    ": which == kDc": "known when compiled",
+    "static constexpr bool kTakesDc =": "known when compiled",
+    "if (all_given && is_inner(k))": "of is_inner",
+    "else if (all_given && is_inner_with_dc(k))": "of is_inner_with_dc",
     "if (length[e] < 0) continue;\n      const auto at": "spares copies of what nobody reads",
     "else if constexpr (kGates > 1)": "known when compiled",
-    "if (all_given && is_inner(k))": "of is_inner",
     "if (length[e] == steps) c_after": "of others it comes with their last step",
     "if (kInner || k <= length[e]) from": "spares reading what nobody asks for",
-    "if (is_inner(k) && args.paired) {": "a shorter way of the same",
+    "if ((is_inner(k) || is_inner_with_dc(k)) && args.paired) {": "a shorter way of the same",
     "return to_float(half == 0": "known when compiled",
     "(half == 0 ? dgates": "known when compiled",
     "dh[1] = kCell == Cell::kGru": "as of the first unit",
 }
+
+BIAS_GRADIENTS = (
+    ("sync_threads();  // all have read", {"no_barrier_before_the_sums_of_biases": ""}),
+    ("sync_threads();  // the sums of all threads", {"no_barrier_after_the_sums_of_biases": ""}),
+    (
+        "if (<|at.row < tile_batch && at.row % 2 == 0|>)",
+        {"sums_of_biases_past_the_tile": "at.row % 2 == 0"},
+    ),
+    ("<|own_slots[i] = Bits64{};|>", {"sums_of_biases_not_cleared": ""}),
+    ("row < <|tile_batch / 2|>; ++row", {"biases_of_one_row_left_out": "tile_batch / 2 - 1"}),
+    ("if (<|unit >= args.hidden_size|>) continue;", {"biases_past_the_hidden_size": "false"}),
+    ("if (<|args.adds_to_bias_sums|>) sum", {"sums_of_biases_never_start": "true"}),
+    ("if (<|num_groups == 1|>) store", {"biases_of_one_group_not_stored": "false"}),
+    (
+        "if (<|bias && gate >= 0|>)",
+        {"access_to_absent_biases": "gate >= 0", "biases_of_no_gate": "bias != nullptr"},
+    ),
+    (
+        "<|sums[e][block][1] += to_float(dgates.second);|>",
+        {"bias_of_the_second_unit_forgotten": ""},
+    ),
+)

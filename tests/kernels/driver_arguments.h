@@ -55,8 +55,10 @@ inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
 }
 
 // pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
-// dc, dgates, dproj, dhx, dcx, then first_dgates. strides: of output, reserve, dy, dc, dgates.
-constexpr int kFirstDgates = 12;
+// dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, then first_dgates. strides: of output, reserve,
+// dy, dc, dgates.
+constexpr int kFirstDgates = 14;
+constexpr int kBackwardPointers = kFirstDgates + 1;
 inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
                                             const int64_t* strides) {
   BackwardDirection direction;
@@ -78,6 +80,8 @@ inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
   direction.dproj = pointers[9];
   direction.dhx = pointers[10];
   direction.dcx = pointers[11];
+  direction.dbias_ih = pointers[12];
+  direction.dbias_hh = pointers[13];
   return direction;
 }
 

@@ -40,7 +40,7 @@ extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, in
     const bool last = d + 1 == num_directions;
     directions[d] = test::backward_direction(reverse != 0 && last, pointers, strides);
     first_dgates[d] = pointers[test::kFirstDgates];
-    pointers += test::kFirstDgates + 1;
+    pointers += test::kBackwardPointers;
     strides += kStrides;
   }
   const cuda::GridBackwardTiling given = tiling_of(tiling);

@@ -28,20 +28,22 @@ void run_case(const Case& given) {
                            std::to_string(T) + " H " + std::to_string(H) + " blocks " +
                            std::to_string(tiling[0]) + ": ";
   const int64_t width = reserve_blocks(cell) * H, blocks = dgates_blocks(cell) * H;
+  const int64_t gates = num_gates(cell) * H;
   Buffer<int64_t> lengths(B);
   fill_lengths(lengths, T);
   Buffer<float> weight_hh(num_gates(cell) * H * H), hx(B * H), cx(B * H), output(T * B * H);
-  Buffer<float> reserve(T * B * width), dy(T * B * H);
-  for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy}) fill(*array);
+  Buffer<float> reserve(T * B * width), dy(T * B * H), dc(T * B * H);
+  for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy, &dc}) fill(*array);
   const auto optional = [has = ragged](auto& array) { return has ? array.data() : nullptr; };
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {H, width, H, 0, blocks, H, width, H, 0, blocks};
+  const int64_t strides[] = {H, width, H, H, blocks, H, width, H, H, blocks};
   Buffer<float> kept(2 * T * B * blocks);
   for (int run = 0; run < 2; ++run) {
     Buffer<float> dgates(2 * T * B * blocks), first(2 * B * blocks), dhx(2 * B * H), dcx(2 * B * H);
+    Buffer<float> dbias(4 * gates);
     fill(dhx);
     fill(dcx);
-    void* pointers[2 * (kFirstDgates + 1)];
+    void* pointers[2 * kBackwardPointers];
     for (int d = 0; d < 2; ++d) {
       void* const of[] = {weight_hh.data(),
                           nullptr,
@@ -50,19 +52,22 @@ void run_case(const Case& given) {
                           output.data(),
                           reserve.data(),
                           optional(dy),
-                          nullptr,
+                          optional(dc),
                           dgates.data() + d * T * B * blocks,
                           nullptr,
                           dhx.data() + d * B * H,
                           dcx.data() + d * B * H,
+                          ragged ? dbias.data() + 2 * d * gates : nullptr,
+                          ragged ? dbias.data() + (2 * d + 1) * gates : nullptr,
                           ragged ? first.data() + d * B * blocks : nullptr};
-      std::memcpy(pointers + d * (kFirstDgates + 1), of, sizeof of);
+      std::memcpy(pointers + d * kBackwardPointers, of, sizeof of);
     }
     const int status =
         grid_backward_driver(sizes, 2, 0, optional(lengths), pointers, strides, tiling);
     expect(status == 0, what + device::error_message(status));
     expect_finite(dgates, what + "dgates");
     if (ragged) expect_finite(first, what + "first_dgates");
+    if (ragged) expect_finite(dbias, what + "dbias");
     expect_finite(dhx, what + "dhx");
     expect_finite(dcx, what + "dcx");
     expect_same(run, kept, dgates, what + "dgates");

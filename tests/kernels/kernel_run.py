@@ -94,7 +94,8 @@ class Kernel:
         on: build.Emulator | None = None,
     ) -> None:
         self.name, self.tiling, self.tf32, self.together = name, tiling, tf32, together
-        self.emulator = on or emulator("stepwise" if name.startswith("stepwise") else name)
+        self.is_stepwise = name.startswith("stepwise")
+        self.emulator = on or emulator("stepwise" if self.is_stepwise else name)
 
     def launch(
         self,
@@ -187,7 +188,8 @@ class Run:
         return [self.output, self.hy, *([self.cy] if self.problem.cell == "lstm" else [])]
 
     def backward(self) -> dict[str, Tensor]:
-        """What backward writes, by name; dweight_hh and dweight_hr follow from it."""
+        """What backward writes, by name; dweight_hh and dweight_hr follow from it, and after
+        stepwise the gradients of the biases."""
         problem = self.problem
         T, B, H, S = problem.seq_len, problem.batch_size, problem.hidden_size, problem.state_size
         blocks, zones, dtype = DGATES_BLOCKS[problem.cell], self.zones, problem.dtype
@@ -195,6 +197,8 @@ class Run:
         self.first_dgates = zones.full((2, B, blocks * H), NAN, dtype)
         self.dproj = zones.full((2, T, B, S), NAN, dtype) if problem.proj_size else None
         self.dhx, self.dcx = zones.copy(problem.dhy), zones.copy(problem.dcy)
+        columns = NUM_GATES[problem.cell] * H
+        self.dbias_ih, self.dbias_hh = (zones.full((2, columns), NAN, dtype) for _ in range(2))
         dy = zones.copy(torch.where(problem.inside, problem.dy, NAN))
         dc = problem.dc
         if dc is not None:
@@ -216,6 +220,8 @@ class Run:
                 "dproj": of(self.dproj, d),
                 "dhx": self.dhx[d],
                 "dcx": self.dcx[d] if problem.cell == "lstm" else None,
+                "dbias_ih": self.dbias_ih[d],
+                "dbias_hh": self.dbias_hh[d],
                 "first_dgates": self.first_dgates[d],
             }
             of_backward.append([None if name in self.without else t for name, t in given.items()])
@@ -231,6 +237,8 @@ class Run:
             written["dcx"] = self.dcx
         if self.dproj is not None:
             written["dproj"] = self.dproj
+        if not self.backward_kernel.is_stepwise:
+            written |= {"dbias_ih": self.dbias_ih, "dbias_hh": self.dbias_hh}
         return written
 
     def results(self) -> dict[str, Tensor]:
@@ -258,9 +266,12 @@ class Run:
                 o, c = self.gates[d].double()[..., 3 * H :].split(H, 2)
                 wide = torch.where(problem.inside, o * torch.tanh(c), 0)
                 projections.append(torch.einsum("tbp,tbh->ph", self.dproj[d].double(), wide))
+        recurrent = dgates
         if problem.cell == "gru":
-            n, r, z, _ = dgates.split(H, 3)
-            dgates = torch.cat([r, z, n], 3)
+            n, r, z, recurrent_n = dgates.split(H, 3)
+            dgates, recurrent = torch.cat([r, z, n], 3), torch.cat([r, z, recurrent_n], 3)
+        for name, summed in (("dbias_ih", dgates), ("dbias_hh", recurrent)):
+            results[name] = written.get(name, summed.sum((1, 2)))
         results |= {"dgates": dgates, "dhx": written["dhx"], "dweight_hh": torch.stack(products)}
         if problem.cell == "lstm":
             results["dcx"] = written["dcx"]
@@ -324,7 +335,9 @@ def check_backward(problem: Problem, kernel: Kernel, without: Sequence[str] = ()
     """Every gradient of every direction within its limit, after stepwise's forward."""
     run = Run(problem, backward=kernel, without=without)
     actual, expected = run.results(), problem.results(exact)
-    names = ("dgates", "dhx", "dweight_hh", *(("dcx",) if problem.cell == "lstm" else ()))
+    names = ["dgates", "dhx", "dweight_hh", "dbias_ih", "dbias_hh"]
+    if problem.cell == "lstm":
+        names.append("dcx")
     check(problem, actual, expected, format_of(kernel), names, forward_factors=False)
     firsts = run.first_dgates[:, (~problem.inside.any(0))[:, 0]]
     assert (firsts == 0).all(), "first_dgates of an empty sequence"
@@ -336,6 +349,19 @@ def check_first_dgates_may_be_absent(kernel: Kernel) -> None:
         Run(problem, backward=kernel, without=absent) for absent in ((), ("first_dgates",))
     )
     assert is_equal([full.backward()["dgates"]], [without.backward()["dgates"]])
+
+
+def check_gradients_of_biases_may_be_absent(kernel: Kernel, batch_size: int) -> None:
+    """What is not asked for is not written, and changes nothing else."""
+    problem = Problem("gru", torch.float32, (3, batch_size, 6))
+    full = Run(problem, backward=kernel).backward()
+    for absent in (("dbias_ih",), ("dbias_hh",), ("dbias_ih", "dbias_hh")):
+        written = Run(problem, backward=kernel, without=absent).backward()
+        for name, expected in full.items():
+            if name in absent:
+                assert written[name].isnan().all()
+            else:
+                assert is_equal([written[name]], [expected])
 
 
 def check_same_bits_under_every_schedule(

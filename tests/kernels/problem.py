@@ -102,7 +102,8 @@ class Problem:
 
     def results(self, recurrence: Any) -> dict[str, Tensor]:
         """Values and gradients, in fp64, of a recurrence in differentiable torch:
-        (problem, gates, hx, cx, weight_hh, weight_hr) -> output, hy, cy, and c of every step."""
+        (problem, gates, hx, cx, weight_hh, weight_hr, biases) -> output, hy, cy, and c of every
+        step. biases: bias_ih and bias_hh of both directions, zeros where there are none."""
 
         def leaf(tensor: Tensor | None, *shape: int) -> Tensor:
             if tensor is None:
@@ -113,10 +114,13 @@ class Problem:
         gates, weight_hh = leaf(self.gates), leaf(self.weight_hh)
         hx, cx = leaf(self.hx, 2, B, S), leaf(self.cx, 2, B, H)
         weight_hr = leaf(self.weight_hr) if self.proj_size else None
-        output, hy, cy, cells = recurrence(self, gates, hx, cx, weight_hh, weight_hr)
+        columns = gates.size(3)
+        biases = (leaf(self.bias_ih, 2, columns), leaf(self.bias_hh, 2, columns))
+        output, hy, cy, cells = recurrence(self, gates, hx, cx, weight_hh, weight_hr, biases)
         loss = (output * torch.where(self.inside, self.dy, 0)).sum() + (hy * self.dhy).sum()
         results = {"output": output, "hy": hy}
         operands = {"dgates": gates, "dhx": hx, "dweight_hh": weight_hh}
+        operands |= {"dbias_ih": biases[0], "dbias_hh": biases[1]}
         if self.cell == "lstm":
             loss = loss + (cy * self.dcy).sum()
             if self.dc is not None:
@@ -136,6 +140,7 @@ def exact(
     cx: Tensor,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
+    biases: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference: its input, the gates of both directions, from which weight_ih picks one's."""
     columns = gates.size(3)
@@ -144,9 +149,7 @@ def exact(
     for d in range(2):
         weight_ih = torch.zeros(columns, 2 * columns, dtype=torch.float64)
         weight_ih[:, d * columns : (d + 1) * columns] = identity
-        weights += [weight_ih, weight_hh[d]]
-        if problem.bias_ih is not None and problem.bias_hh is not None:
-            weights += [problem.bias_ih[d].double(), problem.bias_hh[d].double()]
+        weights += [weight_ih, weight_hh[d], *(bias[d] for bias in biases)]
         if weight_hr is not None:
             weights.append(weight_hr[d])
     input = torch.cat([gates[0], gates[1]], 2)
@@ -193,6 +196,8 @@ def drawn(problem: Problem, format: rounding.Format, **which: bool) -> dict[str,
         problem.dcy.double().unsqueeze(1) if is_lstm else None,
         None if problem.dc is None else by_direction(problem.dc),
     )
+    for bias, summed in (("dbias_ih", "dgates"), ("dbias_hh", "drecurrent")):
+        results[bias] = model.rounding.stored(results[summed].sum((2, 3)))
     return results
 
 

@@ -115,10 +115,10 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array dgates(element, T * B * blocks * H, false), dproj(element, T * B * P, false);
     Array first_dgates(element, B * blocks * H, false), dcx(carried, B * H, true);
     auto dhx = std::make_unique<Array>(carried, B * S, true);
-    void* const backward[] = {weight_hh.data(),   weight_hr.data(), states[0],   states[1],
-                              output->data(),     gates.data(),     dy.data(),   dc.data(),
-                              dgates.data(),      dproj.data(),     dhx->data(), dcx.data(),
-                              first_dgates.data()};
+    void* const backward[] = {weight_hh.data(), weight_hr.data(), states[0],          states[1],
+                              output->data(),   gates.data(),     dy.data(),          dc.data(),
+                              dgates.data(),    dproj.data(),     dhx->data(),        dcx.data(),
+                              nullptr,          nullptr,          first_dgates.data()};
     const int64_t backward_strides[] = {S, width, S, H, blocks * H};
     expect(
         stepwise_backward_driver(sizes, reverse, given, backward, backward_strides, nullptr) == 0,

@@ -19,6 +19,7 @@ from kernel_run import (
     check_backward,
     check_clean_under_sanitizers,
     check_first_dgates_may_be_absent,
+    check_gradients_of_biases_may_be_absent,
     check_nan_of_a_gradient_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
 )
@@ -53,7 +54,8 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
     for index, (T, states) in enumerate(itertools.product((1, 2, 3, 5, 7), (True, False))):
         H, B, cluster, tiles = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
-        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, states=states)
+        options = {"states": states, "cell_states": index % 3 != 1}
+        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, **options)
         without = ()
         if index % 4 == 3:
             problem.dy.zero_()
@@ -63,7 +65,8 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_schedule_gives_the_same_bits(cell: str) -> None:
-    problem = Problem(cell, torch.float32, (6, 6, 20), draw_lengths("mixed", 6, 6))
+    lengths = draw_lengths("mixed", 6, 9)
+    problem = Problem(cell, torch.float32, (6, 9, 20), lengths, cell_states=True)
     under_test = kernel(3, 1)
     run = Run(problem, backward=under_test)
 
@@ -90,6 +93,11 @@ def test_first_dgates_may_be_absent() -> None:
     check_first_dgates_may_be_absent(kernel(2, 1))
 
 
+@pytest.mark.parametrize("batch_size", [3, 9])
+def test_gradients_of_biases_may_be_absent(batch_size: int) -> None:
+    check_gradients_of_biases_may_be_absent(kernel(2, 1), batch_size)
+
+
 def test_a_tiling_that_no_instance_holds_is_refused() -> None:
     problem = Problem("lstm", torch.float32, (1, 1, 200))
     with pytest.raises(AssertionError):
@@ -109,6 +117,7 @@ FILES = {
     "cluster/backward.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "warp/backward_pairs.cuh": (shared.BACKWARD_PAIRS, shared.BACKWARD_PAIRS_EXPLAINED),
     "warp/batch_tile.cuh": (shared.BATCH_TILE, {}),
+    "warp/bias_gradients.cuh": (shared.BIAS_GRADIENTS, {}),
     "warp/fragments.cuh": (
         shared.FRAGMENTS_OF_ONE_TILE,
         {**shared.FRAGMENTS_EXPLAINED, **shared.FRAGMENTS_OF_ONE_TILE_EXPLAINED},
@@ -128,7 +137,7 @@ SHAPES_OF_DEFECTS = ((5, 6, 1, 1), (21, 9, 3, 1), (64, 8, 2, 1))
 # block of as few units as there are.
 SHAPES_OF_INNER_STEPS = ((40, 12, 5, 2), (8, 9, 4, 1))
 DEFECT_CASES = (
-    *itertools.product(("lstm",), (torch.float32,), SHAPES_OF_INNER_STEPS, ("long",)),
+    *itertools.product(("lstm",), (torch.float32,), SHAPES_OF_INNER_STEPS, ("long", "cells")),
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("gru", torch.float16, (10, 3, 1, 1), "nan"),
@@ -147,7 +156,9 @@ def check_defective(
     if pattern == "nan":
         check_nan_of_a_gradient_stays_in_its_sequence(under_test, dtype)
         return
-    check_backward(Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B)), under_test)
+    cell_states = pattern != "long"
+    lengths = draw_lengths("long" if pattern == "cells" else pattern, 6, B)
+    check_backward(Problem(cell, dtype, (6, B, H), lengths, cell_states=cell_states), under_test)
 
 
 @pytest.mark.long

@@ -67,6 +67,7 @@ class Problem:
         states: bool = True,
         bias: bool = True,
         proj_size: int = 0,
+        cell_states: bool = False,
     ) -> None:
         T, B, input_size, H = sizes
         S, G = proj_size or H, {"lstm": 4, "gru": 3}.get(cell, 1)
@@ -109,6 +110,7 @@ class Problem:
         self.d_output = draw(*rows, directions * S)
         self.d_h_n = draw(directions, B, S)
         self.d_c_n = draw(directions, B, H) if lstm else None
+        self.d_cells = draw(*rows, directions * H) if lstm and cell_states else None
 
     def operands(self) -> list[Tensor | None]:
         return [self.input, self.hx, self.cx, *self.weights]
@@ -118,12 +120,17 @@ class Problem:
         operands = [
             None if t is None else t.detach().double().requires_grad_() for t in self.operands()
         ]
-        outputs = reference.forward(
+        *outputs, cells = reference.forward_with_cell_states(
             *operands[:3], operands[3:], self.lengths, self.batch_sizes, self.cell, self.directions
-        )[: 3 if self.cell == "lstm" else 2]
-        cotangents = [self.d_output, self.d_h_n, self.d_c_n][: len(outputs)]
+        )
+        outputs = outputs[: 3 if self.cell == "lstm" else 2]
+        given = [self.d_output, self.d_h_n, self.d_c_n][: len(outputs)]
+        cotangents = [d.double() for d in given]  # type: ignore[union-attr]
+        differentiated = outputs
+        if self.d_cells is not None:
+            differentiated, cotangents = [*outputs, cells], [*cotangents, self.d_cells.double()]
         present = [t for t in operands if t is not None]
-        gradients = torch.autograd.grad(outputs, present, [d.double() for d in cotangents])  # type: ignore[union-attr]
+        gradients = torch.autograd.grad(differentiated, present, cotangents)
         return [*(t.detach() for t in outputs), *gradients]
 
     def run(self, precision: str) -> list[Tensor]:
@@ -139,7 +146,7 @@ class Problem:
         arguments = (self.d_output, self.d_h_n, self.d_c_n, *common, output, reserve)
         bits = reserve.view(torch.uint8).clone()  # where padding is, it may hold NaN
         results = module().backward(
-            *arguments, self.cell, self.directions, precision, needs_grad, None
+            *arguments, self.cell, self.directions, precision, needs_grad, self.d_cells
         )
         assert torch.equal(reserve.view(torch.uint8), bits), "backward wrote to the reserve"
         d_input, d_hx, d_cx, d_weights = results
@@ -151,13 +158,15 @@ class Problem:
     def drawn(self, format: rounding.Format) -> list[Tensor]:
         """What exact() gives, by draws of a model that rounds to a format."""
         lengths, rows = self.lengths, [self.input, self.d_output]
+        if self.d_cells is not None:
+            rows.append(self.d_cells)
         if self.batch_sizes is not None:
             lengths = packed_lengths(self.batch_sizes)
             rows = [packed_to_padded(tensor, self.batch_sizes) for tensor in rows]
         elif lengths is not None:
             inside = padding_mask(lengths, self.input.size(0)).unsqueeze(2)
             rows = [torch.where(inside, tensor, 0) for tensor in rows]
-        input, d_output = (tensor.unsqueeze(0) for tensor in rows)
+        input, d_output = (tensor.unsqueeze(0) for tensor in rows[:2])
         count = len(self.weights) // self.directions
         weights = [self.weights[d * count : (d + 1) * count] for d in range(self.directions)]
         layer = rounding_model.Layer(
@@ -165,7 +174,10 @@ class Problem:
         )
         outputs = layer.forward(input, self.hx, self.cx)
         d_c_n = None if self.d_c_n is None else self.d_c_n.unsqueeze(0)
-        d_input, d_states, d_weights = layer.backward(d_output, self.d_h_n.unsqueeze(0), d_c_n)
+        d_cells = None if self.d_cells is None else rows[2].unsqueeze(0)
+        d_input, d_states, d_weights = layer.backward(
+            d_output, self.d_h_n.unsqueeze(0), d_c_n, d_cells
+        )
         if self.batch_sizes is not None:
             outputs[0], d_input = (
                 torch.stack([padded_to_packed(draw, self.batch_sizes) for draw in tensor])
@@ -197,6 +209,9 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"lengths": [5, 4, 4, 2, 1], "packed": True, "states": False},
     {"directions": 1},
     {"directions": 1, "lengths": [2, 5, 0, 3, 3], "bias": False},
+    {"cell_states": True},
+    {"cell_states": True, "lengths": [4, 0, 5, 1, 2]},
+    {"cell_states": True, "lengths": [5, 4, 4, 2, 1], "packed": True},
 )
 
 
@@ -207,6 +222,8 @@ def test_values_and_gradients(kernel: str, cell: str, format_: str, seed: int) -
     dtype = FORMATS[format_][0]
     chosen = OPTIONS if format_ == "ieee" else OPTIONS[seed % 3 :: 3]
     for options in chosen:
+        if options.get("cell_states") and cell != "lstm":
+            continue
         problem = Problem(cell, dtype, (5, 5, 3, 20), **options)
         check(problem, format_, kernel)
 

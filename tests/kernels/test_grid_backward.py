@@ -19,6 +19,7 @@ from kernel_run import (
     check_backward,
     check_clean_under_sanitizers,
     check_first_dgates_may_be_absent,
+    check_gradients_of_biases_may_be_absent,
     check_same_bits_under_every_schedule,
     is_equal,
 )
@@ -59,7 +60,8 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
             continue
         H, B, *tiling = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
-        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, states=states)
+        options = {"states": states, "cell_states": index % 3 != 1}
+        problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, **options)
         without = ()
         if index % 4 == 3:
             problem.dy.zero_()
@@ -77,7 +79,8 @@ def test_weights_in_shared_memory(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_schedule_gives_the_same_bits(cell: str) -> None:
-    problem = Problem(cell, torch.float32, (6, 6, 7), draw_lengths("mixed", 6, 6))
+    lengths = draw_lengths("mixed", 6, 6)
+    problem = Problem(cell, torch.float32, (6, 6, 7), lengths, cell_states=True)
     under_test = kernel(4, 1, 2)
     run = Run(problem, backward=under_test)
 
@@ -104,6 +107,10 @@ def test_a_direction_alone_gives_the_same_bits() -> None:
 
 def test_first_dgates_may_be_absent() -> None:
     check_first_dgates_may_be_absent(kernel(2, 1, 2))
+
+
+def test_gradients_of_biases_may_be_absent() -> None:
+    check_gradients_of_biases_may_be_absent(kernel(2, 1, 2), 3)
 
 
 @pytest.mark.parametrize("tiling", [(1, 1, 0), (4, 1, 3), (0, 1, 0), (4, 17, 0)])
@@ -157,7 +164,7 @@ def check_defective(
 ) -> None:
     H, B, tiling, pattern = case
     lengths = [0] * 8 + [5, 2] if pattern == "empty" else draw_lengths(pattern, 5, B)
-    problem = Problem(cell, dtype, (5, B, H), lengths)
+    problem = Problem(cell, dtype, (5, B, H), lengths, cell_states=True)
     check_backward(problem, kernel(*tiling, together=False, on=emulator))
 
 

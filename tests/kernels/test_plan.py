@@ -182,6 +182,13 @@ def test_a_backward_pass_has_one_part_unless_more_are_asked_for():
         assert plan(**large, seq_len=1000, kernel="stepwise")["backward"]["parts"] == 1
 
 
+def test_several_clusters_sum_up_the_gradients_of_biases_in_a_launch_of_its_own():
+    for batch_size, launches in ((8, 2), (300, 3)):
+        backward = plan(kernel="block", hidden_size=64, batch_size=batch_size)["backward"]
+        assert (backward["ctas"] > 1) == (launches == 3)
+        assert backward["launches"] == launches
+
+
 def test_an_eager_call_pays_for_its_launches_and_a_graph_does_not():
     """A host thread enqueues what the device could run side by side: 13.5 us a step for two
     directions, a product at 4.5 and a kernel at 2.25 each."""

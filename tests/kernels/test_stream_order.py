@@ -10,12 +10,14 @@ freed while it may be in use; the caller's stream waits for everything; a captur
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from memory_count import Count
+from problem import CELL_VALUES, DTYPES
 from test_gpu_layer import Problem, forced, module
 from torch import Tensor
 
@@ -45,6 +47,9 @@ class Call:
     operations: list[Operation]
     violations: list[str]
     allocations: dict[str, int]
+    owners: list[int]  # the stream that each allocation belongs to, -1 if it was there before
+    num_waits: int
+    peak_bytes: int  # that the call has allocated at once
 
     def touching(self, name: str) -> list[Operation]:
         number = self.allocations[name]
@@ -62,14 +67,19 @@ def names_of_weights(problem: Problem, prefix: str = "") -> Iterator[tuple[str, 
         yield f"{prefix}{names[i % each]}.{i // each}", weight, i // each
 
 
+NO_MISTAKE = (-1, -1, -1)
+
+
 def record(
     problem: Problem,
     precision: str = "ieee",
     capture: bool = False,
     caller: int = 0,
     priority: int = 0,
+    mistakes: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> dict[str, Call]:
-    """A forward pass in inference, one in training and a backward pass."""
+    """A forward pass in inference, one in training and a backward pass. mistakes: by pass, what the
+    recording pretends was done wrong (Mistake in timeline.h)."""
     common = (
         problem.input,
         problem.hx,
@@ -81,10 +91,17 @@ def record(
     known: dict[str, Tensor | None] = {"input": problem.input, "hx": problem.hx, "cx": problem.cx}
     known |= {name: weight for name, weight, _ in names_of_weights(problem)}
     stream = (capture, caller, priority)
+    mistakes = mistakes or {}
     calls = {}
     for name, training in (("inference", False), ("training", True)):
         arguments = (*common, problem.cell, problem.directions, training, precision)
-        results, calls[name] = run(module().forward, arguments, known, stream, names_of_outputs)
+        results, calls[name] = run(
+            module().forward,
+            arguments,
+            known,
+            (*stream, mistakes.get(name, NO_MISTAKE)),
+            names_of_outputs,
+        )
     output, _, _, reserve = results
     cotangents = (problem.d_output, problem.d_h_n, problem.d_c_n)
     known |= dict(zip(("d_output", "d_h_n", "d_c_n"), cotangents, strict=True))
@@ -96,7 +113,7 @@ def record(
         module().backward,
         arguments,
         known,
-        stream,
+        (*stream, mistakes.get("backward", NO_MISTAKE)),
         lambda results: names_of_gradients(problem, results),
     )
     return calls
@@ -117,7 +134,7 @@ def run(
     function: Any,
     arguments: Sequence[Any],
     known: dict[str, Tensor | None],
-    stream: tuple[bool, int, int],
+    stream: tuple[bool, int, int, tuple[int, int, int]],
     names_of: Any,
 ) -> tuple[Any, Call]:
     given = {name: t for name, t in known.items() if t is not None}
@@ -127,11 +144,15 @@ def run(
         results = function(*arguments)
         named = names_of(results)
     finally:
-        operations, produced, violations = module().end_recording(list(named.values()))
+        ended = module().end_recording(list(named.values()))
+    operations, produced, violations, owners, num_waits, peak_bytes = ended
     call = Call(
         [Operation(*fields) for fields in operations],
         violations,
         dict(zip(given, numbers, strict=True)) | dict(zip(named, produced, strict=True)),
+        owners,
+        num_waits,
+        peak_bytes,
     )
     # Which directions an operation works for: those whose own weights or gradients of weights it
     # touches, or else those of the operations whose results it reads.
@@ -249,6 +270,22 @@ def test_stepwise_enqueues_the_directions_in_turns() -> None:
         assert len(walks) > 400 and max(runs) <= 2 * 32 + 8
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_memory_is_what_is_counted(kernel: str) -> None:
+    """Of any dtype the tensors that memory_count.py lists, and no others of any size."""
+    for cell, dtype in (("tanh", torch.float32), ("gru", torch.float16), ("lstm", torch.float32)):
+        sizes, library_bytes = (9, 8, 16, 24), 2 * 256  # T, B, I, H
+        problem = Problem(cell, dtype, sizes, states=False)
+        with forced(kernel):
+            calls = record(problem)
+        planned = module().planned_bytes(CELL_VALUES[cell], DTYPES.index(dtype), sizes, kernel)
+        count = Count(cell, dtype.itemsize, *sizes, *planned, library_bytes)
+        counts = {"training": count.forward_peak(), "backward": count.backward_peak()}
+        for side, counted in counts.items():
+            peak = calls[side].peak_bytes
+            assert 0.9 * counted <= peak <= 1.02 * counted, (cell, side, peak, counted)
+
+
 def test_side_streams_are_bounded() -> None:
     """A program that calls from ever new streams gets those that were used least recently."""
     problem = Problem("tanh", torch.float32, (2, 1, 2, 3))
@@ -257,3 +294,58 @@ def test_side_streams_are_bounded() -> None:
             for call in record(problem, caller=1 + caller).values():
                 check(call, 2)
     assert module().num_side_streams() <= 96
+
+
+# ---------------------------------------------------------------------------------------------
+# Mistakes that the recording pretends were made: each must be a violation.
+
+
+def with_mistake(problem: Problem, kernel: str, parts: int, name: str, *mistake: int) -> Call:
+    with forced(kernel, parts):
+        return record(problem, mistakes={name: mistake})[name]  # type: ignore[dict-item]
+
+
+def order_of(call: Call) -> list[bool]:
+    """Of each two operations whether one follows the other."""
+    return [b.follows(a) for a, b in itertools.permutations(call.operations, 2)]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_forgotten_event_is_seen(parts: int) -> None:
+    """Each fork and each join: without the wait nothing orders what lies before and behind it. But
+    for two of a recurrence in parts: its streams are joined after the last part has been waited
+    for."""
+    problem = Problem("lstm", torch.float32, (3, 1, 2, 3))
+    with forced("block", parts):
+        calls = record(problem)
+    for name, call in calls.items():
+        assert call.num_waits >= 2
+        idle = 0
+        for number in range(call.num_waits):
+            wrong = with_mistake(problem, "block", parts, name, number, -1, -1)
+            if not wrong.violations:
+                idle += 1
+                assert order_of(wrong) == order_of(call), f"{name}: wait {number}"
+        allowed = 2 if parts > 1 and name == "backward" else 0
+        assert idle == allowed, f"{name}: {idle} of {call.num_waits} waits order nothing"
+
+
+def test_memory_freed_too_early_is_seen() -> None:
+    """What another stream than its owner works with, freed when the last of that is enqueued."""
+    problem = Problem("lstm", torch.float32, (2, 1, 2, 3))
+    with forced("block"):
+        call = record(problem)["backward"]
+    uses = {
+        number: [
+            index
+            for index, one in enumerate(call.operations)
+            if number in one.reads | one.writes and one.stream != owner
+        ]
+        for number, owner in enumerate(call.owners)
+        if owner >= 0
+    }
+    shared = [(number, indices[-1]) for number, indices in uses.items() if indices]
+    assert len(shared) > 4
+    for number, last in shared[:: len(shared) // 4]:
+        wrong = with_mistake(problem, "block", 1, "backward", -1, number, last)
+        assert any("is freed before" in text for text in wrong.violations), f"{number} of {uses}"

@@ -20,13 +20,15 @@ int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
 
   Call call{shape, tiling, sizes, {}, workspace, stream, portion};
   Arguments& args = call.args;
-  args.of = backward_arguments(shape, lengths, direction, first_dgates);
+  args.of = backward_arguments(shape, lengths, direction, first_dgates,
+                               static_cast<char*>(workspace) + sizes.fragment_bytes, portion.again);
   args.fragments = static_cast<const Bits128*>(workspace);
   args.units = sizes.units;
   args.tile_batch = sizes.tile_batch;
   args.num_tiles = sizes.num_tiles;
   args.num_chunks = sizes.num_chunks;
   args.pitch = sizes.pitch;
+  args.num_clusters = static_cast<int>(sizes.num_clusters);
   return persistent::launch_in_precision(compute, call);
 }
 

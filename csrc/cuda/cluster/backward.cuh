@@ -24,7 +24,8 @@
 //   4. products; pushes into inbox[(s + 1) & 1]; thread 0 arms the mbarrier that it has waited for,
 //      for step s + 2: its phase cannot end before that arrival, whatever has come by then
 //   5. off the way to the peers: operands of step k - 2 are copied to shared memory, each thread's
-//      own; dgates are written out, by the half of the threads that own no pair, if there is one
+//      own; dgates are written out and added to the gradients of the biases, by the half of the
+//      threads that own no pair, if there is one
 // After the last step one more wait: the slots hold the gradient of hx. `staged` has two buffers
 // because a fast warp may stage step s + 1 while a slow one still multiplies or writes out step s;
 // a third is not needed, since step s + 2 is staged after the barrier of step s + 1. No block
@@ -34,7 +35,7 @@
 // the mbarriers' part is taken by a second barrier of the block at the end of a step.
 //
 // By the machine code for sm_90a (python -m benchmarks steps; LSTM, fp16, H = 256, B = 32, R = 8, a
-// warp's own cycles without a wait for others), a step takes 891, and 598 from the wait to the
+// warp's own cycles without a wait for others), a step takes 906, and 603 from the wait to the
 // last push; before the changes below 1651 and 1225:
 //   operands two steps ahead in shared memory: as loads behind the pushes they kept the next wait,
 //   whose fence is one for all loads under way, for 458 cycles                chain 1467 -> 927
@@ -44,6 +45,8 @@
 //   fetches of inner steps by pointers that only add, without tests of what
 //   is known (each copy had 4 instructions of address and one of a null
 //   pointer; ptxas puts 3 more before each, which stay)                       serial 1012 -> 891
+// Since then the gradients of the biases are summed up here, and those of cell states taken, in an
+// inner step of their own: serial 891 -> 906 where none are given.
 #pragma once
 
 #include <type_traits>
@@ -52,6 +55,7 @@
 #include "cuda/device/device.h"
 #include "cuda/warp/backward_pairs.cuh"
 #include "cuda/warp/batch_tile.cuh"
+#include "cuda/warp/bias_gradients.cuh"
 #include "cuda/warp/fragments.cuh"
 #include "cuda/warp/pairs.cuh"
 #include "recurrence.h"
@@ -69,6 +73,7 @@ struct Arguments {
   int num_tiles = 0;                   // m16 tiles of R * U rows
   int num_chunks = 0;                  // of the columns of A
   int pitch = 0;                       // elements of a row of staged dgates
+  int num_clusters = 0;                // of the launch
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -117,7 +122,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
   int* const constants = shared.alloc<int>(8);
   using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs, true>;
   auto* const operands =  // [2][operands][pairs][threads]
-      shared.alloc<typename Pairs::Bits>(2 * (Pairs::kActivations + 2) * kPairs * kThreads);
+      shared.alloc<typename Pairs::Bits>(2 * Pairs::kOperands * kPairs * kThreads);
+  using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<T>>;
+  Bits64* const bias_slots = shared.alloc<Bits64>(Biases::kSlots);
   int* const tile_lengths = shared.alloc<int>(NB);
   // Two inboxes, [R][NB / 2][U / 2] pieces of [2 sequences][2 units].
   float* const inbox = shared.alloc<float>(2 * inbox_floats);
@@ -164,10 +171,13 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
 
   Pairs pairs(args.of, tile_lengths, first_sequence, rank * U, U, NB, thread, operands);
   pairs.begin(steps);
-  // Who writes dgates out: where half of the threads own no pair, they do.
-  const bool others_write = kPairs == 1 && half_units * NB * 2 <= kThreads;
-  const Pairs written(args.of, tile_lengths, first_sequence, rank * U, U, NB,
-                      others_write ? (thread + kThreads / 2) % kThreads : thread);
+  // Who writes dgates out: where half of the threads own no pair, they do; unless weights that are
+  // split leave no registers for pairs beside the thread's own.
+  constexpr bool kOthersMay = kPairs == 1 && !(Precision::kSplits && kRowTiles == 8);
+  const bool others_write = kOthersMay && half_units * NB * 2 <= kThreads;
+  const int writer = others_write ? (thread + kThreads / 2) % kThreads : thread;
+  const Pairs written(args.of, tile_lengths, first_sequence, rank * U, U, NB, writer);
+  Biases bias_gradients(bias_slots, thread);
   // What every step asks for, in registers: a constant of the launch the compiler loads anew at
   // each use, unless it comes out of shared memory; what a thread can compute from its number it
   // computes anew, unless a shuffle has made it.
@@ -252,9 +262,11 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
       if (pairs.length[e] < 0) continue;
       Pair<T> dgates[kBlocks];
       if (inner)
-        pairs.template undo<true>(e, k, add_slots(s), dgates);
+        pairs.template undo<StepKind::kInner>(e, k, add_slots(s), dgates);
+      else if (s > 0 && pairs.is_inner_with_dc(k))
+        pairs.template undo<StepKind::kInnerWithDc>(e, k, add_slots(s), dgates);
       else
-        pairs.template undo<false>(e, k, add_slots(s), dgates);
+        pairs.template undo<StepKind::kAny>(e, k, add_slots(s), dgates);
       BIRNN_UNROLL
       for (int block = 0; block < kBlocks; ++block) {
         const Pair<T>& exact = dgates[block];
@@ -307,15 +319,32 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     for (int e = 0; e < kPairs; ++e) {
       if (written.length[e] < 0) continue;
       BIRNN_UNROLL
-      for (int block = 0; block < kBlocks; ++block)
-        written.store_dgates(
-            e, k, block, load_pair<T>(stage, from_stage[e] + exact_column_of(block), true, true));
+      for (int block = 0; block < kBlocks; ++block) {
+        const auto dgates = load_pair<T>(stage, from_stage[e] + exact_column_of(block), true, true);
+        written.store_dgates(e, k, block, dgates);
+        bias_gradients.add(e, block, dgates);
+      }
     }
     if (!has_cluster) sync_threads();  // the slots of step s + 1
   }
 
   if (steps > 0) wait_for_slots(steps);
   pairs.finish(steps, add_slots(steps));
+  bias_gradients.finish(args.of, rank * U, U, NB, writer, first_sequence / NB, args.num_clusters,
+                        inbox);
+}
+
+// The gradients of the biases from the sums of some clusters, in their order. A thread to each unit
+// of a block of dgates.
+template <Cell kCell, class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void sum_biases_kernel(Arguments args) {
+  const int H = args.of.hidden_size, columns = kDgatesBlocks<kCell> * H;
+  const int column = static_cast<int>(block_idx().x) * kThreads + static_cast<int>(thread_idx());
+  if (column >= columns) return;
+  float sum = 0.0f;
+  for (int group = 0; group < args.num_clusters; ++group)
+    sum += args.of.bias_sums[int64_t{group} * columns + column];
+  BiasGradients<kCell, T, kThreads, 1>::store(args.of.dir, H, column / H, column % H, sum);
 }
 
 }  // namespace birnn::cuda::reduce_scatter

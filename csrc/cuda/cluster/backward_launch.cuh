@@ -39,7 +39,18 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
                                           kInstance.pairs>,
                   call.args);
   };
-  return persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
+  const int error = persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
+  const BackwardDirection& dir = call.args.of.dir;
+  const bool sums_biases = sizes.num_clusters > 1 && (dir.dbias_ih || dir.dbias_hh);
+  if (error != 0 || !call.portion.recurs || !sums_biases) return error;
+
+  LaunchConfig sum;
+  const int64_t columns = dgates_blocks(kCell) * call.shape.hidden_size;
+  sum.threads = kThreads;
+  sum.grid.x = static_cast<uint32_t>(ceil_div(columns, kThreads));
+  sum.stream = call.stream;
+  return static_cast<int>(
+      launch(sum, sum_biases_kernel<kCell, typename Precision::Element>, call.args));
 }
 
 }  // namespace birnn::cuda::reduce_scatter

@@ -34,6 +34,12 @@ constexpr Instance kInstances[] = {{1, 4, 1}, {1, 4, 2}, {2, 8, 1},  {2, 8, 2},
 #endif
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
 
+// Whether the threads' sums of the biases are in shared memory: products in fp32 leave them no
+// registers.
+constexpr bool biases_in_shared(int64_t element_bytes) { return element_bytes == 4; }
+template <class T>
+constexpr bool kBiasesInShared = biases_in_shared(sizeof(T));
+
 using Tiling = ClusterBackwardTiling;
 
 struct Sizes {
@@ -45,6 +51,7 @@ struct Sizes {
   int instance = -1;   // -1: none is large enough
   int64_t num_clusters = 0;
   int64_t shared_bytes = 0;
+  int64_t fragment_bytes = 0;  // of the workspace; behind them the sums of the biases
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
@@ -73,10 +80,15 @@ struct Sizes {
           kInstances[i].pairs >= pairs)
         instance = i;
     // What two steps read, of each pair of units.
-    const int64_t operands = reserve_blocks(shape.cell) > 0 ? 6 : 3;
-    if (instance >= 0)
-      shared_bytes += 2 * operands * kInstances[instance].pairs * kThreads * 2 * bytes;
-    workspace_bytes = R * num_tiles * num_chunks * kFragmentBytes;
+    const int64_t operands = shape.cell == Cell::kLstm ? 7 : shape.cell == Cell::kGru ? 6 : 3;
+    if (instance >= 0) {
+      const int64_t held = kInstances[instance].pairs * kThreads;  // pairs of units, of a block
+      shared_bytes += 2 * operands * held * 2 * bytes;
+      if (biases_in_shared(bytes)) shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
+    }
+    fragment_bytes = R * num_tiles * num_chunks * kFragmentBytes;
+    workspace_bytes =
+        fragment_bytes + num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;
   }
 };
 

@@ -19,12 +19,15 @@ int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
   if (sizes.instance < 0) return kNoInstance;
   Call call{shape, tiling, sizes, {}, workspace, stream, portion};
   Arguments& args = call.args;
+  char* const bytes = static_cast<char*>(workspace);
+  char* const bias_sums =
+      bytes + num_directions * (sizes.fragment_bytes + sizes.gates_bytes + sizes.sums_bytes);
   for (int d = 0; d < num_directions; ++d) {
     if (!fits_32_bits(directions[d])) return kNoInstance;
     args.directions[d] =
-        backward_arguments(shape, lengths, directions[d], first_dgates ? first_dgates[d] : nullptr);
+        backward_arguments(shape, lengths, directions[d], first_dgates ? first_dgates[d] : nullptr,
+                           bias_sums + d * sizes.bias_sums_bytes, portion.again);
   }
-  char* const bytes = static_cast<char*>(workspace);
   args.fragments = reinterpret_cast<Bits128*>(bytes);
   args.gates_ring = reinterpret_cast<WordPair*>(bytes + num_directions * sizes.fragment_bytes);
   args.sums_ring = reinterpret_cast<WordPair*>(

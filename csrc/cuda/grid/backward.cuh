@@ -42,7 +42,8 @@
 // Step s undoes forward step k = S - 1 - s, S being the longest length in the group:
 //   1. s > 0: await the sums of step s - 1; dh = dy + their sum (at a sequence's last step: dy +
 //      dhy); the cell; publish dgates, zeros where the sequence has no step k
-//   2. write dgates out, ask for the operands of step k - 1: off the way to the peers
+//   2. off the way to the peers: write dgates out, add them to the gradients of the biases, ask for
+//      the operands of step k - 1
 //   3. for each 8 sequences: await dgates, multiply; one barrier of the block; publish the sums, or
 //      keep them if Q = 1
 // After the last step the sums are the gradient of hx. The barrier shows the sums of the warps,
@@ -79,6 +80,7 @@
 #include "cuda/grid/exchange.cuh"
 #include "cuda/warp/backward_pairs.cuh"
 #include "cuda/warp/batch_tile.cuh"
+#include "cuda/warp/bias_gradients.cuh"
 #include "cuda/warp/fragments.cuh"
 #include "cuda/warp/pairs.cuh"
 #include "recurrence.h"
@@ -204,6 +206,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   const int rest_chunks = kRest && args.warp_chunks > kChunks ? args.warp_chunks - kChunks : 0;
 
   Smem shared;
+  using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<kPairs>>;
+  Bits64* const bias_slots = shared.alloc<Bits64>(Biases::kSlots);
   // [2][warp][row tile][lane] of 4 sums
   Bits128* const sums_of_warps = shared.alloc<Bits128>(2 * kWarps * num_tiles * 32);
   // [warp][chunk][row tile] fragments
@@ -253,6 +257,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
     return args.sums_ring + of_block * Q * source_pairs;
   };
 
+  Biases bias_gradients(bias_slots, thread);
   uint32_t epoch = 0;  // of the latest exchange
   for (int first_sequence = 0; first_sequence < of.batch_size; first_sequence += NB) {
     sync_threads();  // all have read the lengths of the group before
@@ -302,7 +307,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
         const int n = pairs.tile_row(e);
         if (n >= NB) continue;
         Pair<T> dgates[kBlocks];
-        if (pairs.length[e] >= 0) pairs.template undo<false>(e, k, add_sums, dgates);
+        if (pairs.length[e] >= 0) pairs.template undo<StepKind::kAny>(e, k, add_sums, dgates);
         BIRNN_UNROLL
         for (int gate = 0; gate < kGates; ++gate) {
           const Pair<T>& pair = dgates[gate + kBlocks - kGates];
@@ -320,7 +325,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
         // Off the way to the peers.
         if (pairs.length[e] < 0) continue;
         BIRNN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) pairs.store_dgates(e, k, b, dgates[b]);
+        for (int b = 0; b < kBlocks; ++b) {
+          pairs.store_dgates(e, k, b, dgates[b]);
+          bias_gradients.add(e, b, dgates[b]);
+        }
       }
       pairs.fetch(k - 1);
 
@@ -415,6 +423,11 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
     if (steps > 0) receive_sums();
     pairs.finish(steps, add_sums);
   }
+  // In rows of two sequences they take half of their slots; those of two pairs of units to a
+  // thread, which have none, no more than the sums of the warps.
+  Bits64* const bias_scratch =
+      Biases::kSlots > 0 ? bias_slots : reinterpret_cast<Bits64*>(sums_of_warps);
+  bias_gradients.finish(of, block * U, U, NB, thread, 0, 1, reinterpret_cast<float*>(bias_scratch));
 }
 
 }  // namespace birnn::cuda::gather_reduce

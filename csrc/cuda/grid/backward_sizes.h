@@ -29,7 +29,7 @@ struct Instance {
   int64_t element_bytes;
 };
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
-constexpr Instance kInstances[] = {{2, 1, true, 2, 4}};
+constexpr Instance kInstances[] = {{2, 1, true, 1, 4}};
 #elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
 constexpr Instance kInstances[] = {{1, 2, false, 1, 4}, {4, 1, true, 2, 4}};
 #else
@@ -38,6 +38,12 @@ constexpr Instance kInstances[] = {{2, 4, false, 1, 4}, {2, 6, false, 1, 2}, {4,
                                    {4, 2, true, 2, 4},  {3, 1, true, 4, 2}};
 #endif
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
+
+// Whether the threads' sums of the biases are in shared memory, for want of registers: of two pairs
+// of units to a thread they have some, and weights take the shared memory.
+constexpr bool biases_in_shared(int pairs) { return pairs != 2; }
+template <int kPairs>
+constexpr bool kBiasesInShared = biases_in_shared(kPairs);
 
 using Tiling = GridBackwardTiling;
 
@@ -53,7 +59,8 @@ struct Sizes {
   int64_t num_blocks = 0;  // of the launch
   int64_t num_threads = kThreads;
   int64_t shared_bytes = 0;
-  int64_t fragment_bytes = 0, gates_bytes = 0, sums_bytes = 0;  // of the workspace, one direction
+  // Of the workspace, one direction.
+  int64_t fragment_bytes = 0, gates_bytes = 0, sums_bytes = 0, bias_sums_bytes = 0;
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, int num_directions) {
@@ -99,13 +106,18 @@ struct Sizes {
     if (warp_rest > 0 && !held.rest) return 0;
     const int64_t rest_bytes = warp_rest * kWarps * num_tiles * kFragmentBytes;
     const int64_t sums_of_warps = int64_t{kWarps} * num_tiles * kSumsBytes;
-    shared_bytes = 2 * sums_of_warps + rest_bytes + shared_size(tile_batch * 4) + 16 +
+    const int64_t bias_slots = biases_in_shared(held.pairs)
+                                   ? int64_t{held.pairs} * dgates_blocks(shape.cell) * kThreads * 8
+                                   : 0;
+    shared_bytes = 2 * sums_of_warps + rest_bytes + bias_slots + shared_size(tile_batch * 4) + 16 +
                    shared_size(sizeof(BackwardArguments));
     if (shared_bytes > kMaxSharedBytes) return 0;
     fragment_bytes = blocks * num_tiles * num_chunks * kFragmentBytes;
     gates_bytes = int64_t{2} * Q * tiling.batch_tiles * num_chunks * kFragmentBytes;
     sums_bytes = Q > 1 ? int64_t{2} * blocks * Q * tile_batch * U * 8 : 0;
-    workspace_bytes = num_directions * (fragment_bytes + gates_bytes + sums_bytes);
+    bias_sums_bytes = dgates_blocks(shape.cell) * shape.hidden_size * 4;
+    workspace_bytes =
+        num_directions * (fragment_bytes + gates_bytes + sums_bytes + bias_sums_bytes);
 
     // Cycles at 1.75 GHz: of L2 5.5 TB/s in all and 64 B a cycle of a block, of shared memory 128 B
     // a cycle, 0.6 us a hop.

@@ -73,7 +73,8 @@ Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
   } else {
     const reduce_scatter::Sizes sizes(request.shape, {choice.blocks, choice.batch_tiles});
     take(sizes, reduce_scatter::kThreads);
-    if (fit.fits) {  // one batch tile after the other
+    if (sizes.num_clusters > 1) ++fit.launches;  // their sums of the biases
+    if (fit.fits) {                              // one batch tile after the other
       const int tiles = reduce_scatter::kInstances[sizes.instance].row_tiles;
       fit.chain = choice.batch_tiles * sizes.num_chunks * chained_of_chunk(request, tiles);
       const auto divided = [](int64_t value, int64_t by) { return (value + by - 1) / by; };
@@ -222,7 +223,6 @@ void for_each_choice(const PlanRequest& request, Pass pass, Kernel kernel,
     return body(choice, 0);
   }
   if (s.element == Element::kFloat64 || s.proj_size > 0) return;
-  if (pass == Pass::kBackward && request.has_cell_state_gradients) return;
   for_each_division(request, pass, kernel, [&](Choice choice) {
     const Fit fit = fit_of(request, pass, choice);
     if (!fit.fits) return;

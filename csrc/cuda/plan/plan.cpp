@@ -266,8 +266,8 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
   const RecurrenceShape& s = request.shape;
   const DeviceLimits& device = request.device;
   const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
-  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, bool,
-                         int, int, int, int64_t, int, std::vector<int>, std::string>;
+  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, int, int,
+                         int, int64_t, int, std::vector<int>, std::string>;
   const Key key{pass,
                 s.cell,
                 s.element,
@@ -276,7 +276,6 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 s.hidden_size,
                 s.proj_size,
                 request.ieee,
-                request.has_cell_state_gradients,
                 request.captured,
                 request.num_directions,
                 device.compute_capability,

@@ -57,8 +57,7 @@ struct PlanRequest {
   int num_directions = 2;
   bool ieee = true;  // fp32 products; false: tf32
   bool training = true;
-  bool has_lengths = false;               // sequences of a batch end at different steps
-  bool has_cell_state_gradients = false;  // of each step's c: only stepwise takes them
+  bool has_lengths = false;  // sequences of a batch end at different steps
   bool captured =
       false;  // in a CUDA graph, whose replays the host does not enqueue launch by launch
   DeviceLimits device;

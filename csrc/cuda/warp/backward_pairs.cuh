@@ -7,10 +7,10 @@
 // same units of two sequences, which lie side by side where sums are handed over.
 #pragma once
 
-#include "cells.h"
 #include "cuda/device/device.h"
 #include "cuda/persistent/backward_arguments.h"
 #include "cuda/warp/pairs.cuh"
+#include "cuda/warp/unit_backward.cuh"
 #include "recurrence.h"
 
 namespace birnn::cuda {
@@ -27,52 +27,22 @@ struct BackwardOperands {
   Bits activations[kActivations]{};  // LSTM i f g o; GRU r z n q; RNN y
   Bits before{};                     // LSTM: c, GRU: h, of the step before
   Bits dy{};
+  Bits dc{};  // LSTM, where it is given
 };
 
-// The cell of one unit. dgates: blocks of dgates in their order in memory.
-template <Cell kCell, class Math>
-struct UnitBackward;
-template <class Math>
-struct UnitBackward<Cell::kTanh, Math> {
-  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
-                               float (&dgates)[1]) {
-    dgates[0] = TanhCell<Math>::backward(dh, act[0]);
-  }
+// Where a pair of a block lies: its sequence in the tile, and which of the block's pairs it is.
+struct PairPlace {
+  int row, pair;
 };
-template <class Math>
-struct UnitBackward<Cell::kRelu, Math> {
-  static BIRNN_DEVICE void run(float dh, const float (&act)[1], float, float, float&,
-                               float (&dgates)[1]) {
-    dgates[0] = ReluCell<Math>::backward(dh, act[0]);
-  }
-};
-template <class Math>
-struct UnitBackward<Cell::kGru, Math> {
-  // carried: the gradient along z * h
-  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float h_before, float,
-                               float& carried, float (&dgates)[4]) {
-    const auto d = GruCell<Math>::backward(dh, {act[0], act[1], act[2]}, act[3], h_before);
-    dgates[0] = d.n;
-    dgates[1] = d.r;
-    dgates[2] = d.z;
-    dgates[3] = d.n_recurrent;
-    carried = d.h_direct;
-  }
-};
-template <class Math>
-struct UnitBackward<Cell::kLstm, Math> {
-  // carried: dc
-  static BIRNN_DEVICE void run(float dh, const float (&act)[4], float c_before, float c_after,
-                               float& carried, float (&dgates)[4]) {
-    const auto d =
-        LstmCell<Math>::backward(dh, carried, {act[0], act[1], act[2], act[3]}, c_after, c_before);
-    dgates[0] = d.i;
-    dgates[1] = d.f;
-    dgates[2] = d.g;
-    dgates[3] = d.o;
-    carried = d.c;
-  }
-};
+BIRNN_DEVICE PairPlace place_of_pair(int number, int half_units) {
+  const int two = number / 2;
+  return {two / half_units * 2 + number % 2, two % half_units};
+}
+
+// What is known of a step of a tile when it is compiled. kInner: all sequences have it, and it is
+// neither the first nor the last of any; kInnerWithDc: and gradients of the cell state are given.
+// kAny: nothing.
+enum class StepKind { kAny, kInner, kInnerWithDc };
 
 // A pair at `offset` in array, as one aligned word or put together from two elements.
 template <class T, bool kPaired, class Bits>
@@ -95,12 +65,14 @@ struct BackwardPairs {
   static constexpr int kBlocks = kDgatesBlocks<kCell>;
   static constexpr int kGates = kNumGates<kCell>;
   static constexpr int kActivations = Operands::kActivations;
-  static constexpr int kBefore = kActivations, kDy = kActivations + 1;
+  static constexpr int kBefore = kActivations, kDy = kActivations + 1, kDc = kActivations + 2;
+  static constexpr bool kTakesDc = kCell == Cell::kLstm;
+  static constexpr int kOperands = kActivations + 2 + kTakesDc;
   static constexpr int kSequenceShift = 16;
 
   const BackwardArguments& args;
   int first_sequence, first_unit;  // of the tile, of the block
-  int shortest;                    // of the tile's sequences
+  int shortest;                    // of the tile's sequences; its negative where dc is given
   int length[kPairs];              // -1: no such pair of units in the batch
   int place[kPairs];               // the sequence in the tile, and the pair in the block
   float carried[kPairs][2];        // LSTM: dc; GRU: the gradient along z * h
@@ -122,10 +94,10 @@ struct BackwardPairs {
     shortest = INT32_MAX;
     for (int n = 0; n < tile_batch; ++n)
       if (tile_lengths[n] >= 0 && tile_lengths[n] < shortest) shortest = tile_lengths[n];
+    if (kTakesDc && args.dir.dc) shortest = -shortest;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
-      const int i = e * kThreads + thread;
-      const int two = i / 2, n = two / half_units * 2 + i % 2, pair = two % half_units;
+      const auto [n, pair] = place_of_pair(e * kThreads + thread, half_units);
       const bool exists = n < tile_batch && first_sequence + n < args.batch_size &&
                           first_unit + pair * 2 < args.hidden_size;
       length[e] = exists ? tile_lengths[n] : -1;
@@ -160,7 +132,7 @@ struct BackwardPairs {
                                   : row * args.output_stride;
     return kCell == Cell::kLstm ? args.dir.reserve : args.dir.output;
   }
-  // Takes a pair of step k from where it stands. which: an activation, kBefore or kDy.
+  // Takes a pair of step k from where it stands. which: an activation, kBefore, kDy or kDc.
   template <bool kPaired>
   BIRNN_DEVICE void take(int e, int k, int which, const T* source) {
     if constexpr (kAhead) {
@@ -179,6 +151,7 @@ struct BackwardPairs {
   BIRNN_DEVICE Bits& taken(int e, int which) {
     return which == kBefore ? operands[e].before
            : which == kDy   ? operands[e].dy
+           : which == kDc   ? operands[e].dc
                             : operands[e].activations[which % kActivations];
   }
   // The same of an array's row, null: zeros.
@@ -215,12 +188,16 @@ struct BackwardPairs {
           take<kPaired>(e, k, j, dir.reserve, row * args.reserve_stride + j * args.hidden_size);
       }
       take<kPaired>(e, k, kDy, dir.dy, row * args.dy_stride);
+      if constexpr (kTakesDc) take<kPaired>(e, k, kDc, dir.dc, row * args.dc_stride);
     }
   }
-  // Whether step k is one that all sequences have, neither the first nor the last of any.
+  // Whether step k is one that all sequences have, neither the first nor the last of any; without
+  // dc, which must not cost the others anything, and with it.
   BIRNN_DEVICE bool is_inner(int k) const { return k > 0 && k + 1 < shortest; }
+  BIRNN_DEVICE bool is_inner_with_dc(int k) const { return kTakesDc && k > 0 && k + 1 < -shortest; }
   // The same for such a step, where all there is to read is there, and is aligned: few instructions
   // for each copy. (Rows and strides are not negative: a product of 32 bits each.)
+  template <bool kWithDc>
   BIRNN_DEVICE void fetch_inner(int k) {
     const BackwardDirection& dir = args.dir;
     BIRNN_UNROLL
@@ -247,11 +224,14 @@ struct BackwardPairs {
       else if constexpr (kGates > 1)
         take<true>(e, k, kBefore, at(dir.output, before, args.output_stride));
       take<true>(e, k, kDy, at(dir.dy, row, args.dy_stride));
+      if constexpr (kWithDc) take<true>(e, k, kDc, at(dir.dc, row, args.dc_stride));
     }
   }
   BIRNN_DEVICE void fetch(int k) {
     if (all_given && is_inner(k))
-      fetch_inner(k);
+      fetch_inner<false>(k);
+    else if (all_given && is_inner_with_dc(k))
+      fetch_inner<kTakesDc>(k);
     else if (args.paired)
       fetch_as<true>(k);
     else
@@ -273,11 +253,12 @@ struct BackwardPairs {
     if constexpr (kAhead) cp_async_wait<0>();
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e)
-      if (length[e] == steps) c_after[e] = of_step(e, steps).before;
+      if (length[e] == steps) c_after[e] = of_step<StepKind::kInner>(e, steps).before;
     fetch(steps - 1);
     if constexpr (kAhead) fetch(steps - 2);
   }
   // What step k reads of pair e.
+  template <StepKind kStep>
   BIRNN_DEVICE Operands of_step(int e, int k) const {
     if constexpr (kAhead) {
       const Bits* const slot = slot_of(k) + e * kThreads;
@@ -286,23 +267,24 @@ struct BackwardPairs {
       for (int j = 0; j < kActivations; ++j) taken.activations[j] = slot[j * kPairs * kThreads];
       if constexpr (kGates > 1) taken.before = slot[kBefore * kPairs * kThreads];
       taken.dy = slot[kDy * kPairs * kThreads];
+      if constexpr (kTakesDc && kStep != StepKind::kInner) taken.dc = slot[kDc * kPairs * kThreads];
       return taken;
     } else {
       return operands[e];
     }
   }
   BIRNN_DEVICE Bits* slot_of(int k) const {
-    constexpr uint32_t kStepBytes = (kActivations + 2) * kPairs * kThreads * sizeof(Bits);
+    constexpr uint32_t kStepBytes = kOperands * kPairs * kThreads * sizeof(Bits);
     return reinterpret_cast<Bits*>(reinterpret_cast<char*>(slots) + (k & 1) * kStepBytes);
   }
 
   // Undoes step k of pair e: its dgates, zeros where the sequence has no such step.
-  // add_sums(e, dh): dh += dgates W_hh of the step after. kInner: of a step that is_inner, which
-  // asks nothing of a sequence.
-  template <bool kInner, class AddSums>
+  // add_sums(e, dh): dh += dgates W_hh of the step after. An inner step asks nothing of a sequence.
+  template <StepKind kStep, class AddSums>
   BIRNN_DEVICE void undo(int e, int k, const AddSums& add_sums, Pair<T> (&dgates)[kBlocks]) {
+    constexpr bool kInner = kStep != StepKind::kAny;
     Operands from;
-    if (kInner || k <= length[e]) from = of_step(e, k);
+    if (kInner || k <= length[e]) from = of_step<kStep>(e, k);
     if (kInner || k < length[e]) {
       float dh[2] = {};  // zero for a unit past H, and so are its dgates
       if (!kInner && k == length[e] - 1) {
@@ -311,6 +293,12 @@ struct BackwardPairs {
         if (has_both(e)) dh[1] = dhy[1];
       } else {
         gradient_of_state(e, add_sums, dh);
+      }
+      if constexpr (kTakesDc && kStep != StepKind::kInner) {
+        Pair<T> dc;
+        unpack(from.dc, dc);
+        carried[e][0] += to_float(dc.first);
+        carried[e][1] += to_float(dc.second);
       }
       BIRNN_UNROLL
       for (int half = 0; half < 2; ++half) {
@@ -343,7 +331,7 @@ struct BackwardPairs {
     const uint64_t row =
         uint64_t{static_cast<uint32_t>(row_of(e, k))} * static_cast<uint32_t>(args.dgates_stride) +
         static_cast<uint32_t>(unit_of(e));
-    if (is_inner(k) && args.paired) {
+    if ((is_inner(k) || is_inner_with_dc(k)) && args.paired) {
       store_pair(args.dir.dgates, row + block * args.hidden_size, pair, true, true);
       return;
     }

@@ -99,8 +99,7 @@ std::vector<Steps> divide(int64_t seq_len, int parts) {
 BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   const OnDevice on_device(given.input.device());
   const at::NoGradGuard no_grad;
-  cuda::PlanRequest request = request_of(given, true);
-  request.has_cell_state_gradients = in.d_cell_states.has_value();
+  const cuda::PlanRequest request = request_of(given, true);
   const cuda::Choice choice = choose_kernel(request, cuda::Pass::kBackward);
   const ProfiledCall call(given, "backward", cuda::name_of(choice.kernel));
   Problem p = given;
@@ -117,7 +116,8 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
 
   const bool together = cuda::runs_directions_together(choice);
 
-  WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()));
+  WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()),
+                            cuda::sums_biases(choice));
   BackwardOperands operands{p, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   operands.output = take_rows(in.output, rows, p);
   operands.reserve = in.reserve;
@@ -175,6 +175,8 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     std::vector<void*> first_dgates;
     for (int d = first; d < first + count; ++d) {
       directions.push_back(operands.direction(d, steps, before[first]));
+      directions.back().dbias_ih = gradients.bias_of_recurrence(d, 0);
+      directions.back().dbias_hh = gradients.bias_of_recurrence(d, 1);
       first_dgates.push_back(
           factors.first_dgates.defined() ? mutable_row_pointer(factors.first_dgates, d) : nullptr);
     }

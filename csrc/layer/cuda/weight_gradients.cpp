@@ -17,8 +17,9 @@ bool WeightGradients::any(int weight) const {
   return false;
 }
 
-WeightGradients::WeightGradients(const Problem& p, const std::vector<bool>& needs_grad, int parts)
-    : p_(p), needs_grad_(needs_grad), directions_(p.num_directions) {
+WeightGradients::WeightGradients(const Problem& p, const std::vector<bool>& needs_grad, int parts,
+                                 bool biases_given)
+    : p_(p), needs_grad_(needs_grad), biases_given_(biases_given), directions_(p.num_directions) {
   const auto options = p.input.options();
   const at::ScalarType wide = carried_type(p.input);
   const bool rounds = wide != p.input.scalar_type();
@@ -91,6 +92,12 @@ void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in, c
   direction.started = true;
 }
 
+void* WeightGradients::bias_of_recurrence(int d, int which) const {
+  constexpr int kFirst = 2;  // behind weight_ih and weight_hh
+  if (!p_.has_bias || !biases_given_ || !needs(d, kFirst + which)) return nullptr;
+  return directions_[d].weights[kFirst + which].data_ptr();
+}
+
 void WeightGradients::finish(int d, const WeightOperands& in, const Queue& queue) {
   const RecurrenceShape& s = p_.shape;
   const int64_t H = s.hidden_size, S = s.state_size(), N = s.seq_len * s.batch_size;
@@ -104,7 +111,7 @@ void WeightGradients::finish(int d, const WeightOperands& in, const Queue& queue
   const auto sum_into = [&](Tensor to, int64_t column) {
     at::sum_out(to, in.dgates.narrow(1, column, to.size(0)), {0});
   };
-  if (p_.has_bias) {
+  if (p_.has_bias && !biases_given_) {
     Tensor &bias_ih = weight(d, 2), &bias_hh = weight(d, 3);
     if (bias_hh.defined()) sum_into(bias_hh, recurrent);
     if (bias_ih.defined()) {

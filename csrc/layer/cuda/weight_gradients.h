@@ -34,7 +34,9 @@ struct WeightOperands {
 class WeightGradients {
  public:
   // needs_grad: input, hx, cx, weights... parts: into how many the steps are divided, at most.
-  WeightGradients(const Problem& p, const std::vector<bool>& needs_grad, int parts);
+  // biases_given: the recurrence writes the gradients of the biases.
+  WeightGradients(const Problem& p, const std::vector<bool>& needs_grad, int parts,
+                  bool biases_given);
 
   bool needs(int d, int weight) const;  // by place among a direction's weights
   bool any_weight_ih() const { return any(0); }
@@ -44,7 +46,10 @@ class WeightGradients {
   // Adds the products of these steps of direction d, on a queue of the current stream. The parts
   // of a direction come in a row, the last steps first.
   void add(int d, const Steps& steps, const WeightOperands& operands, const Queue& queue);
-  // What is no product of a part: sums of the biases, projection. After the last part.
+  // Where the recurrence writes the gradient of bias_ih (0) or bias_hh (1), or null.
+  void* bias_of_recurrence(int d, int which) const;
+  // What is no product of a part: the biases, unless they are given; projection. After the last
+  // part.
   void finish(int d, const WeightOperands& operands, const Queue& queue);
 
   // In the order of the problem's weights; shape [0] where no gradient was asked for.
@@ -62,6 +67,7 @@ class WeightGradients {
 
   const Problem& p_;
   std::vector<bool> needs_grad_;
+  bool biases_given_;
   std::vector<Direction> directions_;
 };
 

@@ -49,6 +49,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
     if (!error.empty()) throw pybind11::value_error(error);
   });
+  // Of a training step by a kernel: bytes of the reserve, and of the workspaces of both passes.
+  m.def("planned_bytes",
+        [](int cell, int element, const std::array<int64_t, 4>& sizes, const std::string& kernel) {
+          birnn::cuda::PlanRequest request;
+          request.shape.cell = static_cast<birnn::Cell>(cell);
+          request.shape.element = static_cast<birnn::Element>(element);
+          request.shape.seq_len = sizes[0];
+          request.shape.batch_size = sizes[1];
+          request.input_size = sizes[2];
+          request.shape.hidden_size = sizes[3];
+          request.device = birnn::gpu::limits_of(at::Device(at::kCPU));
+          request.kernel = kernel;
+          const birnn::cuda::Plan plan = birnn::cuda::plan(request);
+          TORCH_CHECK(plan.error.empty(), plan.error);
+          return std::make_tuple(plan.reserve_bytes, plan.forward.workspace_bytes,
+                                 plan.backward.workspace_bytes);
+        });
   m.def("begin_recording", &birnn::gpu::begin_recording);
   m.def("end_recording", &birnn::gpu::end_recording);
   m.def("num_side_streams", [] { return birnn::cuda::num_side_streams(0); });

@@ -102,8 +102,9 @@ timeline::Stream* caller_of(int number, int priority) {
 }
 
 // Returns the allocations that hold these tensors, by number.
+// mistake: a forgotten wait, an allocation that is freed, after which operation (timeline.h).
 std::vector<int> begin_recording(const std::vector<at::Tensor>& known, bool capturing, int caller,
-                                 int priority) {
+                                 int priority, const std::tuple<int, int, int>& mistake) {
   emulator::launch_observer = [](const device::LaunchConfig& config, bool begins) {
     static std::optional<timeline::Enqueued> launch;
     launch.reset();
@@ -111,7 +112,9 @@ std::vector<int> begin_recording(const std::vector<at::Tensor>& known, bool capt
       launch.emplace(static_cast<timeline::Stream*>(config.stream),
                      config.cooperative ? "a cooperative kernel" : "a kernel");
   };
-  timeline::begin(caller_of(caller, priority), capturing);
+  const auto [forgotten_wait, freed_allocation, freed_after] = mistake;
+  timeline::begin(caller_of(caller, priority), capturing,
+                  {forgotten_wait, freed_allocation, freed_after});
   std::vector<int> numbers;
   for (const at::Tensor& t : known)
     numbers.push_back(timeline::know(t.storage().data(), t.storage().nbytes()));
@@ -119,10 +122,12 @@ std::vector<int> begin_recording(const std::vector<at::Tensor>& known, bool capt
   return numbers;
 }
 
-// Operations as tuples of their fields, the allocations that hold these results, violations.
+// Operations as tuples of their fields, the allocations that hold these results, violations; the
+// stream that owns each allocation; the number of waits, and the most bytes at once.
 using RecordedOperation = std::tuple<std::string, int, int, uint32_t, std::vector<uint32_t>,
                                      std::set<int>, std::set<int>, std::set<int>>;
-std::tuple<std::vector<RecordedOperation>, std::vector<int>, std::vector<std::string>>
+std::tuple<std::vector<RecordedOperation>, std::vector<int>, std::vector<std::string>,
+           std::vector<int>, int, size_t>
 end_recording(const std::vector<at::Tensor>& results) {
   recorder.reset();
   std::vector<int> numbers;
@@ -134,7 +139,8 @@ end_recording(const std::vector<at::Tensor>& results) {
     operations.emplace_back(one.what, one.stream, one.priority, one.index,
                             std::vector<uint32_t>(one.clock.begin(), one.clock.end()), one.reads,
                             one.writes, one.sources);
-  return {operations, numbers, recording.violations};
+  return {operations,          numbers, recording.violations, recording.owners, recording.num_waits,
+          recording.peak_bytes};
 }
 
 }  // namespace birnn::gpu

@@ -41,6 +41,7 @@ struct Allocation {
 
 struct State {
   bool recording = false, capturing = false;
+  Mistake mistake;
   int number = 0;  // of the recording
   Recording result;
   std::vector<Stream*> streams;
@@ -48,6 +49,7 @@ struct State {
   std::map<const char*, Allocation> allocations;  // by begin
   Allocation* latest = nullptr;
   int num_allocations = 0;
+  size_t live_bytes = 0;
   int enqueued = -1;  // the operation whose accesses are recorded
   std::set<std::string> seen;
 };
@@ -109,6 +111,7 @@ Allocation& add(const void* begin, size_t bytes, int writer) {
   one.begin = static_cast<const char*>(begin);
   one.bytes = bytes;
   one.number = state.num_allocations++;
+  state.result.owners.push_back(writer < 0 ? -1 : used(current_stream).id);
   one.owner = current_stream;
   one.cells.resize((bytes + kGrain - 1) / kGrain);
   for (Cell& cell : one.cells) cell.writer = writer;
@@ -117,12 +120,13 @@ Allocation& add(const void* begin, size_t bytes, int writer) {
 
 }  // namespace
 
-void begin(Stream* caller, bool capturing) {
+void begin(Stream* caller, bool capturing, const Mistake& mistake) {
   const int number = state.number + 1;
   state = State();
   state.number = number;
   state.recording = true;
   state.capturing = capturing;
+  state.mistake = mistake;
   state.caller = current_stream = caller;
   used(caller).captured = capturing;
 }
@@ -177,6 +181,7 @@ void record(Event* event, Stream* on) {
 void wait(Stream* on, Event* event) {
   if (!state.recording) return;
   Stream& stream = used(on);
+  if (state.result.num_waits++ == state.mistake.forgotten_wait) return;
   if (event->recording != state.number) return violate("waits for an event of another call");
   if (stream.captured && !event->captured) violate("waits in a capture for an event of outside");
   if (event->captured) stream.captured = true;
@@ -204,6 +209,8 @@ int number_of(const void* address) {
 void allocated(const void* begin, size_t bytes) {
   if (!state.recording || bytes == 0) return;
   add(begin, bytes, enqueue(current_stream, "an allocation"));
+  state.live_bytes += bytes;
+  state.result.peak_bytes = std::max(state.result.peak_bytes, state.live_bytes);
 }
 
 void freed(const void* begin) {
@@ -223,6 +230,7 @@ void freed(const void* begin) {
     check(cell.writer);
     for (const int reader : cell.readers) check(reader);
   }
+  if (state.result.owners[one.number] >= 0) state.live_bytes -= one.bytes;
   state.latest = nullptr;
   state.allocations.erase(entry);
 }
@@ -230,7 +238,16 @@ void freed(const void* begin) {
 Enqueued::Enqueued(Stream* stream, const std::string& what) {
   if (state.recording) state.enqueued = enqueue(stream, what);
 }
-Enqueued::~Enqueued() { state.enqueued = -1; }
+Enqueued::~Enqueued() {
+  const int ended = state.enqueued;
+  state.enqueued = -1;
+  if (ended < 0 || ended != state.mistake.freed_after) return;
+  for (const auto& [begin, one] : state.allocations)
+    if (one.number == state.mistake.freed_allocation) {
+      freed(begin);  // forgets it
+      return;
+    }
+}
 
 void access(const void* address, size_t bytes, bool writes) {
   if (state.enqueued < 0) return;

@@ -42,11 +42,22 @@ struct Operation {
 struct Recording {
   std::vector<Operation> operations;
   std::vector<std::string> violations;
+  std::vector<int> owners;  // of each allocation, its stream; -1: it was there before
+  int num_waits = 0;
+  size_t peak_bytes = 0;  // of all that was allocated and not yet freed
+};
+
+// What a recording pretends that the program has done wrong, to show that it would be seen: by
+// number, from 0 on; -1: nothing.
+struct Mistake {
+  int forgotten_wait = -1;
+  int freed_allocation = -1;  // as soon as this operation has been enqueued:
+  int freed_after = -1;
 };
 
 // ---- the program's view
 
-void begin(Stream* caller, bool capturing);
+void begin(Stream* caller, bool capturing, const Mistake& mistake = {});
 Recording end();
 bool recording();
 bool capturing();
