@@ -365,7 +365,7 @@ def counted_steps():
             yield shape, which, float(serial)
 
 
-@pytest.mark.parametrize(("shape", "which", "serial"), counted_steps(), ids=str)
+@pytest.mark.parametrize(("shape", "which", "serial"), list(counted_steps()), ids=str)
 def test_a_step_takes_what_a_warp_issues(shape, which, serial):
     """The model is lines through counts: 13 % off, and a tenth for a second warp beside it."""
     taken = plan(**shape)["backward" if which == "backward" else "forward"]
