@@ -18,6 +18,9 @@
 #include "layer/profile.h"
 
 namespace birnn {
+
+using namespace cpu;
+
 namespace {
 
 // Products on rows of `element` type; what they add up is float or double.

@@ -11,6 +11,8 @@
 
 namespace birnn {
 
+using namespace cpu;
+
 ForwardResult forward_cpu(const Problem& given, bool training) {
   const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
   const ProfiledCall call(given, "forward", numbers.instruction_set);

@@ -10,17 +10,16 @@
 #include "layer/cpu/packed_rows.h"
 #include "layer/layer.h"
 
-namespace birnn {
+namespace birnn::cpu {
 
 // What a call computes with: the kernels for its weights, and the types of its rows (x, h, their
 // gradients, dgates), which the products of the weight gradients share, and of all else.
 struct Numbers {
-  const cpu::KernelTable* kernels;
+  const KernelTable* kernels;
   const char* instruction_set;
   at::ScalarType weights, rows, sums;  // weights: the matrices, as the kernels take them
 
   Numbers(at::ScalarType type, int64_t batch_size) : sums(at::toOpMathType(type)) {
-    using cpu::WeightFormat;
     if (type == at::kChar) {
       take(WeightFormat::kInt8);
       weights = at::kChar;
@@ -43,8 +42,8 @@ struct Numbers {
   }
 
  private:
-  void take(cpu::WeightFormat format) {
-    const cpu::ChosenKernels& chosen = cpu::kernels_for(format);
+  void take(WeightFormat format) {
+    const ChosenKernels& chosen = kernels_for(format);
     kernels = chosen.table;
     instruction_set = chosen.instruction_set;
   }
@@ -74,10 +73,10 @@ inline char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 
   return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
 }
 
-inline cpu::Layer cpu_layer(const Problem& p, const Rows& rows, const cpu::KernelTable* kernels) {
-  cpu::Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
+inline Layer cpu_layer(const Problem& p, const Rows& rows, const KernelTable* kernels) {
+  Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
   layer.shape.element = kernels->rows;
   return layer;
 }
 
-}  // namespace birnn
+}  // namespace birnn::cpu

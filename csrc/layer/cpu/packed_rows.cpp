@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-namespace birnn {
+namespace birnn::cpu {
 namespace {
 
 Tensor offsets_of(const std::vector<int64_t>& batch_sizes) {
@@ -116,4 +116,4 @@ Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
   return at::empty_like(t).index_copy_(1, rows.order, t);
 }
 
-}  // namespace birnn
+}  // namespace birnn::cpu

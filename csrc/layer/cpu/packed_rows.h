@@ -6,7 +6,7 @@
 #include "layer/layer.h"
 #include "recurrence.h"
 
-namespace birnn {
+namespace birnn::cpu {
 
 // t.to(type) without its price where there is nothing to do. A layer of one sequence and 64 units
 // is done in 40 us, so that every call of the dispatcher counts.
@@ -42,4 +42,4 @@ Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef
                   const at::TensorOptions& options);
 Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type);
 
-}  // namespace birnn
+}  // namespace birnn::cpu
