@@ -238,6 +238,46 @@ void check_length_values(const Tensor& lengths, int64_t seq_len) {
                       " but must be between 0 and the ", seq_len, " steps of the input");
 }
 
+ForwardDirection forward_direction(const Problem& p, const ForwardTensors& tensors, int d) {
+  ForwardDirection dir;
+  dir.reverse = d == 1;
+  dir.weight_hh = p.weight_hh(d).const_data_ptr();
+  dir.weight_hr = p.shape.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+  dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
+  dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
+  dir.hx = state_pointer(tensors.hx, d);
+  dir.cx = state_pointer(tensors.cx, d);
+  dir.output = mutable_row_pointer(tensors.output, 0, d * p.shape.state_size());
+  dir.output_stride = tensors.output.stride(0);
+  dir.hy = mutable_row_pointer(tensors.hy, d);
+  dir.cy = mutable_state_pointer(tensors.cy, d);
+  return dir;
+}
+
+BackwardDirection backward_direction(const Problem& p, const BackwardTensors& tensors, int d,
+                                     int64_t first_row) {
+  const int64_t H = p.shape.hidden_size, S = p.shape.state_size();
+  const auto& [hx, cx, dhx, dcx, output, dy, dc, reserve, dproj] = tensors;
+  BackwardDirection dir;
+  dir.reverse = d == 1;
+  dir.weight_hh = p.weight_hh(d).const_data_ptr();
+  dir.weight_hr = p.shape.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+  dir.hx = state_pointer(hx, d);
+  dir.cx = state_pointer(cx, d);
+  dir.output = row_pointer(output, first_row, d * S);
+  dir.output_stride = output.stride(0);
+  dir.reserve = row_pointer(reserve, d, first_row * reserve.stride(1));
+  dir.reserve_stride = reserve.size(2);
+  dir.dy = dy.defined() ? row_pointer(dy, first_row, d * S) : nullptr;
+  dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
+  dir.dc = dc.defined() ? row_pointer(dc, first_row, d * H) : nullptr;
+  dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
+  dir.dproj = dproj.defined() ? mutable_row_pointer(dproj, d, first_row * S) : nullptr;
+  dir.dhx = mutable_row_pointer(dhx, d);
+  dir.dcx = mutable_state_pointer(dcx, d);
+  return dir;
+}
+
 std::string profile_name(const Problem& p, const char* pass, const char* kernel) {
   constexpr const char* kCells[] = {"tanh", "relu", "gru", "lstm"};
   constexpr const char* kElements[] = {"float64", "float32", "float16", "bfloat16"};

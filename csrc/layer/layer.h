@@ -54,6 +54,22 @@ std::vector<InputGateBlocks> input_gate_blocks(Cell cell);
 // Raises a ValueError for the first value outside [0, seq_len] of a tensor on the CPU.
 void check_length_values(const Tensor& lengths, int64_t seq_len);
 
+// The address of an element of a tensor whose rows have unit stride.
+inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<const char*>(t.const_data_ptr()) +
+         (row * t.stride(0) + column) * t.element_size();
+}
+inline char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
+  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
+}
+// A state [D, ...] of one direction, or null.
+inline const char* state_pointer(const Tensor& t, int d) {
+  return t.defined() ? row_pointer(t, d) : nullptr;
+}
+inline char* mutable_state_pointer(const Tensor& t, int d) {
+  return t.defined() ? mutable_row_pointer(t, d) : nullptr;
+}
+
 struct ForwardResult {
   Tensor output, h_n, c_n, reserve;
 };
@@ -69,6 +85,22 @@ struct BackwardResult {
   Tensor d_input, d_hx, d_cx;
   std::vector<Tensor> d_weights;
 };
+
+// What the recurrences of all directions read and write, in rows of both side by side or a matrix
+// for each; undefined where there is none. Gates and dgates lie as each backend has them.
+struct ForwardTensors {
+  Tensor hx, cx, hy, cy;  // [D, B, S or H]
+  Tensor output;          // [N, D * S], contiguous
+};
+struct BackwardTensors {
+  Tensor hx, cx, dhx, dcx;  // [D, B, S or H]
+  Tensor output, dy, dc;    // [N, D * S], dc [N, D * H]
+  Tensor reserve, dproj;    // [D, N, reserve_blocks * H], [D, N, S], contiguous
+};
+// Direction d, but for its gates or dgates; backward from a row of all of these on.
+ForwardDirection forward_direction(const Problem& p, const ForwardTensors& tensors, int d);
+BackwardDirection backward_direction(const Problem& p, const BackwardTensors& tensors, int d,
+                                     int64_t first_row = 0);
 
 // The backends. `problem` is checked and not empty (T, B > 0).
 ForwardResult forward_cpu(const Problem& problem, bool training);

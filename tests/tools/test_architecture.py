@@ -19,7 +19,7 @@ CSRC: Rooms = {
     "cpu": (["cpu/*"], ["contract"]),
     "cuda contract": (["cuda/recurrence_cuda.h"], ["contract"]),
     "device": (["cuda/device/*"], []),
-    "persistent": (["cuda/persistent/*"], ["contract", "cuda contract"]),
+    "persistent": (["cuda/persistent/*"], ["contract", "cuda contract", "device"]),
     "warp": (["cuda/warp/*"], ["contract", "device", "persistent"]),
     "grid": (
         ["cuda/grid/*"],

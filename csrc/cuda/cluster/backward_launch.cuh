@@ -19,21 +19,16 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
   const Sizes& sizes = call.sizes;
   const int cluster = call.tiling.cluster_size;
   const auto pack = [&] {
-    LaunchConfig config;
-    config.threads = kThreads;
-    config.grid.x = static_cast<uint32_t>(cluster) * sizes.num_tiles;
-    config.stream = call.stream;
+    const LaunchConfig config =
+        persistent::blocks_of(call, int64_t{cluster} * sizes.num_tiles, kThreads);
     return launch(config, pack_weights_kernel<kCell, Precision>, call.args,
                   static_cast<Bits128*>(call.fragments), cluster);
   };
   const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
-    LaunchConfig config;
-    config.threads = kThreads;
-    config.grid.x = static_cast<uint32_t>(sizes.num_clusters * cluster);
+    LaunchConfig config =
+        persistent::blocks_of(call, sizes.num_clusters * cluster, kThreads, sizes.shared_bytes);
     config.cluster = static_cast<uint32_t>(cluster);
-    config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
-    config.stream = call.stream;
     return launch(config,
                   cluster_backward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
                                           kInstance.pairs>,
@@ -44,11 +39,8 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
   const bool sums_biases = sizes.num_clusters > 1 && (dir.dbias_ih || dir.dbias_hh);
   if (error != 0 || !call.portion.recurs || !sums_biases) return error;
 
-  LaunchConfig sum;
   const int64_t columns = dgates_blocks(kCell) * call.shape.hidden_size;
-  sum.threads = kThreads;
-  sum.grid.x = static_cast<uint32_t>(ceil_div(columns, kThreads));
-  sum.stream = call.stream;
+  const LaunchConfig sum = persistent::blocks_of(call, ceil_div(columns, kThreads), kThreads);
   return static_cast<int>(
       launch(sum, sum_biases_kernel<kCell, typename Precision::Element>, call.args));
 }

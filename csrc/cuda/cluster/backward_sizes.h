@@ -79,11 +79,9 @@ struct Sizes {
       if (kInstances[i].row_tiles * kWarps >= num_tiles && kInstances[i].chunks >= num_chunks &&
           kInstances[i].pairs >= pairs)
         instance = i;
-    // What two steps read, of each pair of units.
-    const int64_t operands = shape.cell == Cell::kLstm ? 7 : shape.cell == Cell::kGru ? 6 : 3;
     if (instance >= 0) {
       const int64_t held = kInstances[instance].pairs * kThreads;  // pairs of units, of a block
-      shared_bytes += 2 * operands * held * 2 * bytes;
+      shared_bytes += 2 * operand_arrays(shape.cell) * held * 2 * bytes;  // what two steps read
       if (biases_in_shared(bytes)) shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
     }
     fragment_bytes = R * num_tiles * num_chunks * kFragmentBytes;

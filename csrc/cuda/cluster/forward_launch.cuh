@@ -25,22 +25,18 @@ template <Cell kCell, class Precision>
 int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call) {
   const Sizes& sizes = call.sizes;
   const auto pack = [&] {
-    LaunchConfig config;
-    config.threads = kThreads;
-    config.grid.x = static_cast<uint32_t>(sizes.num_groups) * kRowTiles<kCell>;
-    config.stream = call.stream;
+    const LaunchConfig config =
+        persistent::blocks_of(call, int64_t{sizes.num_groups} * kRowTiles<kCell>, kThreads);
     return launch(config, pack_weights_kernel<kCell, Precision>, call.args,
                   static_cast<Bits128*>(call.fragments));
   };
   const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
     constexpr int kBytes = sizeof(typename Precision::Element);
-    LaunchConfig config;
-    config.threads = static_cast<uint32_t>(sizes.threads);
-    config.grid.x = static_cast<uint32_t>(sizes.num_clusters * call.tiling.cluster_size);
-    config.cluster = static_cast<uint32_t>(call.tiling.cluster_size);
-    config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
-    config.stream = call.stream;
+    const int cluster = call.tiling.cluster_size;
+    LaunchConfig config = persistent::blocks_of(call, sizes.num_clusters * cluster, sizes.threads,
+                                                sizes.shared_bytes);
+    config.cluster = static_cast<uint32_t>(cluster);
     return launch(config,
                   cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
                                          kInstance.batch_tiles, kInstance.shared_weights>,

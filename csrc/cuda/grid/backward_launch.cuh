@@ -17,10 +17,8 @@ template <Cell kCell, class Precision>
 int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call) {
   const Sizes& sizes = call.sizes;
   const auto pack = [&] {
-    LaunchConfig config;
-    config.threads = kThreads;
-    config.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
-    config.stream = call.stream;
+    const LaunchConfig config =
+        persistent::blocks_of(call, sizes.num_blocks * sizes.num_tiles, kThreads);
     return launch(config, pack_kernel<kCell, Precision>, call.args, call.portion.packs);
   };
   const auto recur = [&](auto index) {
@@ -28,12 +26,9 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
     if constexpr (sizeof(typename Precision::Element) > kInstance.element_bytes) {
       return kNoInstance;  // Sizes does not choose it
     } else {
-      LaunchConfig config;
-      config.threads = kThreads;
-      config.grid.x = static_cast<uint32_t>(sizes.num_blocks);
+      LaunchConfig config =
+          persistent::blocks_of(call, sizes.num_blocks, kThreads, sizes.shared_bytes);
       config.cooperative = true;
-      config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
-      config.stream = call.stream;
       return launch(config,
                     grid_backward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
                                          kInstance.rest, kInstance.pairs>,

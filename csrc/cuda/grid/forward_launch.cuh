@@ -17,10 +17,8 @@ template <Cell kCell, class Precision>
 int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call) {
   const Sizes& sizes = call.sizes;
   const auto pack = [&] {
-    LaunchConfig config;
-    config.threads = kThreads;
-    config.grid.x = static_cast<uint32_t>(sizes.num_blocks * sizes.num_tiles);
-    config.stream = call.stream;
+    const LaunchConfig config =
+        persistent::blocks_of(call, sizes.num_blocks * sizes.num_tiles, kThreads);
     return launch(config, pack_kernel<kCell, Precision>, call.args,
                   static_cast<Bits128*>(call.fragments), sizes.ring_pairs, call.tiling.batch_tiles);
   };
@@ -30,12 +28,9 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
     if constexpr (shared_bytes_of(kInstance, kBytes) > kMaxSharedBytes) {
       return kNoInstance;  // Sizes does not choose it
     } else {
-      LaunchConfig config;
-      config.threads = kThreads;
-      config.grid.x = static_cast<uint32_t>(sizes.num_blocks);
+      LaunchConfig config =
+          persistent::blocks_of(call, sizes.num_blocks, kThreads, sizes.shared_bytes);
       config.cooperative = true;
-      config.shared_bytes = static_cast<size_t>(sizes.shared_bytes);
-      config.stream = call.stream;
       return launch(config,
                     grid_forward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
                                         kInstance.held(kBytes), kInstance.asked,

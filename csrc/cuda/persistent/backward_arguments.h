@@ -23,6 +23,15 @@ struct BackwardArguments {
   bool adds_to_bias_sums = false;  // of a later part
 };
 
+// Of how many arrays a step reads each unit: the activations (LSTM i f g o; GRU r z n q; RNN y),
+// and with them the state before, dy and, of an LSTM, dc.
+constexpr int activation_arrays(Cell cell) {
+  return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1;
+}
+constexpr int operand_arrays(Cell cell) {
+  return activation_arrays(cell) + 2 + (cell == Cell::kLstm ? 1 : 0);
+}
+
 inline bool fits_32_bits(const BackwardDirection& dir) {
   return std::max({dir.output_stride, dir.reserve_stride, dir.dy_stride, dir.dc_stride,
                    dir.dgates_stride}) <= INT32_MAX;

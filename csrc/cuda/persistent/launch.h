@@ -3,8 +3,11 @@
 // precision.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
+#include "cuda/device/device_types.h"
 #include "cuda/persistent/instances.h"
 #include "cuda/recurrence_cuda.h"
 #include "recurrence.h"
@@ -24,6 +27,18 @@ struct CallOf {
   void* stream;
   const Portion& portion;
 };
+
+// A launch of so many blocks, on the call's stream.
+template <class Call>
+device::LaunchConfig blocks_of(const Call& call, int64_t blocks, int threads,
+                               int64_t shared_bytes = 0) {
+  device::LaunchConfig config;
+  config.threads = static_cast<uint32_t>(threads);
+  config.grid.x = static_cast<uint32_t>(blocks);
+  config.shared_bytes = static_cast<size_t>(shared_bytes);
+  config.stream = call.stream;
+  return config;
+}
 
 // By the kernel's own launch_fp16, launch_bf16, launch_tf32 and launch_ieee.
 template <class Call>

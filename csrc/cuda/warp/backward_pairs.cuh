@@ -23,7 +23,7 @@ using namespace birnn::device;
 template <Cell kCell, class T>
 struct BackwardOperands {
   using Bits = typename PairBits<T>::Type;
-  static constexpr int kActivations = kCell == Cell::kLstm || kCell == Cell::kGru ? 4 : 1;
+  static constexpr int kActivations = activation_arrays(kCell);
   Bits activations[kActivations]{};  // LSTM i f g o; GRU r z n q; RNN y
   Bits before{};                     // LSTM: c, GRU: h, of the step before
   Bits dy{};
@@ -67,7 +67,7 @@ struct BackwardPairs {
   static constexpr int kActivations = Operands::kActivations;
   static constexpr int kBefore = kActivations, kDy = kActivations + 1, kDc = kActivations + 2;
   static constexpr bool kTakesDc = kCell == Cell::kLstm;
-  static constexpr int kOperands = kActivations + 2 + kTakesDc;
+  static constexpr int kOperands = operand_arrays(kCell);
   static constexpr int kSequenceShift = 16;
 
   const BackwardArguments& args;

@@ -97,39 +97,27 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const bool lstm = s.cell == Cell::kLstm;
   const Products multiply{s.element};
 
-  const Tensor output = take_rows(in.output, rows, numbers.rows);
-  const Tensor dy = in.d_output ? take_rows(*in.d_output, rows, numbers.rows) : Tensor();
-  const Tensor dc = in.d_cell_states ? take_rows(*in.d_cell_states, rows, numbers.rows) : Tensor();
-  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, row_options) : Tensor();
-  const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
-  const Tensor dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
-  const Tensor dcx = lstm ? take_state(in.d_c_n, rows, {D, B, H}, options) : Tensor();
+  BackwardTensors tensors;
+  tensors.output = take_rows(in.output, rows, numbers.rows);
+  tensors.reserve = in.reserve;
+  if (in.d_output) tensors.dy = take_rows(*in.d_output, rows, numbers.rows);
+  if (in.d_cell_states) tensors.dc = take_rows(*in.d_cell_states, rows, numbers.rows);
+  if (p.hx) tensors.hx = take_state(p.hx, rows, {D, B, S}, row_options);
+  if (p.cx) tensors.cx = take_state(p.cx, rows, {D, B, H}, options);
+  tensors.dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
+  if (lstm) tensors.dcx = take_state(in.d_c_n, rows, {D, B, H}, options);
+  const Tensor &output = tensors.output, &hx = tensors.hx;
   const int64_t dgates_width = dgates_blocks(s.cell) * H;
   const int64_t chunk = steps_per_chunk(layer, dgates_width * row_options.dtype().itemsize());
   const Tensor dgates = cpu::empty_large({D, std::min(chunk * B, N), dgates_width}, row_options);
-  const Tensor dproj = s.proj_size ? cpu::empty_large({D, N, S}, row_options) : Tensor();
+  if (s.proj_size) tensors.dproj = cpu::empty_large({D, N, S}, row_options);
 
   std::vector<BackwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
     BackwardDirection& dir = directions[d];
-    dir.reverse = d == 1;
-    dir.weight_hh = p.weight_hh(d).const_data_ptr();
-    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
-    dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
-    dir.output = row_pointer(output, 0, d * S);
-    dir.output_stride = output.stride(0);
-    dir.reserve = row_pointer(in.reserve, d);
-    dir.reserve_stride = in.reserve.size(2);
-    dir.dy = dy.defined() ? row_pointer(dy, 0, d * S) : nullptr;
-    dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
-    dir.dc = dc.defined() ? row_pointer(dc, 0, d * H) : nullptr;
-    dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
+    dir = backward_direction(p, tensors, d);
     dir.dgates = mutable_row_pointer(dgates, d);
     dir.dgates_stride = dgates_width;
-    dir.dproj = s.proj_size ? mutable_row_pointer(dproj, d) : nullptr;
-    dir.dhx = mutable_row_pointer(dhx, d);
-    dir.dcx = lstm ? mutable_row_pointer(dcx, d) : nullptr;
   }
   const int per_direction = p.weights_per_direction;
   const auto needed = [&](int d, int i) { return in.needs_grad[3 + d * per_direction + i]; };
@@ -245,8 +233,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   // A tensor of its own each time: outputs of an operator must not share memory.
   const auto none = [&] { return at::empty({0}, p.input.options()); };
   out.d_input = dx.sum.defined() ? give_rows(dx.sum, rows, p.input.sizes(), type) : none();
-  out.d_hx = in.needs_grad[1] && p.hx ? give_state(dhx, rows, type) : none();
-  out.d_cx = in.needs_grad[2] && p.cx ? give_state(dcx, rows, type) : none();
+  out.d_hx = in.needs_grad[1] && p.hx ? give_state(tensors.dhx, rows, type) : none();
+  out.d_cx = in.needs_grad[2] && p.cx ? give_state(tensors.dcx, rows, type) : none();
   for (size_t i = 0; i < p.weights.size(); ++i) out.d_weights.push_back(none());
   for (int d = 0; d < D; ++d) {
     for (GradientSum* g : {&dw_ih[d], &dw_hh[d], &dbias[d]})
@@ -282,7 +270,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       product.transpose_a = true;
       product.m = S, product.n = H, product.k = N;
       product.lda = S, product.ldb = H, product.ldc = H;
-      multiply(product, row_pointer(dproj, d), h.const_data_ptr(), dw.data_ptr());
+      multiply(product, row_pointer(tensors.dproj, d), h.const_data_ptr(), dw.data_ptr());
       set(per_direction - 1, dw);
     }
   }

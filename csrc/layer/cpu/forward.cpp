@@ -30,11 +30,12 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const bool lstm = s.cell == Cell::kLstm;
 
   const Tensor x = take_rows(p.input, rows, numbers.rows);
-  const Tensor output = cpu::empty_large({rows.num_rows, D * S}, row_options);
-  const Tensor hx = p.hx ? take_state(p.hx, rows, {D, B, S}, row_options) : Tensor();
-  const Tensor cx = p.cx ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
-  const Tensor hy = at::empty({D, B, S}, row_options);
-  const Tensor cy = lstm ? (p.cx ? cx.clone() : at::zeros({D, B, H}, options)) : Tensor();
+  ForwardTensors tensors;
+  tensors.output = cpu::empty_large({rows.num_rows, D * S}, row_options);
+  if (p.hx) tensors.hx = take_state(p.hx, rows, {D, B, S}, row_options);
+  if (p.cx) tensors.cx = take_state(p.cx, rows, {D, B, H}, options);
+  tensors.hy = at::empty({D, B, S}, row_options);
+  if (lstm) tensors.cy = p.cx ? tensors.cx.clone() : at::zeros({D, B, H}, options);
   const int64_t reserve_width = reserve_blocks(s.cell) * H;
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
@@ -46,13 +47,7 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   std::vector<ForwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
     ForwardDirection& dir = directions[d];
-    dir.reverse = d == 1;
-    dir.weight_hh = p.weight_hh(d).const_data_ptr();
-    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
-    dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
-    dir.hx = hx.defined() ? row_pointer(hx, d) : nullptr;
-    dir.cx = cx.defined() ? row_pointer(cx, d) : nullptr;
+    dir = forward_direction(p, tensors, d);
     if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);
     dir.gates_stride = reserve_width;
     weight_ih[d] = p.weight_ih(d).const_data_ptr();
@@ -61,10 +56,6 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
       scales[d] = {scale[0].const_data_ptr<float>(), scale[1].const_data_ptr<float>(),
                    s.proj_size ? scale[2].const_data_ptr<float>() : nullptr};
     }
-    dir.output = mutable_row_pointer(output, 0, d * S);
-    dir.output_stride = D * S;
-    dir.hy = mutable_row_pointer(hy, d);
-    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
   }
 
   const Tensor workspace =
@@ -74,8 +65,8 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
 
   std::vector<int64_t> sizes = p.input.sizes().vec();
   sizes.back() = D * S;
-  return {give_rows(output, rows, sizes, type), give_state(hy, rows, type),
-          lstm ? give_state(cy, rows, type) : at::empty({0}, p.input.options()), reserve};
+  return {give_rows(tensors.output, rows, sizes, type), give_state(tensors.hy, rows, type),
+          lstm ? give_state(tensors.cy, rows, type) : at::empty({0}, p.input.options()), reserve};
 }
 
 }  // namespace birnn

@@ -64,15 +64,6 @@ inline std::vector<Tensor> weights_for(const Problem& p, const Numbers& numbers,
   return weights;
 }
 
-inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
-  return static_cast<const char*>(t.const_data_ptr()) +
-         (row * t.stride(0) + column) * t.element_size();
-}
-
-inline char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
-  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
-}
-
 inline Layer cpu_layer(const Problem& p, const Rows& rows, const KernelTable* kernels) {
   Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
   layer.shape.element = kernels->rows;

@@ -36,15 +36,10 @@ Rows rows_of_lengths(const Tensor& given, int64_t T) {
   const Tensor lengths = given.to(at::kCPU, at::kLong).contiguous();
   const int64_t B = lengths.size(0);
   const int64_t* length = lengths.const_data_ptr<int64_t>();
-  bool all_full = true;
-  for (int64_t b = 0; b < B; ++b) {
-    TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= T, "lengths[", b, "] is ", length[b],
-                      " but must be between 0 and the ", T, " steps of the input");
-    all_full = all_full && length[b] == T;
-  }
+  check_length_values(lengths, T);
   Rows rows;
   rows.num_rows = T * B;
-  if (all_full) return rows;
+  if (std::all_of(length, length + B, [&](int64_t steps) { return steps == T; })) return rows;
 
   rows.order = at::empty({B}, at::kLong);
   int64_t* order = rows.order.data_ptr<int64_t>();

@@ -40,51 +40,28 @@ Tensor stacked_input_weights(const Problem& p) {
   return at::cat(parts);
 }
 
-// Everything that a direction's recurrence reads and writes.
-struct BackwardOperands {
-  const Problem& p;
-  Tensor output, reserve, dy, dc, hx, cx, dgates, dproj, dhx, dcx;
-
-  // The direction restricted to some of its steps. `before` keeps the states that it continues.
-  BackwardDirection direction(int d, const Steps& steps, std::vector<Tensor>& before) const {
-    const RecurrenceShape& s = p.shape;
-    const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size, S = s.state_size();
-    const int64_t width = dgates_blocks(s.cell) * H;
-    const bool reverse = d == 1, lstm = s.cell == Cell::kLstm;
-    const int64_t row = first_time(steps, T, reverse) * B;
-    BackwardDirection dir;
-    dir.reverse = reverse;
-    dir.weight_hh = p.weight_hh(d).const_data_ptr();
-    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    if (steps.first == 0) {
-      dir.hx = state_pointer(hx, d);
-      dir.cx = state_pointer(cx, d);
-    } else {
-      const int64_t previous = (reverse ? T - steps.first : steps.first - 1) * B;
-      before.push_back(output.narrow(0, previous, B).narrow(1, d * S, S).contiguous());
-      dir.hx = before.back().const_data_ptr();
-      if (lstm) {
-        before.push_back(reserve[d].narrow(0, previous, B).narrow(1, 4 * H, H).contiguous());
-        dir.cx = before.back().const_data_ptr();
-      }
+// Direction d restricted to some of its steps. `before` keeps the states that it continues.
+BackwardDirection direction_of_steps(const Problem& p, const BackwardTensors& tensors,
+                                     const Tensor& dgates, int d, const Steps& steps,
+                                     std::vector<Tensor>& before) {
+  const RecurrenceShape& s = p.shape;
+  const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size, S = s.state_size();
+  const bool reverse = d == 1;
+  const int64_t row = first_time(steps, T, reverse) * B;
+  BackwardDirection dir = backward_direction(p, tensors, d, row);
+  dir.dgates = mutable_row_pointer(dgates, row, d * dgates_blocks(s.cell) * H);
+  dir.dgates_stride = dgates.stride(0);
+  if (steps.first > 0) {
+    const int64_t previous = (reverse ? T - steps.first : steps.first - 1) * B;
+    before.push_back(tensors.output.narrow(0, previous, B).narrow(1, d * S, S).contiguous());
+    dir.hx = before.back().const_data_ptr();
+    if (s.cell == Cell::kLstm) {
+      before.push_back(tensors.reserve[d].narrow(0, previous, B).narrow(1, 4 * H, H).contiguous());
+      dir.cx = before.back().const_data_ptr();
     }
-    dir.output = row_pointer(output, row, d * S);
-    dir.output_stride = output.stride(0);
-    dir.reserve = static_cast<const char*>(reserve.const_data_ptr()) +
-                  (d * reserve.stride(0) + row * reserve.stride(1)) * reserve.element_size();
-    dir.reserve_stride = reserve.size(2);
-    dir.dy = dy.defined() ? row_pointer(dy, row, d * S) : nullptr;
-    dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
-    dir.dc = dc.defined() ? row_pointer(dc, row, d * H) : nullptr;
-    dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
-    dir.dgates = mutable_row_pointer(dgates, row, d * width);
-    dir.dgates_stride = dgates.stride(0);
-    dir.dproj = s.proj_size ? mutable_row_pointer(dproj[d], row) : nullptr;
-    dir.dhx = mutable_row_pointer(dhx, d);
-    dir.dcx = lstm ? mutable_row_pointer(dcx, d) : nullptr;
-    return dir;
   }
-};
+  return dir;
+}
 
 // The steps in as many parts as asked for, the last steps first.
 std::vector<Steps> divide(int64_t seq_len, int parts) {
@@ -118,28 +95,28 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
 
   WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()),
                             cuda::sums_biases(choice));
-  BackwardOperands operands{p, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-  operands.output = take_rows(in.output, rows, p);
-  operands.reserve = in.reserve;
-  if (in.d_output) operands.dy = take_rows(*in.d_output, rows, p);
-  if (in.d_cell_states) operands.dc = take_rows(*in.d_cell_states, rows, p);
-  operands.hx = contiguous(p.hx), operands.cx = contiguous(p.cx);
-  operands.dhx = carried_copy(in.d_h_n, {D, B, S}, carried);
-  if (lstm) operands.dcx = carried_copy(in.d_c_n, {D, B, H}, carried);
-  operands.dgates = at::empty({N, D * width}, options);
-  if (s.proj_size) operands.dproj = at::empty({D, N, S}, options);
+  BackwardTensors tensors;
+  tensors.output = take_rows(in.output, rows, p);
+  tensors.reserve = in.reserve;
+  if (in.d_output) tensors.dy = take_rows(*in.d_output, rows, p);
+  if (in.d_cell_states) tensors.dc = take_rows(*in.d_cell_states, rows, p);
+  tensors.hx = contiguous(p.hx), tensors.cx = contiguous(p.cx);
+  tensors.dhx = carried_copy(in.d_h_n, {D, B, S}, carried);
+  if (lstm) tensors.dcx = carried_copy(in.d_c_n, {D, B, H}, carried);
+  const Tensor dgates = at::empty({N, D * width}, options);
+  if (s.proj_size) tensors.dproj = at::empty({D, N, S}, options);
 
   WeightOperands factors;
   if (gradients.any_weight_ih()) factors.x = take_masked_rows(p.input, rows, p);
-  factors.output = operands.output;
-  factors.hx = operands.hx;
-  factors.dgates = operands.dgates;
-  factors.dproj = operands.dproj;
-  factors.reserve = operands.reserve;
+  factors.output = tensors.output;
+  factors.hx = tensors.hx;
+  factors.dgates = dgates;
+  factors.dproj = tensors.dproj;
+  factors.reserve = tensors.reserve;
   if (rows.lengths.defined()) {
-    if (gradients.any_weight_hh() && operands.hx.defined()) {
+    if (gradients.any_weight_hh() && tensors.hx.defined()) {
       factors.first_dgates = at::empty({D, B, width}, options);
-      factors.started_hx = operands.hx.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
+      factors.started_hx = tensors.hx.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
     }
     if (gradients.any_weight_hr()) factors.padding = padding_mask(rows, p).view({N, 1});
   }
@@ -174,7 +151,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     std::vector<BackwardDirection> directions;
     std::vector<void*> first_dgates;
     for (int d = first; d < first + count; ++d) {
-      directions.push_back(operands.direction(d, steps, before[first]));
+      directions.push_back(direction_of_steps(p, tensors, dgates, d, steps, before[first]));
       directions.back().dbias_ih = gradients.bias_of_recurrence(d, 0);
       directions.back().dbias_hh = gradients.bias_of_recurrence(d, 1);
       first_dgates.push_back(
@@ -238,16 +215,16 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   BackwardResult out;
   const at::ScalarType type = p.input.scalar_type();
   const auto none = [&] { return at::empty({0}, options); };  // results must not share memory
-  out.d_hx = in.needs_grad[1] && p.hx ? operands.dhx.to(type) : none();
-  out.d_cx = in.needs_grad[2] && p.cx ? operands.dcx.to(type) : none();
+  out.d_hx = in.needs_grad[1] && p.hx ? tensors.dhx.to(type) : none();
+  out.d_cx = in.needs_grad[2] && p.cx ? tensors.dcx.to(type) : none();
   if (in.needs_grad[0]) {
     const Tensor weights = stacked_input_weights(p);
     const Tensor dx = at::empty({N, I}, options);
     GemmShape product;  // dx = dgates W_ih
     product.m = N, product.n = I, product.k = weights.size(0);
-    product.lda = operands.dgates.stride(0), product.ldb = I, product.ldc = I;
-    multiply(p, streams.queue(0), product, operands.dgates.const_data_ptr(),
-             weights.const_data_ptr(), dx.data_ptr());
+    product.lda = dgates.stride(0), product.ldb = I, product.ldc = I;
+    multiply(p, streams.queue(0), product, dgates.const_data_ptr(), weights.const_data_ptr(),
+             dx.data_ptr());
     out.d_input = give_rows(dx, rows, p.input.sizes());
   } else {
     out.d_input = none();

@@ -25,17 +25,18 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
   const bool lstm = s.cell == Cell::kLstm, together = cuda::runs_directions_together(choice);
 
   const Tensor x = take_rows(p.input, rows, p);
-  const Tensor hx = contiguous(p.hx), cx = contiguous(p.cx);
-  const Tensor output = at::empty({N, D * S}, options);
-  const Tensor hy = at::empty({D, B, S}, options);
-  const Tensor cy = lstm ? at::empty({D, B, H}, options.dtype(carried_type(p.input))) : Tensor();
+  ForwardTensors tensors;
+  tensors.hx = contiguous(p.hx), tensors.cx = contiguous(p.cx);
+  tensors.output = at::empty({N, D * S}, options);
+  tensors.hy = at::empty({D, B, S}, options);
+  if (lstm) tensors.cy = at::empty({D, B, H}, options.dtype(carried_type(p.input)));
   const Tensor reserve = at::empty(
       training ? std::vector<int64_t>{D, N, reserve_blocks(s.cell) * H} : std::vector<int64_t>{0},
       options);
   // [D, N, G*H or more]: where the projections go, and what becomes of them.
   Tensor gates;
   if (G == 1)
-    gates = output.view({N, D, S}).transpose(0, 1);
+    gates = tensors.output.view({N, D, S}).transpose(0, 1);
   else
     gates = training ? reserve : at::empty({D, N, G * H}, options);
   const Workspace workspace =
@@ -43,20 +44,9 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
 
   std::vector<ForwardDirection> directions(D);
   for (int d = 0; d < D; ++d) {
-    ForwardDirection& dir = directions[d];
-    dir.reverse = d == 1;
-    dir.weight_hh = p.weight_hh(d).const_data_ptr();
-    dir.weight_hr = s.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
-    dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
-    dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
-    dir.hx = state_pointer(hx, d);
-    dir.cx = state_pointer(cx, d);
-    dir.gates = mutable_row_pointer(gates, d);
-    dir.gates_stride = gates.stride(1);
-    dir.output = mutable_row_pointer(output, 0, d * S);
-    dir.output_stride = D * S;
-    dir.hy = mutable_row_pointer(hy, d);
-    dir.cy = lstm ? mutable_row_pointer(cy, d) : nullptr;
+    directions[d] = forward_direction(p, tensors, d);
+    directions[d].gates = mutable_row_pointer(gates, d);
+    directions[d].gates_stride = gates.stride(1);
   }
   // Directions [first, first + count) on the current stream.
   const auto recur = [&](int first, int count, const Queue& queue, const cuda::Portion& portion) {
@@ -93,8 +83,8 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
 
   std::vector<int64_t> sizes = p.input.sizes().vec();
   sizes.back() = D * S;
-  return {give_rows(output, rows, sizes), hy,
-          lstm ? cy.to(p.input.scalar_type()) : at::empty({0}, options), reserve};
+  return {give_rows(tensors.output, rows, sizes), tensors.hy,
+          lstm ? tensors.cy.to(p.input.scalar_type()) : at::empty({0}, options), reserve};
 }
 
 }  // namespace birnn

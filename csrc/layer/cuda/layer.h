@@ -39,20 +39,6 @@ at::ScalarType carried_type(const Tensor& t);  // what is computed in: fp32 for 
 std::vector<Tensor> contiguous_weights(const Problem& p);
 Tensor contiguous(const OptionalTensor& t);
 
-inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
-  return static_cast<const char*>(t.const_data_ptr()) +
-         (row * t.stride(0) + column) * t.element_size();
-}
-
-inline char* mutable_row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
-  return static_cast<char*>(t.data_ptr()) + (row * t.stride(0) + column) * t.element_size();
-}
-
-// A state [D, ...] of one direction, or null.
-inline const char* state_pointer(const Tensor& t, int d) {
-  return t.defined() ? row_pointer(t, d) : nullptr;
-}
-
 // Memory of one direction, or of all where they run in one launch.
 struct Workspace {
   Tensor bytes;
