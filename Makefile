@@ -13,6 +13,7 @@ help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the test-suite"
 	@echo "make test-long  the defects planted in the kernels, each of which it must catch"
+	@echo "make test-ptx  defects planted in compiled kernels, by an interpreter of nvcc's PTX"
 	@echo "make sanitize  every kind of tensor in every argument, under AddressSanitizer"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"

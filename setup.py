@@ -48,6 +48,12 @@ if shutil.which(compiler.split()[0]) is None:
     fail(f"no C++20 compiler: `{compiler}` is not on the PATH (GCC 11 or Clang 14 and newer work).")
 
 
+def debug_flags(cflags: str) -> list[str]:
+    """Against the -g of Python's own flags, which doubles the time to build and makes the library
+    eight times as large; nothing where the caller's CFLAGS have a -g of their own."""
+    return [] if any(flag.startswith("-g") for flag in cflags.split()) else ["-g0"]
+
+
 def find_nvcc() -> str | None:
     if cpp_extension.CUDA_HOME:
         nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
@@ -117,10 +123,7 @@ plan_sources = sources_in("csrc/cuda/plan/*.cpp")
 cuda_sources = sources_in("csrc/layer/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/**/*.cu")
 sources = sources_in("csrc/layer/*.cpp", "csrc/layer/cpu/*.cpp", "csrc/cpu/*.cpp") | plan_sources
 compile_flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
-if "-g" not in os.environ.get("CFLAGS", "").split():
-    # Python's own flags have it; it doubles the time to build, and makes the library eight times
-    # as large.
-    compile_flags.append("-g0")
+compile_flags += debug_flags(os.environ.get("CFLAGS", ""))
 link_flags: list[str] = []
 if sys.platform == "darwin":
     # Apple's clang has no OpenMP of its own: the recurrence runs on one core there.

@@ -99,7 +99,7 @@ def _leaves(arguments: tuple[Any, ...]) -> Any:
 def warn_of_quantization(layer: nn.Module) -> None:
     """Say that ``torch.ao.quantization``, which has just visited the layer, leaves it as it is."""
     name = type(layer).__name__
-    way = "birnn_cuda.quantize(model) makes its layers int8, for inference on the CPU"
+    way = "birnn_cuda.quantize(model.eval()) makes its layers int8, for inference on the CPU"
     if name in ("LSTM", "GRU"):
         way += (
             "; torch.ao.quantization.quantize_dynamic(birnn_cuda.to_torch(copy.deepcopy(model)), "

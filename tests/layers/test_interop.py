@@ -302,6 +302,9 @@ def test_quantize_dynamic_says_what_it_leaves(spec):
     said = [str(w.message) for w in caught if "birnn_cuda" in str(w.message)]
     assert len(said) == 2 and "birnn_cuda.to_torch" in said[0] and "GRU" in said[1]
     assert type(quantized["a"]) is birnn_cuda.LSTM
+    assert all("birnn_cuda.quantize(model.eval()) makes" in text for text in said)
+    small = birnn_cuda.quantize(copy.deepcopy(model).eval())
+    assert type(small["a"]).__module__ == "birnn_cuda.quantized"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         way = torch.ao.quantization.quantize_dynamic(

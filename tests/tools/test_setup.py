@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ SETUP = Path(__file__).resolve().parents[2] / "setup.py"
 
 
 @pytest.fixture(scope="module")
-def default_architectures() -> Any:
-    """The function of that name, with the constant that it reads: setup.py itself would build."""
-    wanted = {"DEFAULT_ARCHITECTURES", "default_architectures"}
+def functions() -> Any:
+    """Of setup.py, with the constant that they read: setup.py itself would build."""
+    wanted = {"DEFAULT_ARCHITECTURES", "default_architectures", "debug_flags"}
     tree = ast.parse(SETUP.read_text())
     parts = [
         node
@@ -30,7 +31,7 @@ def default_architectures() -> Any:
 
     names: dict[str, Any] = {"re": re, "fail": fail}
     exec(compile(ast.Module(parts, type_ignores=[]), str(SETUP), "exec"), names)
-    return names["default_architectures"]
+    return SimpleNamespace(**{name: names[name] for name in wanted})
 
 
 # What nvcc --list-gpu-arch prints, and what is compiled for then.
@@ -43,12 +44,22 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("version", KNOWN)
-def test_architectures_are_those_that_nvcc_knows(default_architectures: Any, version: str) -> None:
+def test_architectures_are_those_that_nvcc_knows(functions: Any, version: str) -> None:
     known, expected = KNOWN[version]
     report = "".join(f"compute_{number}\n" for number in known)
-    assert default_architectures(report) == expected
+    assert functions.default_architectures(report) == expected
 
 
-def test_an_nvcc_that_knows_none_of_them_is_named(default_architectures: Any) -> None:
+def test_an_nvcc_that_knows_none_of_them_is_named(functions: Any) -> None:
     with pytest.raises(SystemExit, match=r"none of 8\.0, 9\.0a, 10\.0, 12\.0"):
-        default_architectures("compute_30\ncompute_35\n")
+        functions.default_architectures("compute_30\ncompute_35\n")
+
+
+@pytest.mark.parametrize("cflags", ["-g", "-fsanitize=address -g1", "-O1 -ggdb3", "-g0"])
+def test_debug_information_that_the_caller_asks_for_is_kept(functions: Any, cflags: str) -> None:
+    assert functions.debug_flags(cflags) == []
+
+
+@pytest.mark.parametrize("cflags", ["", "-O1", "-fno-g --gcc-toolchain=/opt"])
+def test_else_there_is_none(functions: Any, cflags: str) -> None:
+    assert functions.debug_flags(cflags) == ["-g0"]
