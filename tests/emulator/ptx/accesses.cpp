@@ -35,7 +35,7 @@ void load(State& s, const Instruction& i) {
     emulator::tsan::read_range_at(place.pointer, bytes, race_pc(s, i));
   }
   T values[4];
-  std::memcpy(values, place.pointer, bytes);
+  emulator::raw_copy(values, place.pointer, bytes);  // shown already, by the line of PTX
   for (int e = 0; e < i.count; ++e) {
     if (i.slots[e] == kNoSlot) continue;
     if constexpr (std::is_signed_v<T>) {
@@ -56,7 +56,7 @@ void store(State& s, const Instruction& i) {
   }
   T values[4];
   for (int e = 0; e < i.count; ++e) values[e] = s.get<T>(i.slots[1 + e]);
-  std::memcpy(place.pointer, values, bytes);
+  emulator::raw_copy(place.pointer, values, bytes);
   s.polled = false;
 }
 
