@@ -1,6 +1,6 @@
 """birnn_cuda: the bidirectional recurrent layer for PyTorch, as CUDA kernels.
 
-``RNN``, ``GRU`` and ``LSTM`` stand where those of ``torch.nn`` stood; ``BiRNN`` is the complete
+``RNN``, ``GRU``, ``LSTM`` and their cells stand where those of ``torch.nn`` stood; ``BiRNN`` is the complete
 network of Schuster & Paliwal (1997); ``replace_rnns`` swaps the layers of a model that exists.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import replace_rnns, to_torch
 from .layers import GRU, LSTM, RNN
 from .model import BiRNN
@@ -36,9 +37,12 @@ __all__ = [
     "LSTM",
     "RNN",
     "BiRNN",
+    "GRUCell",
+    "LSTMCell",
     "QuantizedGRU",
     "QuantizedLSTM",
     "QuantizedRNN",
+    "RNNCell",
     "__version__",
     "check_lengths",
     "load_dynet",

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, dequantize_layer
 
@@ -15,7 +16,14 @@ __all__ = ["replace_rnns", "to_torch"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+_OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: RNN,
+    nn.GRU: GRU,
+    nn.LSTM: LSTM,
+    nn.RNNCell: RNNCell,
+    nn.GRUCell: GRUCell,
+    nn.LSTMCell: LSTMCell,
+}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 _TORCHS |= {QuantizedRNN: nn.RNN, QuantizedGRU: nn.GRU, QuantizedLSTM: nn.LSTM}
 
@@ -23,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 def replace_rnns(model: ModuleT) -> ModuleT:
-    """Make every ``torch.nn.RNN``, ``GRU`` and ``LSTM`` of ``model`` one of this package.
+    """Make every ``torch.nn.RNN``, ``GRU``, ``LSTM`` and cell of ``model`` one of this package.
 
     The modules stay the objects they are and change their class: parameters (and an optimizer's
     hold on them), tied weights, hooks, the training flag and every reference to a module are kept.
@@ -33,8 +41,9 @@ def replace_rnns(model: ModuleT) -> ModuleT:
     What was swapped is logged at level INFO by the logger ``birnn_cuda.convert``; with a WARNING
     what was left alone, and why: a subclass, whose behaviour need not be torch's own (a
     parametrized layer is one: swap before parametrizing); a layer with a ``forward`` of its own set
-    on the instance; cells, since the loop over a cell is the model's own code; layers that
-    ``torch.ao.quantization`` took first; scripted modules; or that there was nothing to swap.
+    on the instance; layers that ``torch.ao.quantization`` took first; scripted modules; or that
+    there was nothing to swap. A cell does one step a call: a loop over one that has all its inputs
+    beforehand is better a layer, which is a change to the model's own code.
 
     A model that makes itself anew when it is copied, saved or loaded comes back with torch's
     layers. ``any(isinstance(m, (birnn_cuda.RNN, birnn_cuda.GRU, birnn_cuda.LSTM)) for m in
@@ -90,7 +99,8 @@ def _swap(model: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> Mo
             # The flat list of weights is an attribute of torch's layers and derived in ours.
             module.__dict__.pop("_flat_weights", None)
             module.__class__ = swapped
-            module._init_flat_weights()
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
             _logger.info("swapped: %s for %s", label, _qualified_name(swapped))
     if classes is _OURS and not found_any and not _has_any(model, tuple(_TORCHS)):
         _logger.warning("nothing to swap: no recurrent layer in %s", _qualified_name(type(model)))
@@ -104,18 +114,18 @@ def _has_any(model: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
 def _reason_to_leave(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> str | None:
     """Why a recurrent module that is of none of the classes stays as it is; None for any other."""
     cls = type(module)
+    if classes == tuple(_OURS) and cls in _TORCHS:  # swapped already
+        return None
     if issubclass(cls, classes):
         return "a subclass may behave differently"
     if classes != tuple(_OURS):
         return None
-    if isinstance(module, nn.RNNCellBase):
-        return "a cell: the loop over it is the model's own; a layer would do all steps in one call"
     if cls.__module__.startswith("torch.ao.nn") and cls.__name__.startswith(("LSTM", "GRU", "RNN")):
         return "it is quantized: call replace_rnns before quantize_dynamic"
     scripted = isinstance(module, torch.jit.ScriptModule)
-    if scripted and getattr(module, "original_name", "") in ("LSTM", "GRU", "RNN"):
+    if scripted and getattr(module, "original_name", "") in {cls.__name__ for cls in _OURS}:
         return "it is scripted: call replace_rnns on the model that was scripted, and trace that"
-    if issubclass(cls, nn.RNNBase) and not issubclass(cls, tuple(_TORCHS)):
+    if issubclass(cls, nn.RNNBase | nn.RNNCellBase) and not issubclass(cls, tuple(_TORCHS)):
         return "not a class of torch.nn"
     return None
 

@@ -226,17 +226,17 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         Returns the final states after the last layer's output and, if asked for, its cell states.
         """
         weights = self._flat_weights
-        dtype = _autocast_dtype(input.device.type)
+        dtype = autocast_dtype(input.device.type)
         if dtype is not None:
-            input = _autocast(input, dtype)
-            weights = [_autocast(weight, dtype) for weight in weights]
-            states = None if states is None else tuple(_autocast(s, dtype) for s in states)
-        _check_same_kind(input, "hidden", states or ())
-        _check_same_kind(input, "parameter", weights)
+            input = autocast(input, dtype)
+            weights = [autocast(weight, dtype) for weight in weights]
+            states = None if states is None else tuple(autocast(s, dtype) for s in states)
+        check_same_kind(input, "hidden", states or ())
+        check_same_kind(input, "parameter", weights)
 
         num_directions = 2 if self.bidirectional else 1
         num_weights = len(weights) // self.num_layers
-        precision = _fp32_precision(input)
+        precision = fp32_precision(input)
         output, h_n, c_n = input, [], []
         cell_states: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -269,7 +269,7 @@ def _permute(states: States, indices: Tensor | None) -> States:
     return states if indices is None else tuple(state.index_select(1, indices) for state in states)
 
 
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
+def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype to compute in where autocast is on for this device type, else None."""
     if (
         torch._C._is_any_autocast_enabled()
@@ -280,12 +280,12 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return None
 
 
-def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """As torch's autocast: fp64 is left alone."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-def _check_same_kind(input: Tensor, name: str, tensors: tuple[Tensor, ...] | list[Tensor]) -> None:
+def check_same_kind(input: Tensor, name: str, tensors: tuple[Tensor, ...] | list[Tensor]) -> None:
     """Device and dtype of states and parameters; texts of torch's check_attributes (RNN.cpp)."""
     for tensor in tensors:
         if tensor.device != input.device:
@@ -303,7 +303,7 @@ def _check_same_kind(input: Tensor, name: str, tensors: tuple[Tensor, ...] | lis
             )
 
 
-def _fp32_precision(input: Tensor) -> str:
+def fp32_precision(input: Tensor) -> str:
     """What fp32 means on CUDA, by torch's own switch for recurrent layers; default "tf32".
 
     Read for this op alone: the older ``cudnn.allow_tf32`` raises once any per-op switch is set.

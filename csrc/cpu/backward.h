@@ -12,13 +12,18 @@ void run_backward(const BackwardTask& task) {
   const RecurrenceShape& shape = *task.shape;
   const SequenceRows& sequences = *task.sequences;
   const BackwardDirection& dir = *task.direction;
-  const char* panels = static_cast<const char*>(task.panels);
-  const char* panels_hr = static_cast<const char*>(task.panels_hr);
   const Row* zeros = static_cast<const Row*>(task.zeros);
   const int64_t b_begin = task.b_begin, b_end = task.b_end;
   const Scratch<N> scratch(task.scratch, shape, 0, b_end - b_begin);
   [[maybe_unused]] const typename N::Registers registers;
   const int64_t H = shape.hidden_size, T = shape.seq_len, S = shape.state_size();
+  const Panels<N, kPlain> panels =
+      panels_of<N, kPlain>({task.panels, false}, S, kGates * H);
+  const Panels<N, kPlain> panels_hr = panels_of<N, kPlain>({task.panels_hr, false}, H, S);
+  // Shared units are those of the columns of W_hh that carry their gradients.
+  const PanelRange range = panel_range(num_panels<N>(S, 1), task.units);
+  const int64_t u_begin = task.barrier ? range.begin * kPlain * kLanes : 0;
+  const int64_t u_end = task.barrier ? std::min(range.end * kPlain * kLanes, H) : H;
   const Row* output = static_cast<const Row*>(dir.output);
   const Real* reserve = static_cast<const Real*>(dir.reserve);
   const Row* dy = static_cast<const Row*>(dir.dy);
@@ -68,7 +73,7 @@ void run_backward(const BackwardTask& task) {
                      H - u < kLanes ? int(H - u) : kLanes);
           }
       };
-      for_each_panel<N, kPlain>(product_rows, active, panels_hr, num_panels<N>(H, 1), S, step & 1,
+      for_each_panel<N, kPlain>(product_rows, active, panels_hr, {0, num_panels<N>(H, 1)}, step & 1,
                                 {scratch.sums, 0, false}, store_wide);
     }
 
@@ -81,7 +86,7 @@ void run_backward(const BackwardTask& task) {
           kCell == Cell::kGru ? previous_h(sequences, shape, dir.reverse, t, b) : nullptr;
       const Real* c_old =
           kCell == Cell::kLstm ? previous_c(sequences, shape, dir.reverse, t, b) : nullptr;
-      for (int64_t u = 0; u < H; u += kLanes) {
+      for (int64_t u = u_begin; u < u_end; u += kLanes) {
         const int n = H - u < kLanes ? int(H - u) : kLanes;
         V dh;
         if (shape.proj_size) {
@@ -129,6 +134,7 @@ void run_backward(const BackwardTask& task) {
     }
 
     // The carried gradient: dgates W_hh, beside GRU's direct path.
+    if (task.barrier) task.barrier->arrive_and_wait(task.units.end - task.units.begin);
     const auto store_carry = [&](int64_t panel, Real* sums) {
       for (int64_t j = 0; j < active; ++j)
         for (int v = 0; v < kPlain; ++v) {
@@ -141,7 +147,7 @@ void run_backward(const BackwardTask& task) {
           M::store(to, dh, n);
         }
     };
-    for_each_panel<N, kPlain>(product_rows, active, panels, num_panels<N>(S, 1), kGates * H,
-                              step & 1, {scratch.sums, 0, false}, store_carry);
+    for_each_panel<N, kPlain>(product_rows, active, panels, range, step & 1,
+                              {scratch.sums, 0, false}, store_carry);
   }
 }

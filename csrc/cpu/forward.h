@@ -36,16 +36,17 @@ void run_forward(const ForwardTask& task) {
   const RecurrenceShape& shape = *task.shape;
   const SequenceRows& sequences = *task.sequences;
   const ForwardDirection& dir = *task.direction;
-  const char* panels = static_cast<const char*>(task.panels);
-  const char* panels_ih = static_cast<const char*>(task.panels_ih);
-  const char* panels_hr = static_cast<const char*>(task.panels_hr);
   const Row* zeros = static_cast<const Row*>(task.zeros);
   const int64_t b_begin = task.b_begin, b_end = task.b_end;
   const Scratch<N> scratch(task.scratch, shape, task.input->size, b_end - b_begin);
   [[maybe_unused]] const typename N::Registers registers;
   const int64_t H = shape.hidden_size, T = shape.seq_len, S = shape.state_size();
   const int64_t I = task.input->size;
-  const int64_t count = num_panels<N>(H, kGates);
+  const Panels<N, kColumns> panels = panels_of<N, kColumns>(task.weight_hh, H, S);
+  const Panels<N, kColumns> panels_ih = panels_of<N, kColumns>(task.weight_ih, H, I);
+  constexpr int kPlain = panel_columns(1);
+  const Panels<N, kPlain> panels_hr = panels_of<N, kPlain>(task.weight_hr, S, H);
+  const PanelRange range = panel_range(num_panels<N>(H, kGates), task.units);
   const Row* x = static_cast<const Row*>(task.input->x);
   const Real* bias_ih = static_cast<const Real*>(dir.bias_ih);
   const Real* bias_hh = static_cast<const Real*>(dir.bias_hh);
@@ -97,7 +98,7 @@ void run_forward(const ForwardTask& task) {
     int64_t projected = 0, projected_before = 0;  // rows: in the chunk, before the current step
     if (!fused) {
       for (int64_t step = chunk; step < chunk_end; ++step) projected = add_x_rows(step, projected);
-      for_each_panel<N, kColumns>(rows_of_x, projected, panels_ih, count, I, false,
+      for_each_panel<N, kColumns>(rows_of_x, projected, panels_ih, range, false,
                                   {scratch.projection, projected * kWidth, false},
                                   [](int64_t, Sum*) {});
     }
@@ -216,12 +217,10 @@ void run_forward(const ForwardTask& task) {
       if (fused) {
         add_x_rows(step, 0);
         Sum* sums = kOneSum ? scratch.projection : scratch.sums;
-        const int64_t ih_stride = panel_bytes<N>(kColumns, I), stride = panel_bytes<N>(kColumns, S);
-        for (int64_t done = 0; done < count; ++done) {
-          const int64_t p = backwards ? count - 1 - done : done;
-          multiply<N, kColumns>(rows_of_x, active, panels_ih + p * ih_stride, I, scratch.projection,
-                                false);
-          multiply<N, kColumns>(rows_of_h, active, panels + p * stride, S, sums, kOneSum);
+        for (int64_t done = range.begin; done < range.end; ++done) {
+          const int64_t p = backwards ? range.begin + range.end - 1 - done : done;
+          multiply<N, kColumns>(rows_of_x, active, panels_ih, p, scratch.projection, false);
+          multiply<N, kColumns>(rows_of_h, active, panels, p, sums, kOneSum);
           apply_cell(p, scratch.projection, sums);
         }
       } else {
@@ -229,10 +228,11 @@ void run_forward(const ForwardTask& task) {
         const int64_t x_stride = projected * kWidth;
         const Sums<N> sums =
             kOneSum ? Sums<N>{x_sums, x_stride, true} : Sums<N>{scratch.sums, 0, false};
-        for_each_panel<N, kColumns>(rows_of_h, active, panels, count, S, backwards, sums,
-                                    [&](int64_t panel, Sum* panel_sums) {
-                                      apply_cell(panel, x_sums + panel * x_stride, panel_sums);
-                                    });
+        for_each_panel<N, kColumns>(
+            rows_of_h, active, panels, range, backwards, sums,
+            [&](int64_t panel, Sum* panel_sums) {
+              apply_cell(panel, x_sums + (panel - range.begin) * x_stride, panel_sums);
+            });
         projected_before += active;
       }
 
@@ -248,11 +248,11 @@ void run_forward(const ForwardTask& task) {
         }
         const auto store_state = [&](int64_t panel, const Sum* sums) {
           for (int64_t j = 0; j < active; ++j)
-            for (int v = 0; v < panel_columns(1); ++v) {
-              const int64_t u = (panel * panel_columns(1) + v) * kLanes;
+            for (int v = 0; v < kPlain; ++v) {
+              const int64_t u = (panel * kPlain + v) * kLanes;
               if (u >= S) break;
               const int n = S - u < kLanes ? int(S - u) : kLanes;
-              const V h = product_of<N>(sums + (j * panel_columns(1) + v) * kLanes,
+              const V h = product_of<N>(sums + (j * kPlain + v) * kLanes,
                                         wide_scales ? wide_scales[j] : 0.0f, task.scales.hr, u, n);
               if constexpr (N::kPacks)
                 M::store(scratch.state + j * S + u, h, n);
@@ -260,8 +260,8 @@ void run_forward(const ForwardTask& task) {
                 M::store(output + (first_row + j) * dir.output_stride + u, h, n);
             }
         };
-        for_each_panel<N, panel_columns(1)>(rows_of_wide, active, panels_hr, num_panels<N>(S, 1), H,
-                                            backwards, {scratch.sums, 0, false}, store_state);
+        for_each_panel<N, kPlain>(rows_of_wide, active, panels_hr, {0, num_panels<N>(S, 1)},
+                                  backwards, {scratch.sums, 0, false}, store_state);
       }
       if constexpr (N::kPacks) {
         for (int64_t j = 0; j < active; ++j) {
@@ -277,6 +277,9 @@ void run_forward(const ForwardTask& task) {
             scratch.packed.put(j, state, S);
         }
       }
+      // The next step reads all units. After the last, nobody reads those of others.
+      if (task.barrier && step + 1 < T)
+        task.barrier->arrive_and_wait(task.units.end - task.units.begin);
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/step_barrier.h"
 #include "recurrence.h"
 
 namespace birnn::cpu {
@@ -30,19 +31,32 @@ struct WeightScales {
   const float* hr = nullptr;  // [P]
 };
 
-// A contiguous range of sequences of one direction: what one thread runs, all steps of it.
+// A matrix of weights packed into panels, or W^T read from W as it lies.
+struct Weights {
+  const void* data = nullptr;
+  bool in_place = false;
+};
+
+// Shares [begin, end) of `count` that the panels of a matrix, and with them the units of a
+// direction, are divided into.
+struct UnitShare {
+  int64_t begin = 0, end = 1, count = 1;
+};
+
+// Sequences [b_begin, b_end) of one direction, and all or a share of its units: what one thread
+// runs, all steps of it. Threads that share units meet at the barrier after each step.
 struct ForwardTask {
   const RecurrenceShape* shape;
   const SequenceRows* sequences;
   const ForwardDirection* direction;
   const LayerInput* input;
-  const void* panels;     // weight_hh, packed
-  const void* panels_ih;  // weight_ih, packed
-  const void* panels_hr;  // weight_hr, packed, or null
+  Weights weight_hh, weight_ih, weight_hr;
   WeightScales scales;
   const void* zeros;  // [max(S, H)]
   bool save_reserve;
   int64_t b_begin, b_end;
+  UnitShare units;
+  StepBarrier* barrier;  // null where nobody shares the units
   void* scratch;
 };
 
@@ -54,6 +68,8 @@ struct BackwardTask {
   const void* panels_hr;
   const void* zeros;
   int64_t b_begin, b_end;
+  UnitShare units;
+  StepBarrier* barrier;
   int64_t step_begin, step_end;  // of the forward walk; taken last to first
   void* scratch;
 };
@@ -62,11 +78,17 @@ struct KernelTable {
   // What x, hx, output, dy and dgates are made of. Biases, reserve, cx, cy, dhx and dcx are float,
   // or double where this is.
   Element rows;
+  // Whether a product of few rows can read W where it lies, and units can be shared out.
+  bool reads_in_place, shares_units;
   int64_t (*packed_bytes)(int64_t units, int gates, int64_t depth);
-  // Panels of W^T, W [gates*units, depth].
-  void (*pack_rows)(const void* w, int gates, int64_t units, int64_t depth, void* panels);
-  // Panels of W, W [depth, units].
-  void (*pack_columns)(const void* w, int64_t units, int64_t depth, void* panels);
+  // The first unit of share `index` of `count`.
+  int64_t (*first_unit)(int64_t units, int gates, int64_t index, int64_t count);
+  // A share of the panels of W^T, W [gates*units, depth].
+  void (*pack_rows)(const void* w, int gates, int64_t units, int64_t depth, const UnitShare& share,
+                    void* panels);
+  // A share of the panels of W, W [depth, units].
+  void (*pack_columns)(const void* w, int64_t units, int64_t depth, const UnitShare& share,
+                       void* panels);
   int64_t (*scratch_bytes)(const RecurrenceShape& shape, int64_t input_size, int64_t rows);
   void (*forward)(const ForwardTask& task);
   void (*backward)(const BackwardTask& task);  // null: inference only

@@ -22,9 +22,13 @@
 //   Widened<Weight>  16-bit weights, widened as they are loaded; all else is float (product.h)
 //   Words<...>       weights and rows in words of two bf16 or four int8, that one instruction
 //                    multiplies and adds up (words.h), or in tiles of such words (tiles.h)
+#include "cpu/lanes.h"
+// lanes.h comes first
 #include "cpu/numbers.h"
 // numbers.h comes first
 #include "cpu/panels.h"
+// panels.h comes first
+#include "cpu/in_place.h"
 #include "cpu/product.h"
 #include "cpu/words.h"
 #if defined(BIRNN_HAS_TILES)

@@ -4,6 +4,7 @@
 //   Weight   of W, as given
 //   Sum      of a product
 //   kPacks   whether a product's rows are packed before it, or read where they lie
+//   kReadsInPlace  whether a product of few rows can read W where it lies, too
 
 template <class Real>
 using Math = VectorMath<Real>;
@@ -15,6 +16,7 @@ struct Plain {
   using Weight = R;
   using Sum = R;
   static constexpr bool kPacks = false;
+  static constexpr bool kReadsInPlace = kHasLaneBlocks;
   static constexpr int kPerWord = 1;
   struct Registers {};  // what has to be set up before a product
 };
@@ -22,6 +24,7 @@ struct Plain {
 template <class W>
 struct Widened : Plain<float> {
   using Weight = W;
+  static constexpr bool kReadsInPlace = false;
 };
 
 // bf16 in words of two. Instruction::multiply_add(sum, w, a) adds the products of a word's numbers
@@ -36,6 +39,7 @@ struct BFloat16Words {
   using Multiply = Instruction;
   using Registers = typename Instruction::Registers;
   static constexpr bool kPacks = true;
+  static constexpr bool kReadsInPlace = false;
   static constexpr bool kIsInt8 = false;
   static constexpr bool kHasOffset = false;
   static constexpr int kPerWord = 2;
@@ -66,6 +70,7 @@ struct Int8Words {
   using Multiply = Instruction;
   using Registers = typename Instruction::Registers;
   static constexpr bool kPacks = true;
+  static constexpr bool kReadsInPlace = false;
   static constexpr bool kIsInt8 = true;
   static constexpr bool kHasOffset = Instruction::kHasOffset;
   static constexpr int kPerWord = 4;

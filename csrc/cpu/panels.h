@@ -4,6 +4,9 @@
 // Words: [panel][block of kWordsPerBlock words of k][column][word][lane], so that the 16 x 16 words
 // of a column of a block are a tile where lanes are 16; depth is padded with zeros to whole blocks.
 // With an offset each panel begins with [column][lane] of it.
+//
+// Or not packed at all: a product of few rows, as of one step of one sequence, reads a panel of W^T
+// from W itself (in_place.h).
 
 // Vectors of columns in a panel: one for each gate of the same units, or two of plain columns.
 constexpr int panel_columns(int gates) { return gates == 1 ? 2 : gates; }
@@ -50,6 +53,42 @@ int64_t packed_bytes(int64_t units, int gates, int64_t depth) {
   return num_panels<N>(units, gates) * panel_bytes<N>(panel_columns(gates), depth);
 }
 
+struct PanelRange {
+  int64_t begin, end;
+};
+
+inline PanelRange panel_range(int64_t panels, const UnitShare& share) {
+  return {panels * share.begin / share.count, panels * share.end / share.count};
+}
+
+template <class N>
+int64_t first_unit(int64_t units, int gates, int64_t index, int64_t count) {
+  const int64_t panel = num_panels<N>(units, gates) * index / count;
+  return std::min(panel * unit_vectors(gates) * Math<typename N::Real>::kLanes, units);
+}
+
+// The panels of W^T for W [gates*units, depth], packed or not.
+template <class N, int kColumns>
+struct Panels {
+  const char* base;
+  int64_t units, depth;
+  bool in_place;  // base is W
+
+  // Whether a panel's columns are units of one gate, or gates of the same units.
+  static constexpr bool kOneGate = kColumns == panel_columns(1);
+
+  int64_t stride() const { return panel_bytes<N>(kColumns, depth); }
+  const char* packed(int64_t panel) const { return base + panel * stride(); }
+  // The first unit of a panel's column, and the row of W that holds its weights.
+  static int64_t unit(int64_t panel, int column) {
+    return (kOneGate ? panel * kColumns + column : panel) * Math<typename N::Real>::kLanes;
+  }
+  const typename N::Weight* row(int64_t panel, int column) const {
+    const int64_t row = (kOneGate ? 0 : column * units) + unit(panel, column);
+    return reinterpret_cast<const typename N::Weight*>(base) + row * depth;
+  }
+};
+
 // Transposes the kLanes x kLanes numbers at `from` (rows `stride` bytes apart) to `to`, whose
 // numbers are as large.
 template <class Real, class Number>
@@ -93,10 +132,24 @@ void pack_column(const typename N::Weight* rows, int64_t valid, int64_t depth, i
   constexpr int kLanes = Math<typename N::Real>::kLanes;
   const int64_t width = columns * kLanes;
   int64_t k = 0;
-  if (valid == kLanes)
-    for (; k + kLanes <= depth; k += kLanes)
+  if constexpr (N::kReadsInPlace) {
+    using M = Math<typename N::Real>;
+    using Block = LaneBlock<typename N::Real>;
+    constexpr int64_t kLine = 64 / sizeof(Weight);
+    for (; valid == kLanes && k + Block::kDepth <= depth; k += Block::kDepth) {
+      if (k % kLine == 0)
+        for (int lane = 0; lane < kLanes; ++lane)  // of the next panel
+          __builtin_prefetch(rows + (lane + kLanes) * depth + k, 0, 2);
+      typename M::Value v[Block::kDepth];
+      Block::load([&](int lane) { return rows + lane * depth + k; }, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < Block::kDepth; ++i) M::store(out + (k + i) * width, v[i]);
+    }
+  } else {
+    for (; valid == kLanes && k + kLanes <= depth; k += kLanes)
       transpose_block<typename N::Real>(reinterpret_cast<const char*>(rows + k),
                                         depth * sizeof(Weight), out + k * width, width);
+  }
   for (; k < depth; ++k) {
     for (int64_t lane = 0; lane < valid; ++lane) out[k * width + lane] = rows[lane * depth + k];
     for (int64_t lane = valid; lane < kLanes; ++lane) out[k * width + lane] = Weight{};
@@ -135,12 +188,14 @@ void pack_word_column(const typename N::Weight* rows, int64_t valid, int64_t dep
 // Panels of W^T for W [gates*units, depth]: column (gate, unit) of the product is row gate*units +
 // unit of W. Columns past the last unit are zero.
 template <class N>
-void pack_rows(const void* weights, int gates, int64_t units, int64_t depth, void* panels) {
+void pack_rows(const void* weights, int gates, int64_t units, int64_t depth, const UnitShare& share,
+               void* panels) {
   using Weight = typename N::Weight;
   const auto* w = static_cast<const Weight*>(weights);
   constexpr int kLanes = Math<typename N::Real>::kLanes;
   const int columns = panel_columns(gates);
-  for (int64_t p = 0; p < num_panels<N>(units, gates); ++p) {
+  const PanelRange range = panel_range(num_panels<N>(units, gates), share);
+  for (int64_t p = range.begin; p < range.end; ++p) {
     char* panel = static_cast<char*>(panels) + p * panel_bytes<N>(columns, depth);
     for (int c = 0; c < columns; ++c) {
       const int64_t unit = gates == 1 ? (p * columns + c) * kLanes : p * kLanes;
@@ -167,13 +222,15 @@ void pack_rows(const void* weights, int gates, int64_t units, int64_t depth, voi
 
 // Panels of W for W [depth, units]: the product with W itself instead of its transpose.
 template <class N>
-void pack_columns(const void* weights, int64_t units, int64_t depth, void* panels) {
+void pack_columns(const void* weights, int64_t units, int64_t depth, const UnitShare& share,
+                  void* panels) {
   using Weight = typename N::Weight;
   const auto* w = static_cast<const Weight*>(weights);
   constexpr int kColumns = panel_columns(1);
   constexpr int kLanes = Math<typename N::Real>::kLanes;
   constexpr int kWidth = kColumns * kLanes;
-  for (int64_t p = 0; p < num_panels<N>(units, 1); ++p) {
+  const PanelRange range = panel_range(num_panels<N>(units, 1), share);
+  for (int64_t p = range.begin; p < range.end; ++p) {
     char* panel = static_cast<char*>(panels) + p * panel_bytes<N>(kColumns, depth);
     const int64_t first = p * kWidth;
     const int64_t valid = units - first < kWidth ? units - first : kWidth;

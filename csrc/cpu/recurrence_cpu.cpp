@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "cpu/instruction_set.h"
@@ -12,11 +13,37 @@ namespace {
 
 int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 
-// Sequences are split over the cores that a direction gets.
-int64_t tasks_per_direction(const Layer& layer) {
-  const int64_t cores = std::max<int64_t>(at::get_num_threads() / layer.num_directions, 1);
-  return std::min(cores, layer.shape.batch_size);
-}
+// How a direction is split over the cores that it gets.
+//
+// By sequences, each core reads all weights for its own sequences and waits for nobody. By units,
+// each reads its part of the weights for all sequences, keeps it in a cache of its own if it fits,
+// and meets the others once a step: worth it where there are fewer sequences than cores, or where a
+// core would stream large weights for a few rows.
+struct Split {
+  int64_t tasks = 1;  // a direction
+  bool by_units = false;
+
+  // Below this many bytes of W_hh a step is done in less time than it takes to meet twice.
+  static constexpr int64_t kMinBytes = 512 << 10;
+  // More rows than these are bound by their multiply-adds, not by the bytes of weights.
+  static constexpr int64_t kMaxRows = 8;
+
+  explicit Split(const Layer& layer) {
+    const RecurrenceShape& s = layer.shape;
+    const int64_t cores = std::max<int64_t>(at::get_num_threads() / layer.num_directions, 1);
+    tasks = std::min(cores, s.batch_size);
+#if AT_PARALLEL_OPENMP
+    // Those who meet must all run: OpenMP gives each task of a region a thread, or a thread several
+    // tasks at once; a pool of threads that others use as well may not.
+    const int64_t bytes = layer.kernels->packed_bytes(s.hidden_size, num_gates(s.cell), s.state_size());
+    if (cores == 1 || !layer.kernels->shares_units || s.proj_size || bytes < kMinBytes) return;
+    if (s.batch_size < cores || s.batch_size <= kMaxRows) {
+      by_units = true;
+      tasks = cores;
+    }
+#endif
+  }
+};
 
 // The first sequence of task `index`: equal shares of the steps, which are longest first.
 int64_t task_begin(const Layer& layer, int64_t index, int64_t tasks) {
@@ -30,20 +57,39 @@ int64_t task_begin(const Layer& layer, int64_t index, int64_t tasks) {
   return index == tasks ? B : b;
 }
 
+// Which weights a forward pass reads in place (in_place.h) instead of packing them: those that few
+// products take, each of up to four rows. To pack a matrix costs as much as one product in place, or
+// three of packed weights.
+struct InPlace {
+  bool weight_ih = false, weight_hh = false;
+
+  InPlace() = default;
+  InPlace(const Layer& layer, const Split& split) {
+    constexpr int64_t kMaxProducts = 2, kRows = 4;
+    const RecurrenceShape& s = layer.shape;
+    if (!layer.kernels->reads_in_place || s.proj_size) return;
+    const int64_t rows =
+        split.by_units ? s.batch_size : (s.batch_size + split.tasks - 1) / split.tasks;
+    weight_ih = (s.seq_len * rows + kRows - 1) / kRows <= kMaxProducts;
+    weight_hh = (rows + kRows - 1) / kRows * s.seq_len <= kMaxProducts;
+  }
+};
+
 // workspace: zeros [max(S, H)], then for each direction the packed weights, then a scratch for
 // each task. Forward and backward panels of one matrix need the same room up to padding.
 struct Workspace {
   int64_t zeros, panels, panels_ih, panels_hr, scratch;
 
-  explicit Workspace(const Layer& layer) {
+  explicit Workspace(const Layer& layer, InPlace in_place = {}) {
     const RecurrenceShape& s = layer.shape;
     const KernelTable& kernels = *layer.kernels;
     const int gates = num_gates(s.cell);
     const int64_t H = s.hidden_size, S = s.state_size();
     zeros = align(std::max(S, H) * int64_t(sizeof(double)));
-    panels =
-        align(std::max(kernels.packed_bytes(H, gates, S), kernels.packed_bytes(S, 1, gates * H)));
-    panels_ih = align(kernels.packed_bytes(H, gates, layer.input_size));
+    panels = in_place.weight_hh ? 0
+                                : align(std::max(kernels.packed_bytes(H, gates, S),
+                                                 kernels.packed_bytes(S, 1, gates * H)));
+    panels_ih = in_place.weight_ih ? 0 : align(kernels.packed_bytes(H, gates, layer.input_size));
     panels_hr = s.proj_size
                     ? align(std::max(kernels.packed_bytes(S, 1, H), kernels.packed_bytes(H, 1, S)))
                     : 0;
@@ -52,7 +98,7 @@ struct Workspace {
 
   int64_t bytes(const Layer& layer) const {
     return zeros + layer.num_directions *
-                       (panels + panels_ih + panels_hr + tasks_per_direction(layer) * scratch);
+                       (panels + panels_ih + panels_hr + Split(layer).tasks * scratch);
   }
   char* panels_of(void* workspace, int direction) const {
     return static_cast<char*>(workspace) + zeros + direction * (panels + panels_ih + panels_hr);
@@ -68,81 +114,137 @@ struct Workspace {
   }
 };
 
-// Runs pack(direction) for all directions, then body(direction, b_begin, b_end, task) for all
-// tasks, one thread each. A direction that is one task packs its own weights: every parallel region
-// less is a wake-up less, which counts when the whole pass takes 0.1 ms.
+// What a thread runs: sequences [b_begin, b_end) of direction d, and a share of its units.
+struct Part {
+  int direction;
+  int64_t b_begin, b_end;
+  UnitShare units;
+  StepBarrier* barrier;
+  int64_t scratch;  // index
+};
+
+// Runs pack(direction, share) for all shares of all directions' weights, unless nothing is packed,
+// and body(part) for all parts, one thread each. Who packs nothing for others does so in the region
+// where it computes: every parallel region less is a wake-up less, which counts when the whole pass
+// takes 0.1 ms.
 template <class Pack, class Body>
-void for_each_task(const Layer& layer, const Pack& pack, const Body& body) {
-  const int64_t tasks = tasks_per_direction(layer);
-  if (tasks > 1)
-    at::parallel_for(0, layer.num_directions, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t d = begin; d < end; ++d) pack(int(d));
+void for_each_part(const Layer& layer, const Split& split, bool packs, const Pack& pack,
+                   const Body& body) {
+  const int64_t D = layer.num_directions, tasks = split.tasks;
+  const auto run = [&](const auto& of_direction) {
+    // A thread that was given several tasks has them all at once.
+    at::parallel_for(0, D * tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end;) {
+        const int64_t d = i / tasks, next = std::min(end, (d + 1) * tasks);
+        of_direction(int(d), UnitShare{i - d * tasks, next - d * tasks, tasks}, i);
+        i = next;
+      }
     });
-  at::parallel_for(0, layer.num_directions * tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int d = int(i / tasks);
-      if (tasks == 1) pack(d);
-      const int64_t b_begin = task_begin(layer, i % tasks, tasks);
-      const int64_t b_end = task_begin(layer, i % tasks + 1, tasks);
-      if (b_begin < b_end) body(d, b_begin, b_end, i);
+  };
+  if (split.by_units) {
+    std::array<StepBarrier, 2> barriers{StepBarrier(tasks), StepBarrier(tasks)};
+    return run([&](int d, const UnitShare& share, int64_t i) {
+      if (packs) pack(d, share);
+      StepBarrier* barrier = share.end - share.begin < tasks ? &barriers[d] : nullptr;
+      body(Part{d, 0, layer.shape.batch_size, share, barrier, i});
+    });
+  }
+  if (packs && tasks > 1) run([&](int d, const UnitShare& share, int64_t) { pack(d, share); });
+  run([&](int d, const UnitShare& share, int64_t i) {
+    if (packs && tasks == 1) pack(d, UnitShare{});
+    for (int64_t task = share.begin; task < share.end; ++task, ++i) {
+      const int64_t b_begin = task_begin(layer, task, tasks);
+      const int64_t b_end = task_begin(layer, task + 1, tasks);
+      if (b_begin < b_end) body(Part{d, b_begin, b_end, UnitShare{}, nullptr, i});
     }
   });
 }
 
-void write_final_state(const Layer& layer, const ForwardDirection& dir, int64_t b_begin,
-                       int64_t b_end) {
-  const int64_t S = layer.shape.state_size(), bytes = element_bytes(layer.shape.element);
+void write_final_state(const Layer& layer, const ForwardDirection& dir, const Part& part) {
+  const RecurrenceShape& s = layer.shape;
+  const int64_t S = s.state_size(), bytes = element_bytes(s.element);
   const SequenceRows& rows = layer.sequences;
-  for (int64_t b = b_begin; b < b_end; ++b) {
-    char* to = static_cast<char*>(dir.hy) + b * S * bytes;
+  const auto unit = [&](int64_t share) {
+    return part.units.count == 1 ? share * S
+                                 : layer.kernels->first_unit(s.hidden_size, num_gates(s.cell), share,
+                                                             part.units.count);
+  };
+  const int64_t u_begin = unit(part.units.begin), u_bytes = (unit(part.units.end) - u_begin) * bytes;
+  for (int64_t b = part.b_begin; b < part.b_end; ++b) {
+    const int64_t at = b * S + u_begin;
+    char* to = static_cast<char*>(dir.hy) + at * bytes;
     const int64_t length = rows.lengths ? rows.lengths[b] : layer.shape.seq_len;
     if (length > 0) {
       const int64_t t = dir.reverse ? 0 : length - 1;
       const int64_t row = (rows.row_offsets ? rows.row_offsets[t] : t * layer.shape.batch_size) + b;
-      std::memcpy(to, static_cast<const char*>(dir.output) + row * dir.output_stride * bytes,
-                  S * bytes);
+      std::memcpy(
+          to, static_cast<const char*>(dir.output) + (row * dir.output_stride + u_begin) * bytes,
+          u_bytes);
     } else if (dir.hx) {
-      std::memcpy(to, static_cast<const char*>(dir.hx) + b * S * bytes, S * bytes);
+      std::memcpy(to, static_cast<const char*>(dir.hx) + at * bytes, u_bytes);
     } else {
-      std::memset(to, 0, S * bytes);
+      std::memset(to, 0, u_bytes);
     }
   }
 }
 
 }  // namespace
 
-int64_t workspace_bytes(const Layer& layer) { return Workspace(layer).bytes(layer); }
+int64_t forward_workspace_bytes(const Layer& layer) {
+  return Workspace(layer, InPlace(layer, Split(layer))).bytes(layer);
+}
+
+int64_t backward_workspace_bytes(const Layer& layer) { return Workspace(layer).bytes(layer); }
 
 void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
              int64_t x_stride, const void* const* weight_ih, const WeightScales* scales,
              void* workspace) {
   const RecurrenceShape& s = layer.shape;
-  const Workspace layout(layer);
+  const Split split(layer);
+  const InPlace in_place(layer, split);
+  const Workspace layout(layer, in_place);
   const KernelTable& kernels = *layer.kernels;
   const LayerInput input{x, x_stride, layer.input_size};
   std::memset(workspace, 0, layout.zeros);
   const int gates = num_gates(s.cell);
-  const auto pack = [&](int d) {
-    kernels.pack_rows(directions[d].weight_hh, gates, s.hidden_size, s.state_size(),
-                      layout.panels_of(workspace, d));
-    kernels.pack_rows(weight_ih[d], gates, s.hidden_size, layer.input_size,
-                      layout.panels_ih_of(workspace, d));
+  const auto pack = [&](int d, const UnitShare& share) {
+    if (!in_place.weight_hh)
+      kernels.pack_rows(directions[d].weight_hh, gates, s.hidden_size, s.state_size(), share,
+                        layout.panels_of(workspace, d));
+    if (!in_place.weight_ih)
+      kernels.pack_rows(weight_ih[d], gates, s.hidden_size, layer.input_size, share,
+                        layout.panels_ih_of(workspace, d));
     if (s.proj_size)
-      kernels.pack_rows(directions[d].weight_hr, 1, s.proj_size, s.hidden_size,
+      kernels.pack_rows(directions[d].weight_hr, 1, s.proj_size, s.hidden_size, share,
                         layout.panels_hr_of(workspace, d));
   };
-  for_each_task(layer, pack, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
+  const auto body = [&](const Part& part) {
+    const ForwardDirection& dir = directions[part.direction];
+    const int d = part.direction;
     // Only as many steps as its longest sequence has: each has a row to compute, none of none.
     RecurrenceShape shape = s;
-    if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[b_begin];
+    if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[part.b_begin];
     if (shape.seq_len > 0)
-      kernels.forward({&shape, &layer.sequences, &directions[d], &input,
-                       layout.panels_of(workspace, d), layout.panels_ih_of(workspace, d),
-                       layout.panels_hr_of(workspace, d), scales[d], workspace,
-                       directions[d].gates != nullptr, b_begin, b_end,
-                       layout.scratch_of(workspace, layer, i)});
-    write_final_state(layer, directions[d], b_begin, b_end);
-  });
+      kernels.forward({&shape,
+                       &layer.sequences,
+                       &dir,
+                       &input,
+                       in_place.weight_hh ? Weights{dir.weight_hh, true}
+                                          : Weights{layout.panels_of(workspace, d), false},
+                       in_place.weight_ih ? Weights{weight_ih[d], true}
+                                          : Weights{layout.panels_ih_of(workspace, d), false},
+                       {layout.panels_hr_of(workspace, d), false},
+                       scales[d],
+                       workspace,
+                       dir.gates != nullptr,
+                       part.b_begin,
+                       part.b_end,
+                       part.units,
+                       part.barrier,
+                       layout.scratch_of(workspace, layer, part.scratch)});
+    write_final_state(layer, dir, part);
+  };
+  for_each_part(layer, split, !in_place.weight_ih || !in_place.weight_hh, pack, body);
 }
 
 void backward(const Layer& layer, const BackwardDirection* directions, int64_t step_begin,
@@ -152,18 +254,19 @@ void backward(const Layer& layer, const BackwardDirection* directions, int64_t s
   const KernelTable& kernels = *layer.kernels;
   const bool first = step_end == s.seq_len;
   if (first) std::memset(workspace, 0, layout.zeros);
-  const auto pack = [&](int d) {
-    if (!first) return;
+  const auto pack = [&](int d, const UnitShare& share) {
     kernels.pack_columns(directions[d].weight_hh, s.state_size(), num_gates(s.cell) * s.hidden_size,
-                         layout.panels_of(workspace, d));
+                         share, layout.panels_of(workspace, d));
     if (s.proj_size)
-      kernels.pack_columns(directions[d].weight_hr, s.hidden_size, s.proj_size,
+      kernels.pack_columns(directions[d].weight_hr, s.hidden_size, s.proj_size, share,
                            layout.panels_hr_of(workspace, d));
   };
-  for_each_task(layer, pack, [&](int d, int64_t b_begin, int64_t b_end, int64_t i) {
+  for_each_part(layer, Split(layer), first, pack, [&](const Part& part) {
+    const int d = part.direction;
     kernels.backward({&s, &layer.sequences, &directions[d], layout.panels_of(workspace, d),
-                      layout.panels_hr_of(workspace, d), workspace, b_begin, b_end, step_begin,
-                      step_end, layout.scratch_of(workspace, layer, i)});
+                      layout.panels_hr_of(workspace, d), workspace, part.b_begin, part.b_end,
+                      part.units, part.barrier, step_begin, step_end,
+                      layout.scratch_of(workspace, layer, part.scratch)});
   });
 }
 

@@ -19,7 +19,8 @@ struct Layer {
 };
 
 // Bytes that a pass needs at `workspace`, aligned to 64.
-int64_t workspace_bytes(const Layer& layer);
+int64_t forward_workspace_bytes(const Layer& layer);
+int64_t backward_workspace_bytes(const Layer& layer);
 
 // The input projection included: x [N, I] at x_stride; weight_ih of each direction [G*H, I], and
 // the scales of its weights if they are int8. The directions' `gates` receive the reserve, or are

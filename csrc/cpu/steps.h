@@ -40,44 +40,60 @@ struct Sums {
   bool accumulate;  // add to what is there; not for packed rows
 };
 
-// sums = rows times panel, and to what it was if accumulate.
 template <class N, int kColumns>
-inline void multiply(const ProductRows<N>& rows, int64_t num_rows, const char* panel, int64_t depth,
-                     typename N::Sum* sums, bool accumulate, const char* next_panel = nullptr) {
-  if constexpr (uses_tiles<N>())
-    multiply_tile_panels<N, kColumns, 1>(rows, num_rows, panel, 0, depth, sums, 0);
-  else if constexpr (N::kPacks)
-    multiply_word_panel<N, kColumns>(rows, num_rows, panel, depth, sums);
-  else
-    multiply_panel<N, kColumns>(rows, num_rows, panel, depth, sums, accumulate, next_panel);
+inline Panels<N, kColumns> panels_of(const Weights& weights, int64_t units, int64_t depth) {
+  return {static_cast<const char*>(weights.data), units, depth, weights.in_place};
 }
 
-// Calls consume(panel, sums) for every panel, from the last to the first if backwards.
+// sums = rows times panel, and to what it was if accumulate. The packed panel `next` is wanted after
+// it, if not negative.
+template <class N, int kColumns>
+inline void multiply(const ProductRows<N>& rows, int64_t num_rows,
+                     const Panels<N, kColumns>& panels, int64_t panel, typename N::Sum* sums,
+                     bool accumulate, int64_t next = -1) {
+  if constexpr (N::kReadsInPlace) {
+    if (panels.in_place)
+      return multiply_panel_in_place<N, kColumns>(rows, num_rows, panels, panel, sums, accumulate);
+  }
+  const char* packed = panels.packed(panel);
+  if constexpr (uses_tiles<N>())
+    multiply_tile_panels<N, kColumns, 1>(rows, num_rows, packed, 0, panels.depth, sums, 0);
+  else if constexpr (N::kPacks)
+    multiply_word_panel<N, kColumns>(rows, num_rows, packed, panels.depth, sums);
+  else
+    multiply_panel<N, kColumns>(rows, num_rows, packed, panels.depth, sums, accumulate,
+                                next < 0 ? nullptr : panels.packed(next));
+}
+
+// Calls consume(panel, sums) for every panel of a range, from the last to the first if backwards.
 template <class N, int kColumns, class Consume>
-inline void for_each_panel(const ProductRows<N>& rows, int64_t num_rows, const char* panels,
-                           int64_t count, int64_t depth, bool backwards, const Sums<N>& sums,
-                           const Consume& consume) {
+inline void for_each_panel(const ProductRows<N>& rows, int64_t num_rows,
+                           const Panels<N, kColumns>& panels, const PanelRange& range,
+                           bool backwards, const Sums<N>& sums, const Consume& consume) {
   constexpr int kWidth = kColumns * Math<typename N::Real>::kLanes;
-  const int64_t stride = panel_bytes<N>(kColumns, depth);
+  const int64_t count = range.end - range.begin;
+  const auto panel_at = [&](int64_t index, int64_t group = 1) {
+    return backwards ? range.end - index - group : range.begin + index;
+  };
   int64_t done = 0;
-  if (num_rows <= kFewRows<N>) {
+  if (num_rows <= kFewRows<N> && !panels.in_place) {
     const int64_t sums_stride =
         sums.panel_stride ? sums.panel_stride : rows_of_sums<N>(num_rows) * kWidth;
     const auto take_groups_of = [&](auto group) {
       constexpr int kGroup = decltype(group)::value;
       if constexpr (kGroup > 1) {
         for (; done + kGroup <= count; done += kGroup) {
-          const int64_t p = backwards ? count - done - kGroup : done;
-          typename N::Sum* to = sums.base + p * sums.panel_stride;
-          const char* group_panels = panels + p * stride;
+          const int64_t p = panel_at(done, kGroup);
+          typename N::Sum* to = sums.base + (p - range.begin) * sums.panel_stride;
+          const char* first = panels.packed(p);
           if constexpr (uses_tiles<N>())
-            multiply_tile_panels<N, kColumns, kGroup>(rows, num_rows, group_panels, stride, depth,
-                                                      to, sums_stride);
+            multiply_tile_panels<N, kColumns, kGroup>(rows, num_rows, first, panels.stride(),
+                                                      panels.depth, to, sums_stride);
           else if constexpr (N::kPacks)
-            multiply_words<N, kColumns, 1, kGroup>(rows, group_panels, stride, 0,
-                                                   num_blocks<N>(depth), to, sums_stride);
+            multiply_words<N, kColumns, 1, kGroup>(rows, first, panels.stride(), 0,
+                                                   num_blocks<N>(panels.depth), to, sums_stride);
           else
-            multiply_group<N, kColumns, kGroup>(rows, group_panels, depth, to, sums_stride,
+            multiply_group<N, kColumns, kGroup>(rows, first, panels.depth, to, sums_stride,
                                                 sums.accumulate);
           for (int q = 0; q < kGroup; ++q) consume(p + q, to + q * sums_stride);
         }
@@ -86,15 +102,15 @@ inline void for_each_panel(const ProductRows<N>& rows, int64_t num_rows, const c
     take_groups_of(std::integral_constant<int, panel_group<N, kColumns>()>{});
     take_groups_of(std::integral_constant<int, panel_group<N, kColumns>() / 2>{});
   }
-  const bool is_large =
-      num_rows > kNumAccumulators / kColumns && count * stride > int64_t(kLargeWeightBytes);
+  const bool is_large = num_rows > kNumAccumulators / kColumns &&
+                        count * panels.stride() > int64_t(kLargeWeightBytes);
   for (; done < count; ++done) {
-    const int64_t p = backwards ? count - 1 - done : done;
-    typename N::Sum* to = sums.base + p * sums.panel_stride;
+    const int64_t p = panel_at(done);
+    typename N::Sum* to = sums.base + (p - range.begin) * sums.panel_stride;
     // The last panel is followed by itself: the next step begins there.
-    const int64_t following = done + 1 == count ? p : backwards ? p - 1 : p + 1;
-    multiply<N, kColumns>(rows, num_rows, panels + p * stride, depth, to, sums.accumulate,
-                          is_large ? panels + following * stride : nullptr);
+    const int64_t following = panel_at(std::min(done + 1, count - 1));
+    multiply<N, kColumns>(rows, num_rows, panels, p, to, sums.accumulate,
+                          is_large ? following : -1);
     consume(p, to);
   }
 }

@@ -78,10 +78,10 @@ def test_precision_follows_torchs_switch(monkeypatch, dtype, setting, expected):
     with FakeTensorMode():
         on_cuda = torch.empty(1, dtype=dtype, device="cuda")
         on_cpu = torch.empty(1, dtype=dtype)
-    assert recurrent._fp32_precision(on_cuda) == expected
-    assert recurrent._fp32_precision(on_cpu) == "ieee"
+    assert recurrent.fp32_precision(on_cuda) == expected
+    assert recurrent.fp32_precision(on_cpu) == "ieee"
 
 
 def test_precision_default_is_tf32():
     with FakeTensorMode():
-        assert recurrent._fp32_precision(torch.empty(1, device="cuda")) == "tf32"
+        assert recurrent.fp32_precision(torch.empty(1, device="cuda")) == "tf32"

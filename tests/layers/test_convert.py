@@ -135,10 +135,10 @@ def test_what_is_left_alone_is_said(caplog):
     with caplog.at_level(logging.INFO, logger="birnn_cuda"):
         replace_rnns(model)
     after = {name: type(module) for name, module in model.items()}
-    assert after == {**before, "plain": birnn_cuda.GRU}
+    assert after == {**before, "plain": birnn_cuda.GRU, "cell": birnn_cuda.GRUCell}
     messages = {(r.levelname, r.getMessage().partition(" (")[0]) for r in caplog.records}
     assert messages == {
-        ("WARNING", "left alone: cell"),
+        ("INFO", "swapped: cell"),
         ("WARNING", "left alone: custom"),
         ("WARNING", "left alone: parametrized"),
         ("WARNING", "left alone: patched"),
@@ -148,21 +148,26 @@ def test_what_is_left_alone_is_said(caplog):
 
 
 class Loop(nn.Module):
-    """A loop over a cell, a scripted layer and a layer in 8 bits."""
+    """A scripted cell and layer, a layer in 8 bits, and classes of somebody else."""
 
     def __init__(self):
         super().__init__()
-        self.cell = nn.LSTMCell(3, 4)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.scripted = torch.jit.script(nn.GRU(3, 4))
+            self.scripted_cell = torch.jit.script(nn.LSTMCell(3, 4))
             self.quantized = torch.ao.quantization.quantize_dynamic(
                 nn.Sequential(nn.LSTM(3, 4)), {nn.LSTM}
             )
         self.other = OtherRecurrent("GRU", 3, 4)
+        self.other_cell = OtherCell(3, 4, bias=True, num_chunks=2)
 
 
 class OtherRecurrent(nn.RNNBase):
+    pass
+
+
+class OtherCell(nn.RNNCellBase):
     pass
 
 
@@ -173,17 +178,19 @@ def test_every_reason_to_leave_a_layer_is_said(caplog):
     assert {name: type(module) for name, module in model.named_modules()} == before
     said = dict(r.getMessage().removeprefix("left alone: ").split(" (", 1) for r in caplog.records)
     assert {name: text.split(": ", 1)[1].split(":")[0] for name, text in said.items()} == {
-        "cell": "a cell",
         "scripted": "it is scripted",
+        "scripted_cell": "it is scripted",
         "quantized.0": "it is quantized",
         "other": "not a class of torch.nn",
+        "other_cell": "not a class of torch.nn",
     }
     assert all(r.levelname == "WARNING" for r in caplog.records)
     assert {name: text.split(")")[0] for name, text in said.items()} == {
-        "cell": "torch.nn.LSTMCell",
         "scripted": "torch.jit._script.RecursiveScriptModule",
+        "scripted_cell": "torch.jit._script.RecursiveScriptModule",
         "quantized.0": "torch.ao.nn.quantized.dynamic.modules.rnn.LSTM",
         "other": f"{__name__}.OtherRecurrent",
+        "other_cell": f"{__name__}.OtherCell",
     }
 
 
@@ -193,7 +200,7 @@ def test_nothing_to_swap_is_said(caplog):
         "nothing to swap: no recurrent layer in torch.nn.Sequential"
     ]
     caplog.clear()
-    replace_rnns(nn.Sequential(birnn_cuda.GRU(3, 4)))
+    replace_rnns(nn.Sequential(birnn_cuda.GRU(3, 4), birnn_cuda.GRUCell(3, 4)))
     to_torch(nn.Sequential(nn.Linear(3, 4), nn.GRUCell(3, 4)))
     assert not caplog.records
 

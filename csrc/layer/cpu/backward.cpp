@@ -102,8 +102,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   tensors.reserve = in.reserve;
   if (in.d_output) tensors.dy = take_rows(*in.d_output, rows, numbers.rows);
   if (in.d_cell_states) tensors.dc = take_rows(*in.d_cell_states, rows, numbers.rows);
-  if (p.hx) tensors.hx = take_state(p.hx, rows, {D, B, S}, row_options);
-  if (p.cx) tensors.cx = take_state(p.cx, rows, {D, B, H}, options);
+  if (p.hx) tensors.hx = read_state(*p.hx, rows, numbers.rows);
+  if (p.cx) tensors.cx = read_state(*p.cx, rows, numbers.sums);
   tensors.dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
   if (lstm) tensors.dcx = take_state(in.d_c_n, rows, {D, B, H}, options);
   const Tensor &output = tensors.output, &hx = tensors.hx;
@@ -192,7 +192,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   };
 
   const Tensor workspace =
-      cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+      cpu::empty_large({cpu::backward_workspace_bytes(layer)}, options.dtype(at::kByte));
   for (int64_t step_end = T; step_end > 0; step_end -= chunk) {
     const int64_t step_begin = std::max<int64_t>(step_end - chunk, 0);
     const auto t_begin = [&](int64_t d) { return d == 1 ? T - step_end : step_begin; };

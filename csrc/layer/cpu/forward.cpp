@@ -32,10 +32,9 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Tensor x = take_rows(p.input, rows, numbers.rows);
   ForwardTensors tensors;
   tensors.output = cpu::empty_large({rows.num_rows, D * S}, row_options);
-  if (p.hx) tensors.hx = take_state(p.hx, rows, {D, B, S}, row_options);
-  if (p.cx) tensors.cx = take_state(p.cx, rows, {D, B, H}, options);
+  if (p.hx) tensors.hx = read_state(*p.hx, rows, numbers.rows);
   tensors.hy = at::empty({D, B, S}, row_options);
-  if (lstm) tensors.cy = p.cx ? tensors.cx.clone() : at::zeros({D, B, H}, options);
+  if (lstm) tensors.cy = take_state(p.cx, rows, {D, B, H}, options);
   const int64_t reserve_width = reserve_blocks(s.cell) * H;
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
@@ -59,7 +58,7 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   }
 
   const Tensor workspace =
-      cpu::empty_large({cpu::workspace_bytes(layer)}, options.dtype(at::kByte));
+      cpu::empty_large({cpu::forward_workspace_bytes(layer)}, options.dtype(at::kByte));
   cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
                scales.data(), workspace.data_ptr());
 

@@ -97,6 +97,11 @@ Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes, at
   return t.view(sizes);
 }
 
+Tensor read_state(const Tensor& state, const Rows& rows, at::ScalarType type) {
+  const Tensor t = as_type(state, type);
+  return rows.order.defined() ? t.index_select(1, rows.order) : t.contiguous();
+}
+
 Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef sizes,
                   const at::TensorOptions& options) {
   if (!state) return at::zeros(sizes, options);

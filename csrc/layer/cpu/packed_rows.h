@@ -37,7 +37,9 @@ Tensor take_rows(const Tensor& t, const Rows& rows, at::ScalarType type);
 // The way back: rows past a sequence's end are zero.
 Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes, at::ScalarType type);
 
-// A state [D, B, C] in the order of the rows, always memory of its own; zeros without one.
+// A state [D, B, C] in the order of the rows, contiguous, the caller's memory where it is so.
+Tensor read_state(const Tensor& state, const Rows& rows, at::ScalarType type);
+// The same, always memory of its own; zeros without one.
 Tensor take_state(const OptionalTensor& state, const Rows& rows, at::IntArrayRef sizes,
                   const at::TensorOptions& options);
 Tensor give_state(const Tensor& state, const Rows& rows, at::ScalarType type);
