@@ -1,7 +1,8 @@
 """birnn_cuda: the bidirectional recurrent layer for PyTorch, as CUDA kernels.
 
-``RNN``, ``GRU``, ``LSTM`` and their cells stand where those of ``torch.nn`` stood; ``BiRNN`` is the complete
-network of Schuster & Paliwal (1997); ``replace_rnns`` swaps the layers of a model that exists.
+``RNN``, ``GRU``, ``LSTM`` and their cells stand where those of ``torch.nn`` stood; ``BiRNN`` is the
+complete network of Schuster & Paliwal (1997); ``replace_rnns`` swaps the layers of a model that
+exists.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from .functional import recurrent_layer
@@ -34,7 +33,7 @@ class _Cell(nn.RNNCellBase):
                 f"{self._get_name()}: Expected input to be 1D or 2D, got {input.dim()}D instead"
             )
         names = _WEIGHTS if self.bias else _WEIGHTS[:2]
-        weights = [getattr(self, name, None) for name in names]
+        weights: list[Any] = [getattr(self, name, None) for name in names]
         check_weights(names, weights)
         dtype = autocast_dtype(input.device.type)
         if dtype is not None:

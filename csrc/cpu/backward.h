@@ -17,8 +17,7 @@ void run_backward(const BackwardTask& task) {
   const Scratch<N> scratch(task.scratch, shape, 0, b_end - b_begin);
   [[maybe_unused]] const typename N::Registers registers;
   const int64_t H = shape.hidden_size, T = shape.seq_len, S = shape.state_size();
-  const Panels<N, kPlain> panels =
-      panels_of<N, kPlain>({task.panels, false}, S, kGates * H);
+  const Panels<N, kPlain> panels = panels_of<N, kPlain>({task.panels, false}, S, kGates * H);
   const Panels<N, kPlain> panels_hr = panels_of<N, kPlain>({task.panels_hr, false}, H, S);
   // Shared units are those of the columns of W_hh that carry their gradients.
   const PanelRange range = panel_range(num_panels<N>(S, 1), task.units);

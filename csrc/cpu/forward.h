@@ -229,8 +229,7 @@ void run_forward(const ForwardTask& task) {
         const Sums<N> sums =
             kOneSum ? Sums<N>{x_sums, x_stride, true} : Sums<N>{scratch.sums, 0, false};
         for_each_panel<N, kColumns>(
-            rows_of_h, active, panels, range, backwards, sums,
-            [&](int64_t panel, Sum* panel_sums) {
+            rows_of_h, active, panels, range, backwards, sums, [&](int64_t panel, Sum* panel_sums) {
               apply_cell(panel, x_sums + (panel - range.begin) * x_stride, panel_sums);
             });
         projected_before += active;

@@ -8,9 +8,9 @@
 // it waits for memory.
 
 // sums[row][column] (+)= rows[row][k] * w[column][lane][k] for kColumns of a panel's columns, the
-// sums of whose rows are `width` apart. Lanes from `valid` on, of which there is no row of W, repeat
-// the last one; nobody reads their sums. `next` is where the weights begin that are wanted after
-// these.
+// sums of whose rows are `width` apart. Lanes from `valid` on, of which there is no row of W,
+// repeat the last one; nobody reads their sums. `next` is where the weights begin that are wanted
+// after these.
 template <class N, int kColumns, int kRows>
 inline void multiply_in_place(const typename N::Real* const* rows,
                               const typename N::Weight* const* w, const int64_t* valid,
@@ -91,7 +91,8 @@ void multiply_panel_in_place(const typename N::Real* const* rows, int64_t num_ro
     int c = 0;
     for (; c + kAtOnce <= kColumns; c += kAtOnce)
       multiply_in_place<N, kAtOnce, kRows>(rows + r, w + c, valid + c, panels.depth,
-                                           sums + r * kWidth + c * kLanes, kWidth, accumulate, next);
+                                           sums + r * kWidth + c * kLanes, kWidth, accumulate,
+                                           next);
     if constexpr (kColumns % kAtOnce > 0)
       multiply_in_place<N, kColumns % kAtOnce, kRows>(rows + r, w + c, valid + c, panels.depth,
                                                       sums + r * kWidth + c * kLanes, kWidth,

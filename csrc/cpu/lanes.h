@@ -9,9 +9,9 @@
 #if defined(BIRNN_HAS_SHUFFLEVECTOR)
 constexpr bool kHasLaneBlocks = true;
 
-// v[k] lane i = number k of row i: `row(i)` points at as many numbers as 16 bytes hold. Pieces of 16
-// bytes of the rows are joined as they are loaded, then transposed within 16 bytes, which takes two
-// shuffles a vector instead of three.
+// v[k] lane i = number k of row i: `row(i)` points at as many numbers as 16 bytes hold. Pieces of
+// 16 bytes of the rows are joined as they are loaded, then transposed within 16 bytes, which takes
+// two shuffles a vector instead of three.
 template <class Real>
 struct LaneBlock {
   using M = VectorMath<Real>;
@@ -20,8 +20,7 @@ struct LaneBlock {
   static constexpr int kLanes = M::kLanes;
 
   typedef Real Piece __attribute__((vector_size(16)));
-  typedef Real UnalignedPiece
-      __attribute__((vector_size(16), aligned(sizeof(Real)), may_alias));
+  typedef Real UnalignedPiece __attribute__((vector_size(16), aligned(sizeof(Real)), may_alias));
 
   BIRNN_VECTOR_FN Piece load_piece(const Real* p) {
     return *reinterpret_cast<const UnalignedPiece*>(p);

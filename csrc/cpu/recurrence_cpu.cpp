@@ -35,7 +35,8 @@ struct Split {
 #if AT_PARALLEL_OPENMP
     // Those who meet must all run: OpenMP gives each task of a region a thread, or a thread several
     // tasks at once; a pool of threads that others use as well may not.
-    const int64_t bytes = layer.kernels->packed_bytes(s.hidden_size, num_gates(s.cell), s.state_size());
+    const int64_t bytes =
+        layer.kernels->packed_bytes(s.hidden_size, num_gates(s.cell), s.state_size());
     if (cores == 1 || !layer.kernels->shares_units || s.proj_size || bytes < kMinBytes) return;
     if (s.batch_size < cores || s.batch_size <= kMaxRows) {
       by_units = true;
@@ -58,8 +59,8 @@ int64_t task_begin(const Layer& layer, int64_t index, int64_t tasks) {
 }
 
 // Which weights a forward pass reads in place (in_place.h) instead of packing them: those that few
-// products take, each of up to four rows. To pack a matrix costs as much as one product in place, or
-// three of packed weights.
+// products take, each of up to four rows. To pack a matrix costs as much as one product in place,
+// or three of packed weights.
 struct InPlace {
   bool weight_ih = false, weight_hh = false;
 
@@ -97,8 +98,8 @@ struct Workspace {
   }
 
   int64_t bytes(const Layer& layer) const {
-    return zeros + layer.num_directions *
-                       (panels + panels_ih + panels_hr + Split(layer).tasks * scratch);
+    return zeros +
+           layer.num_directions * (panels + panels_ih + panels_hr + Split(layer).tasks * scratch);
   }
   char* panels_of(void* workspace, int direction) const {
     return static_cast<char*>(workspace) + zeros + direction * (panels + panels_ih + panels_hr);
@@ -166,10 +167,11 @@ void write_final_state(const Layer& layer, const ForwardDirection& dir, const Pa
   const SequenceRows& rows = layer.sequences;
   const auto unit = [&](int64_t share) {
     return part.units.count == 1 ? share * S
-                                 : layer.kernels->first_unit(s.hidden_size, num_gates(s.cell), share,
-                                                             part.units.count);
+                                 : layer.kernels->first_unit(s.hidden_size, num_gates(s.cell),
+                                                             share, part.units.count);
   };
-  const int64_t u_begin = unit(part.units.begin), u_bytes = (unit(part.units.end) - u_begin) * bytes;
+  const int64_t u_begin = unit(part.units.begin),
+                u_bytes = (unit(part.units.end) - u_begin) * bytes;
   for (int64_t b = part.b_begin; b < part.b_end; ++b) {
     const int64_t at = b * S + u_begin;
     char* to = static_cast<char*>(dir.hy) + at * bytes;

@@ -4,9 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace birnn::cpu {
 
@@ -33,7 +30,7 @@ class StepBarrier {
       for (int i = 0; i < kPauses; ++i) {
         if (phase_.load(std::memory_order_acquire) != phase) return;
 #if defined(__x86_64__)
-        _mm_pause();
+        __builtin_ia32_pause();
 #endif
       }
     } while (std::chrono::steady_clock::now() - start < kSpin);

@@ -45,8 +45,8 @@ inline Panels<N, kColumns> panels_of(const Weights& weights, int64_t units, int6
   return {static_cast<const char*>(weights.data), units, depth, weights.in_place};
 }
 
-// sums = rows times panel, and to what it was if accumulate. The packed panel `next` is wanted after
-// it, if not negative.
+// sums = rows times panel, and to what it was if accumulate. The packed panel `next` is wanted
+// after it, if not negative.
 template <class N, int kColumns>
 inline void multiply(const ProductRows<N>& rows, int64_t num_rows,
                      const Panels<N, kColumns>& panels, int64_t panel, typename N::Sum* sums,

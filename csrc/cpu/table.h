@@ -37,9 +37,9 @@ constexpr Element row_element() {
 template <class N>
 const KernelTable& kernel_table() {
   static const KernelTable table = [] {
-    KernelTable t{row_element<N>(),      N::kReadsInPlace,    !N::kPacks,   packed_bytes<N>,
-                  first_unit<N>,         pack_rows<N>,        nullptr,
-                  Scratch<N>::bytes_for, run_forward_cell<N>, nullptr};
+    KernelTable t{row_element<N>(),    N::kReadsInPlace, !N::kPacks, packed_bytes<N>,
+                  first_unit<N>,       pack_rows<N>,     nullptr,    Scratch<N>::bytes_for,
+                  run_forward_cell<N>, nullptr};
     if constexpr (!std::is_same_v<typename N::Weight, int8_t>) {
       t.pack_columns = pack_columns<N>;
       t.backward = run_backward_cell<N>;
