@@ -5,7 +5,11 @@
 // weights are packed once a call into panels of kColumns vectors, so that the product streams them
 // without strides; a panel holds all gates of the same units. Panels are the outer loop: a panel is
 // read once for the whole batch. Every other step walks the panels backwards, so that the part of
-// W_hh that the cache still holds is used first.
+// W_hh that the cache still holds is used first. Weights that few products read are not packed at
+// all (in_place.h).
+//
+// A thread runs all steps of some sequences alone or, where few rows would have each core stream
+// all weights, of some units, and then meets the threads of the other units once a step.
 //
 // The input projection belongs to the step, although all of it could be one product beforehand: its
 // sums are where those of h start, in the first-level cache, and no array of T * B * G*H numbers is

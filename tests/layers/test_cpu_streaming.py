@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import CELLS, call, make_layer, make_states
@@ -92,11 +97,8 @@ def test_a_step_is_shared_out(cell, threads):
             assert_equal(call(layer, input, states), expected, f"{num_threads=}")
 
 
-def test_inside_a_parallel_region(threads):
-    """Backward passes of several devices' threads, and layers called by threads of Python, each
-    with fewer threads than it asks for, end."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_called_by_several_threads(threads):
+    """Each call has cores that meet among themselves."""
     threads(2)
     layer = large_layer("lstm")
     input = torch.randn(6, 1, 21)
@@ -109,6 +111,32 @@ def test_inside_a_parallel_region(threads):
 
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(run, range(8)))
+
+
+FEWER_THREADS = """
+import torch, birnn_cuda
+layer, input = birnn_cuda.LSTM(21, 370), torch.randn(6, 1, 21, requires_grad=True)
+torch.set_num_threads(1)
+output = layer(input)[0]
+expected = [output, *torch.autograd.grad(output.sum(), input)]
+torch.set_num_threads(4)
+output = layer(input)[0]
+actual = [output, *torch.autograd.grad(output.sum(), input)]
+assert torch.equal(actual[0], expected[0])
+torch.testing.assert_close(actual[1], expected[1])
+"""
+
+
+@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_THREAD_LIMIT": "3"},
+                                   {"OMP_DYNAMIC": "true"}], ids=str)  # fmt: skip
+def test_fewer_threads_than_asked_for(limit):
+    """A thread that stands for several does not wait for those that never come."""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FEWER_THREADS],
+        check=True,
+        timeout=300,
+        env={**os.environ, **limit},
+    )
 
 
 def test_states_are_not_changed():
