@@ -18,6 +18,14 @@ def eager_layer(
     with_cell_states: bool,
     recompute_activations: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+def eager_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]: ...
 def set_python_functions(
     differentiable_backward: Callable[..., tuple[Tensor, ...]], cell_states: Callable[..., Tensor]
 ) -> None: ...

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .functional import recurrent_layer
+from .functional import recurrent_cell
 from .interop import check_weights, fx_node
-from .recurrent import autocast, autocast_dtype, check_same_kind, fp32_precision
+from .recurrent import autocast, autocast_dtype, check_same_kind, fp32_precision, is_plain
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -27,39 +27,44 @@ class _Cell(nn.RNNCellBase):
 
     def _step(self, cell: str, input: Tensor, states: States | None) -> States:
         """The states after one step: ``(h,)`` or ``(h, c)``."""
-        is_batched = input.dim() == 2
-        if not is_batched and input.dim() != 1:
+        if input.dim() not in (1, 2):
             raise ValueError(
                 f"{self._get_name()}: Expected input to be 1D or 2D, got {input.dim()}D instead"
             )
         names = _WEIGHTS if self.bias else _WEIGHTS[:2]
-        weights: list[Any] = [getattr(self, name, None) for name in names]
-        check_weights(names, weights)
+        parameters = self._parameters  # a plain one without the detour through Module.__getattr__
+        weights: list[Any] = [
+            parameters[name] if name in parameters else getattr(self, name, None) for name in names
+        ]
         dtype = autocast_dtype(input.device.type)
         if dtype is not None:
+            check_weights(names, weights)
             input = autocast(input, dtype)
             weights = [autocast(weight, dtype) for weight in weights]
             states = None if states is None else tuple(autocast(s, dtype) for s in states)
-        check_same_kind(input, "hidden", states or ())
-        check_same_kind(input, "parameter", weights)
-        num_added = 1 if is_batched else 2
 
-        def as_layer(tensor: Tensor) -> Tensor:
-            for _ in range(num_added):
-                tensor = tensor.unsqueeze(0)
-            return tensor
+        def check() -> None:
+            check_weights(names, weights)
+            check_same_kind(input, "hidden", states or ())
+            check_same_kind(input, "parameter", weights)
 
-        _, h, c = recurrent_layer(
-            as_layer(input),
-            None if states is None else as_layer(states[0]),
-            None if states is None or cell != "lstm" else as_layer(states[1]),
-            weights,
-            cell=cell,
-            num_directions=1,
-            precision=fp32_precision(input),
-        )
-        after = (h, c) if cell == "lstm" else (h,)
-        return tuple(s.squeeze(0) if is_batched else s.view(-1) for s in after)
+        checks_first = not is_plain(input)  # as of a layer: see Recurrent._run_form
+        if checks_first:
+            check()
+        try:
+            h, c = recurrent_cell(
+                input,
+                None if states is None else states[0],
+                None if states is None or cell != "lstm" else states[1],
+                weights,
+                cell=cell,
+                precision=fp32_precision(input),
+            )
+        except (RuntimeError, TypeError):
+            if not checks_first:
+                check()
+            raise
+        return (h, c) if cell == "lstm" else (h,)
 
     def _check_state(self, hx: Tensor, name: str = "hidden") -> None:
         if hx.dim() not in (1, 2):

@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import flops as flops  # registers the formulas
 from . import ops, reference
 
-__all__ = ["recurrent_layer"]
+__all__ = ["recurrent_cell", "recurrent_layer"]
 
 
 def recurrent_layer(
@@ -121,6 +121,56 @@ def recurrent_layer(
     if with_cell_states:
         return output, h_n, c_n, ops.cell_states(input, reserve, lengths, batch_sizes)
     return output, h_n, c_n
+
+
+def recurrent_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: str,
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor]:
+    """Run one step of one direction.
+
+    Args:
+        input: ``[B, I]`` or ``[I]``.
+        hx, cx: ``[B, H]`` or ``[H]``, as ``input``; None is zeros.
+        weights, cell, precision: as of :func:`recurrent_layer`.
+
+    Returns:
+        ``h`` and ``c`` in the form of ``hx``; c of shape ``[0]`` for a cell other than the LSTM.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit together.
+    """
+    is_eager = not (
+        has_torch_function((input, hx, cx, *weights))
+        or _in_forward_mode()
+        or _is_transformed()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    )
+    if is_eager:
+        step: tuple[Tensor, Tensor] = ops.extension.eager_cell(
+            input, hx, cx, weights, cell, precision
+        )
+        return step
+    added = (0,) if input.dim() == 2 else (0, 0)
+
+    def as_layer(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[(None,) * len(added)]
+
+    _, h, c = recurrent_layer(
+        input[(None,) * len(added)],
+        as_layer(hx),
+        as_layer(cx),
+        weights,
+        cell=cell,
+        num_directions=1,
+        precision=precision,
+    )
+    return h[added], c[added] if cell == "lstm" else c
 
 
 def _in_forward_mode() -> bool:

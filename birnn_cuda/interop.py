@@ -9,10 +9,11 @@ import copyreg
 import dis
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 __all__ = ["ReportsTorchClass", "fx_node", "warn_of_quantization"]
 
@@ -73,8 +74,9 @@ def fx_node(layer: nn.Module, *arguments: Any, **options: Any) -> Any | None:
     Raises:
         RuntimeError: the layer itself is what is traced.
     """
-    proxies = (x for x in _leaves((*arguments, *options.values())) if isinstance(x, torch.fx.Proxy))
-    proxy = next(proxies, None)
+    proxy = _first_proxy(arguments)
+    if proxy is None and options:
+        proxy = _first_proxy(options.values())
     if proxy is None:
         return None
     tracer: Any = proxy.tracer
@@ -88,12 +90,12 @@ def fx_node(layer: nn.Module, *arguments: Any, **options: Any) -> Any | None:
     return tracer.create_proxy("call_module", target, arguments, options)
 
 
-def _leaves(arguments: tuple[Any, ...]) -> Any:
+def _first_proxy(arguments: Iterable[Any]) -> Proxy | None:
     for argument in arguments:
-        if type(argument) is tuple:
-            yield from argument
-        else:
-            yield argument
+        for x in argument if type(argument) is tuple else (argument,):
+            if isinstance(x, Proxy):
+                return x
+    return None
 
 
 def warn_of_quantization(layer: nn.Module) -> None:

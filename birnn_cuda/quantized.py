@@ -63,6 +63,8 @@ class _Quantized(Recurrent):
             [getattr(self, f"{name}_scale") for name in matrices],
         )
 
+    _op_checks = False  # any dtype is made float32 before
+
     def _run_layers(
         self,
         input: Tensor,
@@ -70,6 +72,7 @@ class _Quantized(Recurrent):
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
         with_cell_states: bool,
+        checks_kinds: bool = True,
     ) -> tuple[tuple[Tensor, ...], States]:
         if self.training:
             raise RuntimeError(

@@ -38,6 +38,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
     """What the three layers share: everything but the constructor and the form of the states."""
 
     recompute_activations: bool = False
+    _op_checks = True  # the operator refuses whatever does not fit
 
     # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
     # ---- is read from the parameters whenever asked for, so it cannot be stale. A list that was
@@ -115,6 +116,10 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         else:
             self.check_forward_args(input, states[0], batch_sizes)
 
+    def _check_kinds(self, input: Tensor, states: States | None, weights: list[Any]) -> None:
+        check_same_kind(input, "hidden", states or ())
+        check_same_kind(input, "parameter", weights)
+
     def _run(
         self,
         input: Tensor | PackedSequence,
@@ -126,7 +131,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         the form of ``output`` the cell states, None where they were not asked for."""
         try:
             return self._run_form(input, hx, lengths, with_cell_states)
-        except AttributeError:
+        except (AttributeError, TypeError):
             check_weights(self._flat_weights_names, self._flat_weights)
             raise
 
@@ -169,13 +174,25 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             input = input.unsqueeze(batch_dim)
             if states is not None:
                 states = tuple(state.unsqueeze(1) for state in states)
-        self._check_sizes(input, states, None)
+        # The operator's own checks are enough where it is called as it is; torch's, which say the
+        # same in torch's words, take as long as a step of a small layer: they are left to errors.
+        checks_first = self.num_layers > 1 or not self._op_checks or not is_plain(input)
+        if checks_first:
+            self._check_sizes(input, states, None)
         if lengths is not None:
             check_lengths_form(lengths, input.size(batch_dim), is_batched)
             lengths = lengths if is_batched else lengths.unsqueeze(0)
-        if self.batch_first:
-            input = input.transpose(0, 1)
-        by_step, states = self._run_layers(input, states, lengths, None, with_cell_states)
+        by_time = input.transpose(0, 1) if self.batch_first else input
+        given = states
+        try:
+            by_step, states = self._run_layers(
+                by_time, states, lengths, None, with_cell_states, checks_first
+            )
+        except RuntimeError:
+            if not checks_first:
+                self._check_sizes(input, given, None)
+                self._check_kinds(input, given, self._flat_weights)
+            raise
         if self.batch_first:
             by_step = tuple(values.transpose(0, 1) for values in by_step)
         if not is_batched:
@@ -220,6 +237,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
         with_cell_states: bool,
+        checks_kinds: bool = True,
     ) -> tuple[tuple[Tensor, ...], States]:
         """All layers, one above the other, with dropout between them.
 
@@ -231,8 +249,8 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             input = autocast(input, dtype)
             weights = [autocast(weight, dtype) for weight in weights]
             states = None if states is None else tuple(autocast(s, dtype) for s in states)
-        check_same_kind(input, "hidden", states or ())
-        check_same_kind(input, "parameter", weights)
+        if checks_kinds:
+            self._check_kinds(input, states, weights)
 
         num_directions = 2 if self.bidirectional else 1
         num_weights = len(weights) // self.num_layers
@@ -243,7 +261,9 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             if layer > 0 and self.dropout > 0 and self.training:
                 output = dropout(output, self.dropout)
             layer_states: tuple[Tensor | None, ...] = (None, None)
-            if states is not None:
+            if states is not None and self.num_layers == 1:
+                layer_states = (*states, None)
+            elif states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
             output, h, c, *cell_states = recurrent_layer(
@@ -263,6 +283,17 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             c_n.append(c)
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
         return (output, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+
+
+def is_plain(input: Tensor) -> bool:
+    """Whether the operator is called as it is: eagerly, on real memory, not under autocast."""
+    return (
+        type(input) is Tensor
+        and not input.is_meta
+        and not torch._C._is_any_autocast_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _permute(states: States, indices: Tensor | None) -> States:

@@ -229,6 +229,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
           outputs.size() > 3 ? outputs[3] : Tensor()};
 }
 
+std::tuple<Tensor, Tensor> eager_cell(const Tensor& input, const OptionalTensor& hx,
+                                      const OptionalTensor& cx, at::TensorList weights,
+                                      const std::string& cell, const std::string& precision) {
+  const bool is_batched = input.dim() == 2;
+  const auto as_layer = [&](const Tensor& t) {
+    return is_batched ? t.unsqueeze(0) : t.unsqueeze(0).unsqueeze(0);
+  };
+  const auto state = [&](const OptionalTensor& t) -> OptionalTensor {
+    return t ? OptionalTensor(as_layer(*t)) : std::nullopt;
+  };
+  const auto [output, h_n, c_n, cells] = eager_layer(as_layer(input), state(hx), state(cx), weights,
+                                                     {}, {}, cell, 1, precision, false, false);
+  const auto as_given = [&](const Tensor& t) {
+    return is_batched ? t.select(0, 0) : t.select(0, 0).select(0, 0);
+  };
+  return {as_given(h_n), cell == "lstm" ? as_given(c_n) : c_n};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_operator(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,

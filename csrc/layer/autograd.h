@@ -17,7 +17,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
     int64_t num_directions, const std::string& precision, bool with_cell_states,
     bool recompute_activations);
 
-// The same as an operator: cell states that were not asked for are [0].
+// One step of one direction: input [B, I] or [I], states [B, H] or [H]. The states after it, the
+// second [0] for a cell other than the LSTM.
+std::tuple<Tensor, Tensor> eager_cell(const Tensor& input, const OptionalTensor& hx,
+                                      const OptionalTensor& cx, at::TensorList weights,
+                                      const std::string& cell, const std::string& precision);
+
+// eager_layer as an operator: cell states that were not asked for are [0].
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_operator(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,

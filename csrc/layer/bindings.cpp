@@ -274,6 +274,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                                   recompute_activations);
       },
       pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def(
+      "eager_cell",
+      [](const at::Tensor& input, const birnn::OptionalTensor& hx, const birnn::OptionalTensor& cx,
+         const std::vector<at::Tensor>& weights, const std::string& cell,
+         const std::string& precision) {
+        return birnn::eager_cell(input, hx, cx, weights, cell, precision);
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("set_python_functions", &birnn::set_python_functions);
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction set and CUDA architectures of this build.");
