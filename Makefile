@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install test test-long test-ptx sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
+.PHONY: help streaming-figures install test test-long test-ptx sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make exchange weights and models to and from other frameworks and runtimes"
 	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
 	@echo "make real-models  replace the layers of published networks, and compare"
+	@echo "make streaming-figures  measure what docs/streaming.md shows (2 minutes, on an idle machine)"
 	@echo "make lint    clang-format, ruff and mypy"
 	@echo "make cuda    build the CUDA extension in .venv-cuda, and test it (needs nvcc, no GPU)"
 	@echo "make gpu-check  build, test and measure on a GPU, with the torch of PYTHON, in 9 minutes"
@@ -98,6 +99,14 @@ demo: install
 
 bench: install
 	$(VENV)/bin/python -m benchmarks cpu
+
+# What docs/streaming.md shows: sections streaming and busy, then the example.
+STREAMS := benchmarks/results/streaming.json
+streaming-figures: install
+	rm -f $(STREAMS)
+	$(VENV)/bin/python -m benchmarks cpu --section streaming busy --out $(STREAMS)
+	$(VENV)/bin/python -m benchmarks readme
+	$(VENV)/bin/python examples/streaming_detector.py --write docs/streaming.md
 
 # In a folder of their own, since a published package may want what another build of torch has.
 # WRITE=docs/networks.md puts the table there.

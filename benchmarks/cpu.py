@@ -10,12 +10,14 @@ from benchmarks.measure.cases import Case
 from benchmarks.peers.onnxruntime import OnnxPeer
 from benchmarks.peers.peer import Peer
 from benchmarks.sections.accuracy import AccuracyMeasurement
+from benchmarks.sections.busy import BusyMeasurement
 from benchmarks.sections.dtypes import DtypesMeasurement
 from benchmarks.sections.import_time import ImportMeasurement
 from benchmarks.sections.layers import LayerMeasurement
 from benchmarks.sections.lengths import LengthsMeasurement
 from benchmarks.sections.memory import MemoryMeasurement
 from benchmarks.sections.session import Measurement
+from benchmarks.sections.streaming import StreamingMeasurement
 
 
 class CpuCommand(MeasuringCommand):
@@ -38,6 +40,8 @@ class CpuCommand(MeasuringCommand):
         measurements += [LengthsMeasurement(case) for case in cases.get("lengths", [])]
         measurements += [MemoryMeasurement(case) for case in cases.get("memory", [])]
         measurements += [AccuracyMeasurement(case) for case in cases.get("accuracy", [])]
+        measurements += [StreamingMeasurement(case) for case in cases.get("streaming", [])]
+        measurements += [BusyMeasurement(case) for case in cases.get("busy", [])]
         if "import" in sections and not filtered:
             measurements.append(ImportMeasurement())
         return measurements

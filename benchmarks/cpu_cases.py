@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 from benchmarks.measure.cases import CELLS, Case, Limits, Preset, Shape, grid, over_length
 
-SECTIONS = ("layers", "dtypes", "lengths", "memory", "accuracy", "import")
+SECTIONS = ("layers", "dtypes", "lengths", "memory", "accuracy", "streaming", "busy", "import")
 
 SHAPES: tuple[Shape, ...] = (
     (100, 1, 64),
@@ -27,6 +28,43 @@ DTYPES_SHAPES: tuple[Shape, ...] = (
     (50, 32, 512),
 )
 ACCURACY_SHAPES: tuple[Shape, ...] = ((100, 8, 256),)
+BUSY = (("lstm", (50, 1, 1024)), ("lstm", (100, 8, 256)), ("gru", (100, 8, 256)))
+
+# Of streams: T of a call, B, H, directions, layers.
+STEPS_A_CALL = (1, 2, 4, 16)
+STREAM_BATCHES = (1, 4)
+STREAM_SIZES = (64, 128, 256, 512, 1024)
+
+
+def streams(
+    cells: Sequence[str],
+    steps: Sequence[int] = STEPS_A_CALL,
+    batches: Sequence[int] = (1,),
+    sizes: Sequence[int] = STREAM_SIZES,
+    directions: Sequence[int] = (1,),
+    layers: Sequence[int] = (1,),
+) -> Iterator[Case]:
+    """Every combination, in inference."""
+    for cell, d, n, t, b, h in product(cells, directions, layers, steps, batches, sizes):
+        yield Case(cell, t, b, h, h, "inference", bidirectional=d == 2, num_layers=n)
+
+
+def streams_of_a_preset(cells: Sequence[str]) -> Iterator[Case]:
+    """From one small stream each way: T and H together, then B, directions and layers."""
+    yield from streams(cells, sizes=(64, 256, 1024))
+    yield from streams(cells, steps=(1,), sizes=(128, 512))
+    yield from streams(cells, steps=(1, 16), batches=(4,), sizes=(64, 256, 1024))
+    yield from streams(cells, steps=(4, 16), sizes=(64, 256, 1024), directions=(2,))
+    yield from streams(cells, steps=(1,), sizes=(64, 256, 1024), layers=(3,))
+
+
+def beside_others(shapes: Sequence[tuple[str, Shape]], directions: Sequence[int]) -> list[Case]:
+    """Of section busy."""
+    return [
+        Case(cell, t, b, h, h, "inference", bidirectional=d == 2)
+        for cell, (t, b, h) in shapes
+        for d in directions
+    ]
 
 
 def sections(
@@ -35,6 +73,8 @@ def sections(
     lengths: Sequence[Case],
     memory: Sequence[Case],
     accuracy: Sequence[Case],
+    streaming: Sequence[Case],
+    busy: Sequence[Case],
 ) -> dict[str, Sequence[Case]]:
     """The cases of each section; importing the package has no case."""
     return {
@@ -43,6 +83,8 @@ def sections(
         "lengths": lengths,
         "memory": memory,
         "accuracy": accuracy,
+        "streaming": streaming,
+        "busy": busy,
     }
 
 
@@ -54,7 +96,15 @@ PRESETS: Mapping[str, Preset] = {
             grid(("lstm",), over_length((50, 100, 200), 8, 256), ("fp32",)),
             grid(("lstm",), ((100, 32, 256),), ("fp32",), ("training",)),
             grid(("lstm",), ACCURACY_SHAPES, ("fp32", "bf16"), ("training",)),
+            [
+                *streams(("gru", "lstm"), steps=(1, 16), sizes=(64, 256)),
+                *streams(("lstm",), steps=(4,), sizes=(256,), directions=(2,)),
+                *streams(("lstm",), steps=(1,), sizes=(256,), layers=(3,)),
+            ],
+            beside_others(BUSY[1:2], (2,)),
         ),
+        streaming=Limits(seconds=0.25, min_rounds=5, max_rounds=100, min_sample=0.002),
+        busy=Limits(seconds=0.0, min_rounds=3, max_rounds=3, min_sample=0.05),
         limits=Limits(seconds=0.4, min_rounds=5, max_rounds=100, min_sample=0.002),
         import_pairs=2,
     ),
@@ -68,7 +118,11 @@ PRESETS: Mapping[str, Preset] = {
             ],
             grid(CELLS, ((200, 64, 512),), ("fp32",), ("training",)),
             grid(CELLS, ACCURACY_SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
+            [*streams_of_a_preset(("gru", "lstm")), *streams(("rnn",), steps=(1,))],
+            beside_others(BUSY, (2, 1)),
         ),
+        streaming=Limits(seconds=0.7, min_rounds=5, max_rounds=300, min_sample=0.002),
+        busy=Limits(seconds=5.0, min_rounds=5, max_rounds=50, min_sample=0.05),
         limits=Limits(seconds=2.0, min_rounds=5, max_rounds=300, min_sample=0.002),
         memory_pairs=2,
         import_pairs=7,
@@ -85,7 +139,13 @@ PRESETS: Mapping[str, Preset] = {
             ),
             grid(CELLS, ((100, 32, 512), (200, 64, 512)), ("fp32",), ("training",)),
             grid(CELLS, SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
+            list(
+                streams(CELLS, batches=STREAM_BATCHES, directions=(1, 2), layers=(1, 3)),
+            ),
+            beside_others(BUSY, (2, 1)),
         ),
+        streaming=Limits(seconds=5.0, min_rounds=15, max_rounds=1000, min_sample=0.002),
+        busy=Limits(seconds=30.0, min_rounds=15, max_rounds=300, min_sample=0.2),
         limits=Limits(seconds=15.0, min_rounds=15, max_rounds=1000, min_sample=0.002),
         memory_pairs=5,
         import_pairs=15,

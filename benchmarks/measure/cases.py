@@ -37,6 +37,7 @@ class Case:
     pass_name: str
     dtype: str = "fp32"
     bidirectional: bool = True
+    num_layers: int = 1
 
     @property
     def training(self) -> bool:
@@ -51,7 +52,8 @@ class Case:
         """Its name in a results file."""
         shape = f"T{self.seq_len}-B{self.batch_size}-I{self.input_size}-H{self.hidden_size}"
         directions = "" if self.bidirectional else "/one-direction"
-        return f"{self.cell}/{shape}/{self.dtype}/{self.pass_name}{directions}"
+        layers = "" if self.num_layers == 1 else f"/{self.num_layers}-layers"
+        return f"{self.cell}/{shape}/{self.dtype}/{self.pass_name}{directions}{layers}"
 
     def one_direction(self) -> Case:
         return replace(self, bidirectional=False)
@@ -76,7 +78,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Preset:
-    """What is measured, by section, and for how long.
+    """What is measured, by section, and for how long: ``streaming`` and ``busy`` have limits of their
+    own, for what they time is short, or takes turns with other processes.
 
     Once ``budget`` seconds have passed no further entry is begun; None is no limit. Peers that
     compile a program for each case take part in those of ``compiled`` only; None is everywhere.
@@ -89,6 +92,8 @@ class Preset:
     accuracy_draws: int = 1
     budget: float | None = None
     compiled: Sequence[Case] | None = None
+    streaming: Limits = Limits(seconds=0.5, min_rounds=5, max_rounds=1000, min_sample=0.002)
+    busy: Limits = Limits(seconds=0.0, min_rounds=5, max_rounds=5, min_sample=0.05)
 
 
 def grid(

@@ -82,6 +82,7 @@ def make_layer(
     layer: torch.nn.RNNBase = layer_class(
         case.input_size,
         case.hidden_size,
+        num_layers=case.num_layers,
         bidirectional=case.bidirectional,
         device=device,
         dtype=dtype,

@@ -8,11 +8,12 @@ rounds is reported.
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,46 @@ def interleave(
     Returns the calls a sample is made of (the same for all), and the samples: seconds a call, by
     name, in the order of the rounds. A first round, which finds the number of calls, is dropped.
     """
-    fastest = min(clock(step, 1) for step in steps.values())
-    repeats = max(1, math.ceil(limits.min_sample / max(fastest, 1e-9)))
-    names = list(steps)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    repeats = calls_a_sample([clock(step, 1) for step in steps.values()], limits)
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for name in turns(list(steps), rng, limits):
+        samples[name].append(clock(steps[name], repeats))
+    return repeats, samples
+
+
+def interleave_calls(
+    steps: Mapping[str, Step], rng: random.Random, limits: Limits
+) -> tuple[int, dict[str, list[list[float]]]]:
+    """As :func:`interleave`, but every call is timed alone: the seconds of each, round by round."""
+    first = [statistics.median(call_seconds(step, 5)) for step in steps.values()]
+    repeats = calls_a_sample(first, limits)
+    samples: dict[str, list[list[float]]] = {name: [] for name in steps}
+    for name in turns(list(steps), rng, limits):
+        samples[name].append(call_seconds(steps[name], repeats))
+    return repeats, samples
+
+
+def call_seconds(step: Step, repeats: int) -> list[float]:
+    """Seconds of each of so many calls, after an untimed one. Reading the clock is in it."""
+    step()
+    marks = [time.perf_counter()]
+    for _ in range(repeats):
+        step()
+        marks.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(marks)]
+
+
+def calls_a_sample(seconds: Sequence[float], limits: Limits) -> int:
+    """Of how many calls a sample is made, from what one takes each entrant."""
+    return max(1, math.ceil(limits.min_sample / max(min(seconds), 1e-9)))
+
+
+def turns(names: Sequence[str], rng: random.Random, limits: Limits) -> Iterator[str]:
+    """Whose turn it is: everyone once a round, in a new random order, as long as the limits allow.
+
+    Meanwhile Python collects no garbage.
+    """
+    order = list(names)
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
@@ -71,13 +108,17 @@ def interleave(
         for done in range(limits.max_rounds):
             if done >= limits.min_rounds and time.perf_counter() - start >= limits.seconds:
                 break
-            rng.shuffle(names)
-            for name in names:
-                samples[name].append(clock(steps[name], repeats))
+            rng.shuffle(order)
+            yield from order
     finally:
         if collecting:
             gc.enable()
-    return repeats, samples
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """The least of the samples that at least so many in a hundred do not exceed."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:

@@ -2,19 +2,22 @@
 
 The model is the bare operator: [T, B, I] in, [T, D, B, H] out. onnxruntime is spared the
 transposition to torch's [T, B, D*H] layout, and input and outputs stay bound to memory that exists
-already. On CPU cores it runs on the same number of threads as torch, without spinning: its idle
+already; a stream's states lie in two sets of buffers, which calls read and write in turn. On CPU
+cores it runs on the same number of threads as torch, without spinning: its idle
 threads would take the cores from whoever runs next. On CUDA it runs on a stream of torch's, and
 does not wait for it.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.measure.cases import Case
 from benchmarks.measure.problem import DTYPES, Problem, Tensors
+from benchmarks.measure.streams import CALLS, Stream
 from benchmarks.peers.peer import import_failure
 
 if TYPE_CHECKING:
@@ -43,10 +46,15 @@ class OnnxPeer:
             return "inference only"
         if case.dtype != "fp32":
             return "its recurrent operators take fp32"
+        if case.num_layers > 1:
+            return "its recurrent operators are single layers"
         return None
 
     def build(self, problem: Problem) -> OnnxRun:
         return OnnxRun(problem)
+
+    def build_stream(self, stream: Stream) -> OnnxStreamRun:
+        return OnnxStreamRun(stream)
 
 
 class OnnxCudaPeer:
@@ -80,19 +88,7 @@ class OnnxRun:
     """One session on CPU cores, bound to one problem's input."""
 
     def __init__(self, problem: Problem) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(
-            self.model(problem),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
+        self.session = cpu_session(self.model(problem))
         self.names = [output.name for output in self.session.get_outputs()]
         self.binding = self.session.io_binding()
         self.binding.bind_cpu_input("X", problem.input.numpy())
@@ -108,6 +104,66 @@ class OnnxRun:
     def results(self, returned: None) -> Tensors:
         arrays = dict(zip(self.names, self.binding.copy_outputs_to_cpu(), strict=True))
         return torchs_layout({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+class OnnxStreamRun:
+    """One session on CPU cores that is fed a stream: what a call writes, the next one reads."""
+
+    def __init__(self, stream: Stream) -> None:
+        import numpy as np
+
+        case = stream.case
+        self.session = cpu_session(serialized_model(case, stream.weights, with_states=True))
+        size = (case.num_directions, case.batch_size, case.hidden_size)
+        names = ("h", "c") if case.cell == "lstm" else ("h",)
+        # By turn: what is read, and what is written.
+        read = [
+            {"X": chunk.contiguous(), **{f"{name}_0": torch.empty(size) for name in names}}
+            for chunk in stream.chunks(torch.float32)
+        ]
+        for name, state in zip(names, stream.states, strict=True):
+            read[0][f"{name}_0"].copy_(state)
+        self.written = [
+            {
+                "Y": torch.empty(case.seq_len, *size),
+                **{f"{name}_n": read[(turn + 1) % CALLS][f"{name}_0"] for name in names},
+            }
+            for turn in range(CALLS)
+        ]
+        self.bindings = []
+        for inputs, outputs in zip(read, self.written, strict=True):
+            binding = self.session.io_binding()
+            for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+                for name, tensor in tensors.items():
+                    shape = tuple(tensor.shape)
+                    bind(name, "cpu", 0, np.float32, shape, tensor.data_ptr())
+            self.bindings.append(binding)
+        self.inputs = read  # kept alive: a binding holds pointers alone
+        self.turn = itertools.cycle(range(CALLS))
+
+    def step(self) -> int:
+        turn = next(self.turn)
+        self.session.run_with_iobinding(self.bindings[turn])
+        return turn
+
+    def results(self, returned: int) -> Tensors:
+        turns = [returned, *(self.step() for _ in range(CALLS - 1))]
+        outputs = [torchs_layout({"Y": self.written[turn]["Y"]})["output"] for turn in turns]
+        states = {name: tensor for name, tensor in self.written[turns[-1]].items() if name != "Y"}
+        return {"output": torch.cat(outputs), **states}
+
+
+def cpu_session(model: bytes) -> Any:
+    """A session on as many threads as torch's, which do not spin while idle."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxCudaRun:
@@ -177,8 +233,8 @@ def numpy_dtype(case: Case) -> type[np.generic]:
     return np.float16 if case.dtype == "fp16" else np.float32
 
 
-def serialized_model(case: Case, weights: Tensors) -> bytes:
-    """The layer as an ONNX model of a single node."""
+def serialized_model(case: Case, weights: Tensors, with_states: bool = False) -> bytes:
+    """The layer as an ONNX model of a single node; on request it takes h_0 and c_0."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -211,13 +267,20 @@ def serialized_model(case: Case, weights: Tensors) -> bytes:
     }
     if case.cell == "gru":
         attributes["linear_before_reset"] = 1  # r applies after the recurrent product
-    node = helper.make_node(case.cell.upper(), ["X", *constants], outputs, **attributes)
+    states = [name.replace("_n", "_0") for name in outputs[1:]] if with_states else []
+    lengths = [""] if states else []  # an input before them, which is left out
+    inputs = ["X", *constants, *lengths, *states]
+    node = helper.make_node(case.cell.upper(), inputs, outputs, **attributes)
     element = TensorProto.FLOAT16 if case.dtype == "fp16" else TensorProto.FLOAT
     input_shape = [case.seq_len, case.batch_size, case.input_size]
+    state_shape = [case.num_directions, case.batch_size, case.hidden_size]
     graph = helper.make_graph(
         [node],
         case.cell,
-        [helper.make_tensor_value_info("X", element, input_shape)],
+        [
+            helper.make_tensor_value_info("X", element, input_shape),
+            *(helper.make_tensor_value_info(name, element, state_shape) for name in states),
+        ],
         [helper.make_tensor_value_info(name, element, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )

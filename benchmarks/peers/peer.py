@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from benchmarks.measure.cases import Case
 from benchmarks.measure.cuda_graph import GraphRun
 from benchmarks.measure.problem import DTYPES, LayerRun, Problem, Tensors
+from benchmarks.measure.streams import CellRun, Stream, StreamRun
 
 SUBJECT = "birnn_cuda"
 TORCH = "torch.nn"
+CELL = " cell"  # ends the name of an entrant that makes one step a call, by the cell's own class
 GRAPH = " graph"  # ends the name of an entrant that is replayed from a CUDA graph
 
 
@@ -44,6 +46,14 @@ class Peer(Protocol):
         """Load a problem."""
 
 
+@runtime_checkable
+class StreamingPeer(Protocol):
+    """A peer that can carry states from call to call."""
+
+    def build_stream(self, stream: Stream) -> Run:
+        """Load a stream."""
+
+
 class LayerPeer:
     """A package whose RNN, GRU and LSTM have torch.nn's interface, called eagerly."""
 
@@ -59,8 +69,17 @@ class LayerPeer:
         return None
 
     def build(self, problem: Problem, feed: str = "padded") -> LayerRun:
-        namespace = importlib.import_module(self.name)
-        return LayerRun(namespace, problem, DTYPES[problem.case.dtype], feed)
+        return LayerRun(self.namespace(), problem, DTYPES[problem.case.dtype], feed)
+
+    def build_stream(self, stream: Stream) -> StreamRun:
+        return StreamRun(self.namespace(), stream, DTYPES[stream.case.dtype])
+
+    def build_cell(self, stream: Stream) -> CellRun:
+        """The cell's own class, for a case that is one step of one."""
+        return CellRun(self.namespace(), stream, DTYPES[stream.case.dtype])
+
+    def namespace(self) -> Any:
+        return importlib.import_module(self.name)
 
 
 class CapturedPeer:
@@ -102,13 +121,16 @@ class PackedPeer:
 
 
 def counterpart(name: str) -> str:
-    """The entrant of this package that a peer is compared with: graph with graph."""
-    return SUBJECT + GRAPH if name.endswith(GRAPH) else SUBJECT
+    """The entrant of this package that a peer is compared with: graph with graph, cell with cell."""
+    for way in (GRAPH, CELL):
+        if name.endswith(way):
+            return SUBJECT + way
+    return SUBJECT
 
 
 def is_subject(name: str) -> bool:
     """Whether an entrant is this package."""
-    return name in (SUBJECT, SUBJECT + GRAPH)
+    return name in (SUBJECT, SUBJECT + GRAPH, SUBJECT + CELL)
 
 
 def import_failure(*modules: str) -> str | None:

@@ -11,7 +11,8 @@ from benchmarks.measure.cases import PASSES, Case
 from benchmarks.measure.results import Entry, Results
 from benchmarks.measure.timing import gemm_dtype, gemm_rate, geometric_mean, median_ratio
 from benchmarks.model.limit_model import Constants, constants_from, microseconds_a_step
-from benchmarks.peers.peer import GRAPH, SUBJECT, TORCH, counterpart, is_subject
+from benchmarks.peers.peer import CELL, GRAPH, SUBJECT, TORCH, counterpart, is_subject
+from benchmarks.sections.busy import NEIGHBOURS
 from benchmarks.sections.lengths import PACKED, TORCH_PACKED
 
 MEBIBYTE = 2**20
@@ -105,8 +106,8 @@ class Mean:
 
 
 def means(results: Results) -> Iterator[Mean]:
-    """Against each peer and in each pass; and against torch.nn where both are given the same packed
-    sequences of unequal length."""
+    """Against each peer and in each pass; against torch.nn where both are given the same packed
+    sequences of unequal length; of streams, by layers and by cells; and beside other processes."""
     entries = results.section("layers")
     for peer in peer_names(entries):
         for pass_name in PASSES:
@@ -116,6 +117,17 @@ def means(results: Results) -> Iterator[Mean]:
         entries = _of_pass(results.section("lengths"), pass_name)
         ratios = [ratio_in_rounds(entry, TORCH_PACKED, PACKED) for entry in entries]
         yield from _mean(TORCH, f"{pass_name} on packed sequences", ratios)
+    streams = results.section("streaming")
+    for name in peer_names(streams):
+        ratios = [times_as_fast(entry, name) for entry in streams]
+        what = "streaming" + (" by cells" if name.endswith(CELL) else "")
+        yield from _mean(name.removesuffix(CELL), what, ratios)
+    for neighbour in NEIGHBOURS:
+        ratios = [
+            ratio_in_rounds(entry, TORCH + neighbour, SUBJECT + neighbour)
+            for entry in results.section("busy")
+        ]
+        yield from _mean(TORCH, f"inference{neighbour}", ratios)
 
 
 def geometric_means(results: Results) -> list[str]:

@@ -25,9 +25,11 @@ from benchmarks.report.metrics import (
     times_as_fast,
     worst_errors,
 )
+from benchmarks.sections.busy import NEIGHBOURS
 from benchmarks.sections.divisions import SIDES
 from benchmarks.sections.divisions import step_microseconds as division_microseconds
 from benchmarks.sections.lengths import PACKED, PLAIN, RANDOM, TORCH_PACKED, TORCH_PLAIN, sweeps
+from benchmarks.sections.streaming import PERCENTILES
 
 # A peer that took part in fewer cases of a kind stands in the tables alone.
 LEAST_CELLS = 2
@@ -65,6 +67,8 @@ def groups_of(results: Results, constants: Constants | None = None) -> list[Grou
         against_hidden_size(results, constants),
         against_other_sizes(results, constants),
         unequal_lengths(results),
+        streaming(results),
+        busy(results),
         memory(results),
         accuracy(results),
         divisions(results),
@@ -311,6 +315,78 @@ def unequal_lengths(results: Results) -> Group:
         "1 to T, so that about half of the padded batch is padding. Lower is faster."
     )
     return Group("Sequences of unequal length", text, pictures)
+
+
+def streaming(results: Results) -> Group:
+    """A call's percentiles over H, a colour for each T: one sequence, one direction, one layer."""
+    pictures = []
+    chosen = [
+        (case, entry)
+        for entry in results.section("streaming")
+        if (case := case_of(entry)).batch_size == 1
+        and not case.bidirectional
+        and case.num_layers == 1
+    ]
+    sides: dict[Style, str] = {OWN: SUBJECT, PEER: TORCH}
+    for dtype, cell in _kinds(case for case, _ in chosen):
+        of_kind = [(c, entry) for c, entry in chosen if (c.dtype, c.cell) == (dtype, cell)]
+        for percentile in PERCENTILES:
+            lines = [
+                Line(f"T={steps}", style, points)
+                for steps in sorted({case.seq_len for case, _ in of_kind})
+                for style, name in sides.items()
+                if (
+                    points := [
+                        (float(case.hidden_size), entry["calls"][name][percentile] * 1e6)
+                        for case, entry in of_kind
+                        if case.seq_len == steps and name in entry["calls"]
+                    ]
+                )
+            ]
+            if max((len(line.points) for line in lines), default=0) < LEAST_CELLS:
+                continue
+            drawn = {line.style for line in lines}
+            pictures.append(
+                Picture(
+                    f"streaming-{percentile}-{dtype}-{cell}",
+                    f"Microseconds of a call against hidden size, {percentile}: {cell}, {dtype}",
+                    figures.line_chart(
+                        lines,
+                        "hidden size",
+                        "us a call",
+                        f"{CELL_NAMES[cell]}, {dtype}, {percentile}",
+                        {style: name for style, name in sides.items() if style in drawn},
+                    ),
+                )
+            )
+    text = (
+        "T steps a call with the states carried, one sequence in one direction through one layer. "
+        "Half of the calls take at most p50, 99 in 100 at most p99. Lower is faster."
+    )
+    return Group("Streaming", text, pictures)
+
+
+def busy(results: Results) -> Group:
+    """A call alone, and beside each neighbour."""
+    pictures = []
+    for entry in results.section("busy"):
+        case, samples = case_of(entry), entry["samples"]
+        bars = {
+            (neighbour.removeprefix(", ") or "alone"): {
+                name: statistics.median(samples[name + neighbour]) * 1e3
+                for name in (SUBJECT, TORCH)
+                if name + neighbour in samples
+            }
+            for neighbour in ("", *NEIGHBOURS)
+        }
+        bars = {label: group for label, group in bars.items() if group}
+        if bars:
+            directions = "" if case.bidirectional else ", 1 direction"
+            title = _case_label(case) + directions
+            name = f"busy-{case.key.replace('/', '-')}"
+            pictures.append(Picture(name, title, figures.bar_chart(bars, "ms a call", title)))
+    text = "A call alone, beside a process that spins, and beside a second one that does the same."
+    return Group("On a busy machine", text, pictures)
 
 
 def memory(results: Results) -> Group:

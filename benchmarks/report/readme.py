@@ -1,7 +1,8 @@
-"""``python -m benchmarks readme``: the figures and the picture of the READMEs and docs/speed.md.
+"""``python -m benchmarks readme``: the figures and the picture of the READMEs and of docs.
 
 They are made from the committed results files, benchmarks/results/cpu.json, cpu_*.json of other
-processors and, once there is one, cuda.json; a test fails when they differ.
+processors and, once there is one, cuda.json; those of docs/streaming.md from streaming.json, which
+`make streaming-figures` measures. A test fails when they differ.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from benchmarks.report.metrics import (
     step_microseconds,
     times_as_fast,
 )
-from benchmarks.report.table import NONE, failures, lengths, tables
+from benchmarks.report.table import NONE, busy, failures, lengths, streaming, tables
+from benchmarks.sections.busy import SECOND, SPINNING
 
 BEGIN = "<!-- python -m benchmarks readme: from here -->"
 END = "<!-- python -m benchmarks readme: to here -->"
@@ -36,9 +38,11 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 README_ZH = ROOT / "README.zh-CN.md"
 SPEED = ROOT / "docs" / "speed.md"
+STREAMING = ROOT / "docs" / "streaming.md"
 SUITE_README = ROOT / "benchmarks" / "README.md"
 IMAGES = ROOT / "docs" / "images"
 SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
+SHOWN_STREAMS = ROOT / "benchmarks" / "results" / "streaming.json"
 SHOWN_CUDA = ROOT / "benchmarks" / "results" / "cuda.json"
 NO_CUDA_RESULTS = "Results of a GPU have not been committed yet."
 
@@ -47,7 +51,7 @@ def add_parser(commands: Any) -> None:
     """Declare the sub-command."""
     parser = commands.add_parser(
         "readme",
-        help="write the figures in the READMEs and docs/speed.md",
+        help="write the figures in the READMEs, docs/speed.md and docs/streaming.md",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -90,13 +94,22 @@ def shown() -> dict[Path, str]:
         README: headlines(results, HEADS, {}),
         README_ZH: headlines(results, HEADS_ZH, WORDS_ZH),
         SPEED: "\n".join(speeds),
+        STREAMING: of_streams(Results.load(SHOWN_STREAMS)),
         SUITE_README: "\n".join(parts),
     }
 
 
 HEADS = ("processor", "against", "pass", "cases", "times as fast", "worst")
 HEADS_ZH = ("处理器", "对比对象", "过程", "用例数", "平均加速比", "最低")
-WORDS_ZH = {"inference": "推理", "training": "训练", " on packed sequences": " (打包序列)"}
+WORDS_ZH = {
+    "inference": "推理",
+    "training": "训练",
+    " on packed sequences": " (打包序列)",
+    "streaming": "流式",
+    " by cells": " (单步单元)",
+    SPINNING: " (旁边有空转进程)",
+    SECOND: " (旁边有第二个同样的进程)",
+}
 
 
 def headlines(results: Sequence[Results], heads: Sequence[str], words: Mapping[str, str]) -> str:
@@ -131,6 +144,17 @@ def everything(results: Results) -> str:
         lines += ["", f"{table.title}:", "", *table.markdown()]
     failed = failures(results)
     return "\n".join([*lines, *([""] if failed else []), *(f"- {line}" for line in failed), ""])
+
+
+def of_streams(results: Results) -> str:
+    """What docs/streaming.md shows: single calls, and beside other processes."""
+    lines = [f"- {line}" for line in describe(results)]
+    lines += [f"- {line.strip()}" for line in geometric_means(results)]
+    for name, make_table in (("streaming", streaming), ("busy", busy)):
+        if entries := results.section(name):
+            table = make_table(entries, results)
+            lines += ["", f"{table.title}:", "", *table.markdown()]
+    return "\n".join(lines) + "\n"
 
 
 def insert(text: str, table: str) -> str:

@@ -10,7 +10,7 @@ from benchmarks.measure.cases import PASSES
 from benchmarks.measure.results import Entry, Results
 from benchmarks.measure.terminal import Table, Terminal
 from benchmarks.measure.timing import median_ratio, spread
-from benchmarks.peers.peer import GRAPH, SUBJECT
+from benchmarks.peers.peer import CELL, GRAPH, SUBJECT
 from benchmarks.report.metrics import (
     MEBIBYTE,
     best_own,
@@ -25,9 +25,11 @@ from benchmarks.report.metrics import (
     times_as_fast,
     worst_errors,
 )
+from benchmarks.sections.busy import NEIGHBOURS
 from benchmarks.sections.concurrency import ONE, TWO
 from benchmarks.sections.divisions import step_microseconds as division_microseconds
 from benchmarks.sections.lengths import PACKED, PLAIN, TORCH_PACKED, VARIANTS, filled, sweeps
+from benchmarks.sections.streaming import PERCENTILES
 
 NONE = "-"
 CASE_WORDS = ("cell", "dtype", "pass")
@@ -55,6 +57,8 @@ def tables(results: Results) -> list[Table]:
         ("lengths", lengths),
         ("memory", _memory),
         ("accuracy", _accuracy),
+        ("streaming", streaming),
+        ("busy", busy),
         ("import", _import_time),
         ("divisions", _divisions),
     )
@@ -105,6 +109,8 @@ def _case_table(title: str, columns: Iterable[str]) -> Table:
 
 def _case_cells(case: Mapping[str, Any]) -> list[str]:
     cell = case["cell"] + ("" if case.get("bidirectional", True) else ", 1 direction")
+    if case.get("num_layers", 1) > 1:
+        cell += f", {case['num_layers']} layers"
     names = ("seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
     return [cell, *(str(case[name]) for name in names)]
 
@@ -281,6 +287,79 @@ def _accuracy(entries: Sequence[Entry], results: Results) -> Table:
                 for name in names
             ),
         )
+    return table
+
+
+def streaming(entries: Sequence[Entry], results: Results) -> Table:
+    """Each entrant's percentiles of single calls; a line more where the cells' classes took part."""
+    seen = dict.fromkeys(name for entry in entries for name in entry["calls"])
+    names = [name for name in seen if not name.endswith(CELL)]
+    peers = [name for name in names if name not in (SUBJECT,)]
+    columns = [
+        "by",
+        *(f"{name}, {percentile} us" for name in names for percentile in PERCENTILES),
+        *(f"x {peer}" for peer in peers),
+    ]
+    table = Table(
+        "Streaming: T steps a call, states carried; microseconds of single calls, and the medians' "
+        "ratio",
+        ["cell", "T", "B", "H", *columns],
+        ["cell", "by"],
+    )
+    for entry in entries:
+        for way, by in (("", "layer"), (CELL, "cell")):
+            calls = entry["calls"]
+            if way and SUBJECT + way not in calls:
+                continue
+            table.add(
+                *_case_cells(entry["case"])[:4],
+                by,
+                *(
+                    _number(calls[name + way][p] * 1e6, ".1f") if name + way in calls else NONE
+                    for name in names
+                    for p in PERCENTILES
+                ),
+                *(_number(times_as_fast(entry, peer + way), ".2f") for peer in peers),
+            )
+    return table
+
+
+def busy(entries: Sequence[Entry], results: Results) -> Table:
+    """Beside each neighbour: what a call takes alone and busy, and the factor."""
+    names = [
+        name
+        for name in dict.fromkeys(name for entry in entries for name in entry["samples"])
+        if not name.endswith(NEIGHBOURS)
+    ]
+    peers = [name for name in names if name != SUBJECT]
+    columns = [
+        "beside",
+        *(f"{name}, {what}" for name in names for what in ("ms alone", "ms busy", "factor")),
+        *(f"x {peer}, busy" for peer in peers),
+    ]
+    table = Table(
+        "Busy: milliseconds of a call alone and beside another process, and their ratio",
+        ["cell", "T", "B", "H", *columns],
+        ["cell", "beside"],
+    )
+    for entry in entries:
+        samples = entry["samples"]
+        for neighbour in NEIGHBOURS:
+            cells = []
+            for name in names:
+                for timed in (name, name + neighbour):
+                    taken = samples.get(timed)
+                    cells.append(_number(statistics.median(taken) * 1e3 if taken else None, ".2f"))
+                cells.append(_number(ratio_in_rounds(entry, name + neighbour, name), ".2f"))
+            for peer in peers:
+                ratio = ratio_in_rounds(entry, peer + neighbour, SUBJECT + neighbour)
+                cells.append(_number(ratio, ".2f"))
+            table.add(
+                *_case_cells(entry["case"])[:4],
+                neighbour.removeprefix(", beside "),
+                *cells,
+                end_section=neighbour == NEIGHBOURS[-1],
+            )
     return table
 
 

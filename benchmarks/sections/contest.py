@@ -37,8 +37,24 @@ def contest(
 ) -> dict[str, Any]:
     """Check every entrant, then time those that passed, interleaved.
 
-    An entrant that raises or computes something wrong is reported under ``failed`` and not timed.
     Without the ``required`` one, nobody is: there is nothing to compare with.
+    """
+    steps, verdicts = checked(entrants)
+    entry: dict[str, Any] = {**verdicts, "repeats": 0, "samples": {}}
+    if required in steps:
+        entry["repeats"], entry["samples"] = interleave(steps, rng, limits, stopwatch.clock)
+        if stopwatch.host_clock is not None:
+            _, host_samples = interleave(steps, rng, HOST_LIMITS, stopwatch.host_clock)
+            entry["host_samples"] = host_samples
+    return entry
+
+
+def checked(
+    entrants: Sequence[Entrant],
+) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]]]:
+    """The steps of those whose results are right, ready to be timed; and ``checks`` and ``failed``.
+
+    An entrant that raises or computes something wrong is reported under ``failed``.
     """
     steps: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
@@ -65,10 +81,4 @@ def contest(
             steps[entrant.name] = run.step
         else:
             failed[entrant.name] = verdict.reason
-    entry: dict[str, Any] = {"checks": checks, "failed": failed, "repeats": 0, "samples": {}}
-    if required in steps:
-        entry["repeats"], entry["samples"] = interleave(steps, rng, limits, stopwatch.clock)
-        if stopwatch.host_clock is not None:
-            _, host_samples = interleave(steps, rng, HOST_LIMITS, stopwatch.host_clock)
-            entry["host_samples"] = host_samples
-    return entry
+    return steps, {"checks": checks, "failed": failed}
