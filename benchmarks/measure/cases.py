@@ -78,8 +78,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Preset:
-    """What is measured, by section, and for how long: ``streaming`` and ``busy`` have limits of their
-    own, for what they time is short, or takes turns with other processes.
+    """What is measured, by section, and for how long.
+
+    ``streaming`` and ``busy`` are the limits of the sections of those names: the one times many
+    short calls, the other in turns with other processes.
 
     Once ``budget`` seconds have passed no further entry is begun; None is no limit. Peers that
     compile a program for each case take part in those of ``compiled`` only; None is everywhere.

@@ -36,8 +36,8 @@ def run_python(*arguments: str) -> str:
 class Neighbour:
     """A process that works beside this one when it is let to; it ends with the context.
 
-    Its program prints ``READY`` once it has begun, then works until it is killed. Meanwhile it rests
-    as a stopped process (SIGSTOP), which takes no core.
+    Its program prints ``READY`` once it has begun, then works until it is killed. While it is not
+    let to, it is a stopped process (SIGSTOP), which takes no core.
     """
 
     def __init__(self, *arguments: str) -> None:

@@ -4,8 +4,9 @@ The arithmetic is that of the matrix products, and nothing else.
 
 Per direction, step and sequence, with G gates (RNN 1, GRU 3, LSTM 4), a product with the [G*H, I]
 input weights costs 2*G*H*I floating-point operations, one with the [G*H, H] recurrent weights
-2*G*H*H. A layer above another reads the D*H features of both directions below, in place of I. The forward pass does one of each. Training adds dx and dW_ih (2*G*H*I each), and dW_hh
-and the product that carries the gradient back in time (2*G*H*H each).
+2*G*H*H. A layer above another reads the D*H features of both directions below, in place of I. The
+forward pass does one of each. Training adds dx and dW_ih (2*G*H*I each), and dW_hh and the product
+that carries the gradient back in time (2*G*H*H each).
 """
 
 from __future__ import annotations

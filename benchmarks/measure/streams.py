@@ -23,7 +23,7 @@ CALLS = 2
 
 @dataclass
 class Stream(Problem):
-    """The numbers of a case whose T are the steps of one call; the input is that of all ``CALLS``."""
+    """The numbers of a case whose T are the steps of a call; the input is that of all calls."""
 
     states: tuple[torch.Tensor, ...] = ()  # before the first call: h, or h and c, [L*D, B, H]
 
@@ -41,7 +41,8 @@ class Stream(Problem):
 
     def chunks(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """What each call is given, ``[T, B, I]``."""
-        return self.input.to(dtype).split(self.case.seq_len)
+        chunks: tuple[torch.Tensor, ...] = self.input.to(dtype).split(self.case.seq_len)
+        return chunks
 
     def _torch_results(self, dtype: torch.dtype) -> Tensors:
         run = StreamRun(torch.nn, self, dtype)

@@ -121,7 +121,7 @@ class PackedPeer:
 
 
 def counterpart(name: str) -> str:
-    """The entrant of this package that a peer is compared with: graph with graph, cell with cell."""
+    """The entrant of this package that a peer is compared with: graph to graph, cell to cell."""
     for way in (GRAPH, CELL):
         if name.endswith(way):
             return SUBJECT + way

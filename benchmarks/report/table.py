@@ -291,10 +291,10 @@ def _accuracy(entries: Sequence[Entry], results: Results) -> Table:
 
 
 def streaming(entries: Sequence[Entry], results: Results) -> Table:
-    """Each entrant's percentiles of single calls; a line more where the cells' classes took part."""
+    """Percentiles of single calls; a second line where the cells' classes took part."""
     seen = dict.fromkeys(name for entry in entries for name in entry["calls"])
     names = [name for name in seen if not name.endswith(CELL)]
-    peers = [name for name in names if name not in (SUBJECT,)]
+    peers = [name for name in names if name != SUBJECT]
     columns = [
         "by",
         *(f"{name}, {percentile} us" for name in names for percentile in PERCENTILES),

@@ -56,7 +56,8 @@ class BusyMeasurement:
         steps, verdicts = checked(
             [Entrant(peer.name, partial(peer.build, problem), problem) for peer in peers]
         )
-        repeats, samples = 0, {}
+        repeats = 0
+        samples: dict[str, list[float]] = {}
         if session.subject.name in steps:
             try:
                 repeats, samples = self.beside_neighbours(steps, session, seed)

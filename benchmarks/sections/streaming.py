@@ -49,7 +49,8 @@ class StreamingMeasurement:
             if isinstance(peer, LayerPeer) and is_one_cell(self.case):
                 entrants.append(Entrant(peer.name + CELL, partial(peer.build_cell, stream), stream))
         steps, verdicts = checked(entrants)
-        repeats, calls = 0, {}
+        repeats = 0
+        calls: dict[str, list[list[float]]] = {}
         if session.subject.name in steps:
             with torch.inference_mode():  # around the whole stream, not inside each call
                 repeats, calls = interleave_calls(

@@ -11,7 +11,6 @@ import torch
 
 from benchmarks import __main__
 from benchmarks.measure.cases import Case
-from benchmarks.measure.problem import DTYPES, LayerRun, Problem
 from benchmarks.measure.results import Results
 from benchmarks.peers.peer import LayerPeer
 
@@ -19,9 +18,9 @@ from benchmarks.peers.peer import LayerPeer
 class LengthsMixin:
     """Gives torch's layers `lengths=`, as far as a batch of full sequences needs it."""
 
-    def forward(self, x: Any, lengths: torch.Tensor | None = None) -> Any:
+    def forward(self, x: Any, hx: Any = None, lengths: torch.Tensor | None = None) -> Any:
         if lengths is None:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x, hx)  # type: ignore[misc]
         pack = torch.nn.utils.rnn.pack_padded_sequence
         packed, state = super().forward(pack(x, lengths, enforce_sorted=False))  # type: ignore[misc]
         return torch.nn.utils.rnn.pad_packed_sequence(packed, total_length=len(x))[0], state
@@ -34,13 +33,13 @@ class StandIn(LayerPeer):
         RNN = type("RNN", (LengthsMixin, torch.nn.RNN), {})
         GRU = type("GRU", (LengthsMixin, torch.nn.GRU), {})
         LSTM = type("LSTM", (LengthsMixin, torch.nn.LSTM), {})
+        RNNCell, GRUCell, LSTMCell = torch.nn.RNNCell, torch.nn.GRUCell, torch.nn.LSTMCell
 
     def absent(self) -> str | None:
         return None
 
-    def build(self, problem: Problem, feed: str = "padded") -> LayerRun:
-        namespace = self.Namespace if self.name == "birnn_cuda" else torch.nn
-        return LayerRun(namespace, problem, DTYPES[problem.case.dtype], feed)
+    def namespace(self) -> Any:
+        return self.Namespace if self.name == "birnn_cuda" else torch.nn
 
 
 class WallEvent:
