@@ -45,6 +45,7 @@ SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
 SHOWN_STREAMS = ROOT / "benchmarks" / "results" / "streaming.json"
 SHOWN_CUDA = ROOT / "benchmarks" / "results" / "cuda.json"
 NO_CUDA_RESULTS = "Results of a GPU have not been committed yet."
+NOTHING = "Results have not been committed yet.\n"
 
 
 def add_parser(commands: Any) -> None:
@@ -94,7 +95,7 @@ def shown() -> dict[Path, str]:
         README: headlines(results, HEADS, {}),
         README_ZH: headlines(results, HEADS_ZH, WORDS_ZH),
         SPEED: "\n".join(speeds),
-        STREAMING: of_streams(Results.load(SHOWN_STREAMS)),
+        STREAMING: of_streams(Results.load(SHOWN_STREAMS)) if SHOWN_STREAMS.exists() else NOTHING,
         SUITE_README: "\n".join(parts),
     }
 
