@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 import platform
 import random
 import statistics
@@ -44,6 +45,7 @@ Value = TypeVar("Value")
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -59,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     right = (run.scores["birnn_cuda"] > 0).eq(speaks).float().mean().item()
     unequal = differences(networks["birnn_cuda"], run)
     lines = report(arguments, run, right, unequal)
+    if load > (os.cpu_count() or 1) / 4:
+        lines.append(f"the machine was busy before the run (load {load:.1f}): expect noise")
     print("\n".join(lines))
     if unequal:
         return 1

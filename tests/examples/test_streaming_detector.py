@@ -27,7 +27,7 @@ def test_hop_by_hop(capsys):
     report = capsys.readouterr().out
     for text in ("100 hops of 10 ms", "2 layers of 16", "p50", "p99", "torch.nn", "same bits"):
         assert text in report
-    assert len(report.splitlines()) == 7
+    assert report.startswith(streaming_detector.processor())
 
 
 def test_it_learns_to_tell_voice_from_noise(monkeypatch):
