@@ -65,6 +65,7 @@ def divisions(
     precision: str = "ieee",
     captured: bool = False,
     constants: dict[str, float] = ...,
+    resident_clusters: Sequence[Sequence[int]] | None = None,
 ) -> tuple[list[dict[str, Any]], int]: ...
 def cost_constants() -> dict[str, float]: ...
 def force(

@@ -134,7 +134,7 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         captured=options.captured,
         kernel=options.kernel,
     )
-    rows = [("shape", shape), ("device", _describe(limits))]
+    rows = [("shape", shape), ("device", _describe(limits)), ("residency", plan["residency"])]
     for name in ("forward", "backward"):
         if plan[name] is not None:
             rows += _describe_pass(name, plan[name])

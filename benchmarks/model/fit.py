@@ -40,6 +40,7 @@ class Pass:
     limits: dict[str, Any]
     side: str
     arguments: dict[str, Any]
+    resident_clusters: list[list[int]]
     microseconds: dict[str, float]
 
     def estimates(self, constants: Constants) -> tuple[dict[str, float], str]:
@@ -47,7 +48,11 @@ class Pass:
         from birnn_cuda import ops
 
         choices, chosen = ops.divisions(
-            self.limits, self.side, **self.arguments, constants=constants
+            self.limits,
+            self.side,
+            **self.arguments,
+            constants=constants,
+            resident_clusters=self.resident_clusters,
         )
         named = {name_of(choice): float(choice["microseconds_per_step"]) for choice in choices}
         return named, name_of(choices[chosen])
@@ -57,9 +62,10 @@ def passes_of(results: Results) -> list[Pass]:
     return [
         Pass(
             key=entry["key"],
-            limits=results.data["limits"],
+            limits=results.data["limits"] | {"index": None},  # it need not be here
             side=entry["side"],
             arguments=plan_arguments(Case(**entry["case"])),
+            resident_clusters=entry["resident_clusters"],
             microseconds=times,
         )
         for entry in results.section("divisions")

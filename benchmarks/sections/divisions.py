@@ -32,6 +32,7 @@ SIDES = ("forward", "backward")
 STEPWISE = "stepwise"  # the kernel that takes every shape, and judges the others
 PROJECTION = "projection"  # what a forward pass computes before its recurrence
 NUMBERS = ("blocks", "batch_tiles", "k_split", "groups_at_once")
+ANSWERS = ("blocks", "batch_tiles", "k_split", "resident_clusters", "clusters_apart")
 
 # Of one kernel so many, each with another number of blocks; of all so many more; none that is
 # estimated at over so many times the best.
@@ -63,6 +64,12 @@ def plan_arguments(case: Case) -> dict[str, Any]:
         "precision": "tf32" if case.dtype == "tf32" else "ieee",
         "captured": True,
     }
+
+
+def resident_clusters(choices: Sequence[Division]) -> list[list[int]]:
+    """What the driver said of them, as ``ops.divisions`` takes it where there is no such device."""
+    asked = [division for division in choices if division["kernel"] in ("block", "cluster")]
+    return [[division[number] for number in ANSWERS] for division in asked]
 
 
 def worth_timing(choices: Sequence[Division], chosen: int) -> list[Division]:
@@ -231,6 +238,7 @@ class DivisionsMeasurement:
             "control": None,
             "divisions": divisions,
             "chosen": name_of(choices[chosen]),
+            "resident_clusters": resident_clusters(choices),
             "tolerance": tolerance,
             "failed": failed,
             "repeats": repeats,

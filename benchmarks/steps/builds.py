@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "steps"
 CALLS = Path(__file__).with_name("calls.cpp")
 ARCHITECTURE = "sm_90a"
-HOST_SOURCES = {"cost_model.cpp", "division.cpp", "plan.cpp", "request.cpp"}
+HOST_SOURCES = {"cost_model.cpp", "division.cpp", "plan.cpp", "request.cpp", "residency.cpp"}
 
 
 class Unavailable(Exception):

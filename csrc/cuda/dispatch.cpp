@@ -89,6 +89,13 @@ int64_t backward_workspace(const Choice& choice, const RecurrenceShape& shape, i
   return for_each(stepwise_backward_workspace(shape), num_directions);
 }
 
+Residency residency(const PlanRequest& request, Pass pass, const Choice& choice) {
+  const GemmCompute compute = request.ieee ? GemmCompute::kIeee : GemmCompute::kTf32;
+  if (pass == Pass::kForward)
+    return cluster_forward_residency(request.shape, compute, forward_cluster(choice));
+  return cluster_backward_residency(request.shape, compute, backward_cluster(choice));
+}
+
 int forward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
                        const ForwardDirection* directions, int num_directions, bool save_reserve,
                        const StepGemm& gemm, void* workspace, void* stream,

@@ -29,6 +29,9 @@ std::vector<Portion> portions(const Choice& choice, int64_t seq_len);
 int64_t forward_workspace(const Choice& choice, const RecurrenceShape& shape, int num_directions);
 int64_t backward_workspace(const Choice& choice, const RecurrenceShape& shape, int num_directions);
 
+// What the driver says of the launch of a block's or a cluster's recurrence: as AskDriver.
+Residency residency(const PlanRequest& request, Pass pass, const Choice& choice);
+
 // Operands as of stepwise_forward and stepwise_backward, arrays of `num_directions`. first_dgates:
 // an array of pointers. Return 0 or an error code.
 int forward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,

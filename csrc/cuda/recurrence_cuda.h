@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "gemm.h"
 #include "recurrence.h"
@@ -58,6 +59,14 @@ int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
 // cell in fp16, bf16 and fp32 without projection, as far as W_hh fits into the registers of a
 // cluster (forward: and its shared memory). Arguments as of stepwise_forward and stepwise_backward;
 // `compute` says how fp32 products are formed.
+//
+// A residency is what the driver says of such a launch, of operands that are aligned, on the
+// current device. What it refuses stays behind as the runtime's last error.
+struct Residency {
+  int clusters = 0;                  // that run at once
+  int blocks_of_multiprocessor = 0;  // that one of them holds
+  std::string error;                 // why the driver says nothing
+};
 constexpr int kNoInstance = 1;  // cudaErrorInvalidValue: no instance holds this shape and tiling
 struct ClusterForwardTiling {
   int cluster_size = 1;  // blocks that share a direction's hidden units, 1 to 16; 1: no cluster
@@ -65,6 +74,8 @@ struct ClusterForwardTiling {
   int k_split = 1;       // warps that share the columns of W_hh of one group of units
 };
 int64_t cluster_forward_workspace(const RecurrenceShape& shape, const ClusterForwardTiling& tiling);
+Residency cluster_forward_residency(const RecurrenceShape& shape, GemmCompute compute,
+                                    const ClusterForwardTiling& tiling);
 int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
                     const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
                     const ClusterForwardTiling& tiling, void* workspace, void* stream,
@@ -76,6 +87,8 @@ struct ClusterBackwardTiling {
 };
 int64_t cluster_backward_workspace(const RecurrenceShape& shape,
                                    const ClusterBackwardTiling& tiling);
+Residency cluster_backward_residency(const RecurrenceShape& shape, GemmCompute compute,
+                                     const ClusterBackwardTiling& tiling);
 int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
                      const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
                      const ClusterBackwardTiling& tiling, void* workspace, void* stream,

@@ -9,6 +9,7 @@
 
 #include "cpu/instruction_set.h"
 #include "cuda/plan/plan.h"
+#include "cuda/plan/residency.h"
 #include "layer/autograd.h"
 #include "layer/layer.h"
 #if defined(BIRNN_WITH_CUDA)
@@ -65,7 +66,9 @@ pybind11::dict device_dict(const birnn::cuda::DeviceLimits& device) {
   limits["shared_bytes_per_block"] = device.shared_bytes_per_block;
   limits["max_cluster_size"] = device.max_cluster_size;
   limits["memory_bytes"] = device.memory_bytes;
-  limits["resident_clusters"] = device.resident_clusters;
+  // Of a device of this process, whose driver plan asks.
+  limits["index"] =
+      device.index < 0 ? pybind11::object(pybind11::none()) : pybind11::int_(device.index);
   return limits;
 }
 
@@ -84,6 +87,8 @@ pybind11::dict division_dict(const birnn::cuda::Choice& choice) {
   division["k_split"] = choice.k_split;
   division["groups_at_once"] = choice.groups_at_once;
   division["microseconds_per_step"] = choice.microseconds_per_step;
+  division["resident_clusters"] = choice.resident_clusters;
+  division["clusters_apart"] = choice.clusters_apart;
   return division;
 }
 
@@ -140,8 +145,14 @@ birnn::cuda::PlanRequest plan_request(const pybind11::dict& device, const std::s
   request.device.shared_bytes_per_block = device["shared_bytes_per_block"].cast<int64_t>();
   request.device.max_cluster_size = device["max_cluster_size"].cast<int>();
   request.device.memory_bytes = device["memory_bytes"].cast<int64_t>();
-  if (device.contains("resident_clusters"))
-    request.device.resident_clusters = device["resident_clusters"].cast<std::vector<int>>();
+#if defined(BIRNN_WITH_CUDA)
+  if (const pybind11::object index = device["index"]; !index.is_none()) {
+    const birnn::cuda::DeviceLimits& here = birnn::gpu::limits_of(
+        at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index.cast<int>())));
+    request.device.index = here.index;
+    request.device.ask_driver = here.ask_driver;
+  }
+#endif
   return request;
 }
 
@@ -169,6 +180,7 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
   else
     result["backward"] = pybind11::none();
   result["reserve_bytes"] = plan.reserve_bytes;
+  result["residency"] = birnn::cuda::residency_source(request);
   return result;
 }
 
@@ -191,12 +203,16 @@ birnn::cuda::cost::Constants constants_of(const std::map<std::string, double>& v
   return constants;
 }
 
+// blocks, batch_tiles, k_split, resident_clusters, clusters_apart
+using AnswerRows = std::vector<std::tuple<int, int, int, int64_t, int64_t>>;
+
 std::tuple<pybind11::list, int> divisions(const pybind11::dict& device, const std::string& pass,
                                           const std::string& cell, const std::string& dtype,
                                           int64_t seq_len, int64_t batch_size, int64_t input_size,
                                           int64_t hidden_size, int num_directions,
                                           const std::string& precision, bool captured,
-                                          const std::map<std::string, double>& constants) {
+                                          const std::map<std::string, double>& constants,
+                                          const std::optional<AnswerRows>& resident_clusters) {
   using birnn::cuda::Pass;
   const Pass side =
       value_of<Pass>({{"forward", Pass::kForward}, {"backward", Pass::kBackward}}, pass, "pass");
@@ -204,6 +220,12 @@ std::tuple<pybind11::list, int> divisions(const pybind11::dict& device, const st
       plan_request(device, cell, dtype, seq_len, batch_size, input_size, hidden_size, 0,
                    num_directions, precision);
   request.captured = captured;
+  if (resident_clusters) {
+    request.answers.emplace();
+    for (const auto& [blocks, batch_tiles, k_split, clusters, apart] : *resident_clusters)
+      request.answers->emplace(std::tuple(blocks, batch_tiles, k_split),
+                               std::pair(clusters, apart));
+  }
   const birnn::cuda::Divisions all = birnn::cuda::divisions(request, side, constants_of(constants));
   if (!all.error.empty()) throw pybind11::value_error(all.error);
   pybind11::list choices;
@@ -307,7 +329,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("device"), arg("pass_"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
         arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("num_directions") = 2,
         arg("precision") = "ieee", arg("captured") = false,
-        arg("constants") = std::map<std::string, double>());
+        arg("constants") = std::map<std::string, double>(),
+        arg("resident_clusters") = pybind11::none());
   m.def("cost_constants", &cost_constants, "The cost model's constants, as divisions takes them.");
   m.def(
       "force",

@@ -218,6 +218,7 @@ def measured(path: Path, truth: Callable[[str, float], float] = lambda name, tim
                     "section": "divisions",
                     "divisions": {name_of(choice): choice for choice in choices},
                     "chosen": name_of(choices[chosen]),
+                    "resident_clusters": divisions.resident_clusters(choices),
                     "subjects": picked,
                     "control": None,
                     "unit": "seconds",
@@ -235,6 +236,27 @@ def test_the_times_are_those_of_the_recurrence(tmp_path: Path) -> None:
     constants = {name: value * TRUE.get(name, 1.0) for name, value in ops.cost_constants().items()}
     assert len(passes) == 12
     assert fit.distance(passes, constants) < 1e-6 < 0.1 < fit.distance(passes, ops.cost_constants())
+
+
+def test_the_estimates_are_of_what_the_driver_said(tmp_path: Path) -> None:
+    """Of another device than the one at hand: one cluster at once, the others in turn."""
+    path = measured(tmp_path / "tune.json")
+    content = json.loads(path.read_text())
+    for entry in content["entries"]:
+        for answer in entry["resident_clusters"]:
+            answer[3:] = [1, 1]
+    path.with_name("few.json").write_text(json.dumps(content))
+    many, few = (
+        [each.estimates(ops.cost_constants())[0] for each in fit.load([file])]
+        for file in (path, path.with_name("few.json"))
+    )
+    longest = 0.0
+    for before, after in zip(many, few, strict=True):
+        for name, time in before.items():
+            of_clusters = name.split()[0] in ("block", "cluster")
+            assert after[name] >= time if of_clusters else after[name] == time
+        longest = max(longest, *(after[name] / time for name, time in before.items()))
+    assert longest > 1.5
 
 
 def test_the_fit_finds_the_constants(tmp_path: Path) -> None:

@@ -339,6 +339,8 @@ Status launch(const LaunchConfig& config, void (*kernel)(Parameters...), Argumen
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
   } call{kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};
+  if (emulator::kernel_observer)
+    emulator::kernel_observer(reinterpret_cast<const void*>(kernel), config, true);
   const auto thread_body = [](void* opaque) {
     const Call* call = static_cast<const Call*>(opaque);
     std::apply(call->kernel, call->arguments);
@@ -353,10 +355,17 @@ Status code_capability(void (*)(Parameters...), int* capability) {
 }
 
 template <class... Parameters>
-Status max_resident_blocks(const LaunchConfig& config, void (*)(Parameters...), int* num_blocks) {
-  const int cluster = static_cast<int>(config.cluster);
-  *num_blocks = emulator::options().resident_blocks / cluster * cluster;
+Status blocks_of_multiprocessor(const LaunchConfig&, void (*)(Parameters...), int* num_blocks) {
+  *num_blocks = emulator::options().blocks_of_multiprocessor;
   return kSuccess;
+}
+
+template <class... Parameters>
+Status max_resident_blocks(const LaunchConfig& config, void (*kernel)(Parameters...),
+                           int* num_blocks) {
+  const int clusters = emulator::resident_clusters(reinterpret_cast<const void*>(kernel), config);
+  *num_blocks = std::max(clusters, 0) * static_cast<int>(config.cluster);
+  return clusters < 0 ? Status(1) : kSuccess;
 }
 
 }  // namespace birnn::device

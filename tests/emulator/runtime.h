@@ -12,6 +12,7 @@
 #if !defined(__CUDACC__)
 #include <source_location>
 #endif
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -66,7 +67,11 @@ struct Options {
   bool approximate = false;           // tanh_fast and exp_fast err as much as the GPU's may
   uint32_t threads_in_flight = 2048;  // resident at once unless cooperative
   int resident_blocks = 132;          // the answer of max_resident_blocks
+  int blocks_of_multiprocessor = 1;   // the answer of blocks_of_multiprocessor
   int code_capability = 90;           // the answer of code_capability
+  // By their size: how many clusters are resident, where not as many as resident_blocks are; below
+  // 0 the driver has an error in place of an answer.
+  std::map<uint32_t, int> resident_clusters;
 };
 // From EMULATOR_ORDER, EMULATOR_LANDING, EMULATOR_SEED and EMULATOR_APPROXIMATE at first use.
 Options& options();
@@ -85,6 +90,11 @@ const std::string& last_error();
 void set_last_error(const std::string& message);
 // Told of each launch as it begins and as it ends, if there is one.
 extern void (*launch_observer)(const LaunchConfig& config, bool begins);
+// Told of each kernel that is launched, or that the driver is asked of, if there is one.
+extern void (*kernel_observer)(const void* kernel, const LaunchConfig& config, bool launched);
+// The driver's answers of a kernel. The clusters, blocks of a cluster of 1; or -1, and
+// last_error().
+int resident_clusters(const void* kernel, const LaunchConfig& config);
 
 // ---------------------------------------------------------------------------------------------
 // Called by kernel threads.

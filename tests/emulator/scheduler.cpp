@@ -385,6 +385,17 @@ void spin_pause(Location where) {
 }
 
 void (*launch_observer)(const LaunchConfig& config, bool begins) = nullptr;
+void (*kernel_observer)(const void* kernel, const LaunchConfig& config, bool launched) = nullptr;
+
+int resident_clusters(const void* kernel, const LaunchConfig& config) {
+  if (kernel_observer) kernel_observer(kernel, config, false);
+  const auto& known = options().resident_clusters;
+  const auto found = known.find(config.cluster);
+  if (found == known.end()) return options().resident_blocks / static_cast<int>(config.cluster);
+  if (found->second < 0)
+    failure = "clusters of " + std::to_string(config.cluster) + " are beyond this driver";
+  return found->second;
+}
 
 int run_grid(const LaunchConfig& config, void (*thread_body)(void*), void* argument) {
   if (launch_observer) launch_observer(config, true);

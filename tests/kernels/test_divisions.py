@@ -3,6 +3,7 @@ that a call asks for."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,39 +72,55 @@ def test_forced_divisions():
     assert ops.extension.forced() == ("", 0, None, None)
 
 
-def test_clusters_are_those_that_the_driver_says_fit():
+def test_clusters_are_those_of_the_published_table_without_a_driver():
+    """Of a device that is here the driver is asked: kernels/test_residency.py."""
     shape = {"dtype": "float16", "hidden_size": 256, "batch_size": 64}
-    published = plan(**shape)["forward"]
-    assert published["kernel"] == "cluster" and "published, not asked" in published["reason"]
-    assert ops.known_devices()[0]["resident_clusters"] == []
-    fit = [132, 66, 44, 30, 22, 20, 16, 15, 9, 9, 8, 8, 8, 7, 7, 7]
-    asked = plan(**shape, resident_clusters=fit)["forward"]
-    assert "as the driver says" in asked["reason"]
-    # None of the sizes but two: nothing else is taken, or can be forced.
-    few, small = [132, 66, *[0] * 14], shape | {"hidden_size": 64}
-    assert plan(**small, resident_clusters=few, kernel="cluster")["forward"]["blocks"] == 2
-    of_four = plan(**small, kernel="cluster", resident_clusters=[132, 0, 0, 30])["forward"]
-    assert of_four["blocks"] == 4
-    division = {
-        name: of_four[name] for name in ops.divisions(DEVICES["h100"], "forward", **SHAPE)[0][0]
-    }
-    with pytest.raises(ValueError, match="no cluster of blocks 4"):
-        plan(**small, resident_clusters=few, forward=division)
-    # Half as many at once: as many again one after the other.
-    many = shape | {"batch_size": 240}
-    half = [max(count // 2, 1) for count in fit]
-    whole_times, half_times = (
-        {
-            tuple(choice.values())[:-1]: choice["microseconds_per_step"]
-            for choice in ops.divisions(
-                DEVICES["h100"] | {"resident_clusters": at_once}, "forward", **(SHAPE | many)
-            )[0]
-            if choice["kernel"] == "cluster"
-        }
-        for at_once in (fit, half)
+    published = plan(**shape)
+    assert {device["index"] for device in DEVICES.values()} == {None}
+    assert published["residency"] == "published table"
+    forward = published["forward"]
+    assert forward["kernel"] == "cluster"
+    apart = {4: 30, 8: 15, 16: 7}
+    choices, _ = ops.divisions(DEVICES["h100"], "forward", **SHAPE)
+    found = {choice["blocks"]: choice for choice in choices if choice["kernel"] == "cluster"}
+    assert {size: found[size]["clusters_apart"] for size in apart} == apart
+    assert (
+        f"{forward['resident_clusters']} clusters on the device at once (published table)"
+        in forward["reason"]
     )
-    assert all(half_times[one] >= time for one, time in whole_times.items())
-    assert any(half_times[one] > 1.5 * time for one, time in whole_times.items())
+    small = plan(num_multiprocessors=14, kernel="cluster", **shape)["forward"]
+    assert small["blocks"] <= 8  # none of 16 fits
+    assert re.search(r"; cluster: room for no cluster of (9|1\d) blocks of ", small["reason"])
+
+
+def resident(choices):
+    """As divisions takes what it has returned."""
+    names = ("blocks", "batch_tiles", "k_split", "resident_clusters", "clusters_apart")
+    return [
+        [choice[name] for name in names]
+        for choice in choices
+        if choice["kernel"] in ("block", "cluster")
+    ]
+
+
+@pytest.mark.parametrize("side", ["forward", "backward"])
+def test_answers_of_a_driver_stand_for_it_elsewhere(side):
+    many = SHAPE | {"batch_size": 240}
+    published = ops.divisions(DEVICES["h100"], side, **many)
+    answers = resident(published[0])
+    assert ops.divisions(DEVICES["h100"], side, **many, resident_clusters=answers) == published
+    half = [[*row[:3], max(row[3] // 2, 1), max(row[4] // 2, 1)] for row in answers]
+    choices, _ = ops.divisions(DEVICES["h100"], side, **many, resident_clusters=half)
+    pairs = [
+        (after["microseconds_per_step"], before["microseconds_per_step"])
+        for before, after in zip(published[0], choices, strict=True)
+    ]
+    assert all(after >= before for after, before in pairs)
+    assert any(after > 1.5 * before for after, before in pairs)
+    # What no driver has an answer for does not run.
+    kept = [row for row in answers if row[0] in (1, 4)]
+    choices, _ = ops.divisions(DEVICES["h100"], side, **many, resident_clusters=kept)
+    assert resident(choices) == kept
 
 
 def test_divisions_follow_the_constants():
@@ -134,7 +151,7 @@ def test_divisions_follow_the_constants():
 def estimates(side="forward", **changes):
     choices, _ = ops.divisions(DEVICES["h100"], side, **SHAPE | changes)
     return {
-        tuple(choice.values())[:-1]: choice["microseconds_per_step"]
+        tuple(choice.values())[:5]: choice["microseconds_per_step"]
         for choice in choices
         if choice["kernel"] != "stepwise"
     }

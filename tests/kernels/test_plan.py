@@ -295,6 +295,7 @@ def test_command_line(capsys):
     rows = {name: value.strip() for name, value in rows.items()}
     assert rows["shape"].startswith("lstm, T=10, B=32") and "P=100" in rows["shape"]
     assert rows["device"].startswith("h100, sm_90, 132 SMs, 227 KiB")
+    assert rows["residency"] == "published table"
     assert rows["forward"] == rows["backward"] == "stepwise"
     assert rows["backward launches"].startswith("41 in each direction")
     assert rows["backward grid"].startswith("128 blocks of 128 threads")

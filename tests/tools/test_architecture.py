@@ -26,24 +26,23 @@ CSRC: Rooms = {
         ["contract", "cuda contract", "device", "persistent", "warp"],
     ),
     "cluster": (
-        ["cuda/cluster/forward*", "cuda/cluster/backward*"],
+        ["cuda/cluster/*"],
         ["contract", "cuda contract", "device", "persistent", "warp"],
     ),
     "stepwise": (["cuda/stepwise/*"], ["contract", "cuda contract", "device"]),
     "instances": (["cuda/instances/*"], ["cluster", "grid"]),
     "plan": (
         ["cuda/plan/*"],
-        ["contract", "device", "persistent", "cluster", "grid", "stepwise"],
+        ["contract", "cuda contract", "device", "persistent", "cluster", "grid", "stepwise"],
     ),
     "dispatch": (["cuda/dispatch.*", "cuda/streams.*"], ["cuda contract", "plan"]),
     "layer": (
         ["layer/layer.*", "layer/profile.h", "layer/autograd.*", "layer/cpu/*"],
         ["contract", "cpu"],
     ),
-    "cluster limits": (["cuda/cluster/limits.*"], ["cluster"]),  # what a driver says of them
     "layer cuda": (
         ["layer/cuda/*"],
-        ["contract", "cuda contract", "plan", "dispatch", "cluster limits", "layer"],
+        ["contract", "cuda contract", "plan", "dispatch", "layer"],
     ),
     "bindings": (["layer/bindings.cpp"], ["cpu", "plan", "layer", "layer cuda"]),
 }

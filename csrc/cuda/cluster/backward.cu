@@ -11,6 +11,11 @@ int64_t cluster_backward_workspace(const RecurrenceShape& shape,
   return Sizes(shape, tiling).workspace_bytes;
 }
 
+Residency cluster_backward_residency(const RecurrenceShape& shape, GemmCompute compute,
+                                     const ClusterBackwardTiling& tiling) {
+  return persistent::ask<Call, Sizes>(shape, compute, tiling);
+}
+
 int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
                      const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
                      const ClusterBackwardTiling& tiling, void* workspace, void* stream,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/cluster/backward.cuh"
+#include "cuda/cluster/residency.cuh"
 #include "cuda/persistent/launch.h"
 
 namespace birnn::cuda::reduce_scatter {
@@ -29,10 +30,9 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
     LaunchConfig config =
         persistent::blocks_of(call, sizes.num_clusters * cluster, kThreads, sizes.shared_bytes);
     config.cluster = static_cast<uint32_t>(cluster);
-    return launch(config,
-                  cluster_backward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
-                                          kInstance.pairs>,
-                  call.args);
+    return persistent::launch_or_ask(call, config,
+                                     cluster_backward_kernel<kCell, Precision, kInstance.row_tiles,
+                                                             kInstance.chunks, kInstance.pairs>);
   };
   const int error = persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
   const BackwardDirection& dir = call.args.of.dir;

@@ -29,6 +29,11 @@ int64_t cluster_forward_workspace(const RecurrenceShape& shape,
   return Sizes(shape, tiling).workspace_bytes;
 }
 
+Residency cluster_forward_residency(const RecurrenceShape& shape, GemmCompute compute,
+                                    const ClusterForwardTiling& tiling) {
+  return persistent::ask<Call, Sizes>(shape, compute, tiling);
+}
+
 int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
                     const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
                     const ClusterForwardTiling& tiling, void* workspace, void* stream,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/cluster/forward.cuh"
+#include "cuda/cluster/residency.cuh"
 #include "cuda/persistent/launch.h"
 
 namespace birnn::cuda::all_gather {
@@ -12,14 +13,6 @@ int launch_fp16(const Call& call);
 int launch_bf16(const Call& call);
 int launch_tf32(const Call& call);
 int launch_ieee(const Call& call);
-
-// What the driver says of one instance of the kernel, launched so.
-struct Residency {
-  Status status;
-  int blocks;     // that the current device holds at once
-  int built_for;  // compute capability of the code that would run, 90 for 9.0
-};
-Residency residency_fp16(const LaunchConfig& config);
 
 template <Cell kCell, class Precision>
 int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call) {
@@ -37,10 +30,10 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
     LaunchConfig config = persistent::blocks_of(call, sizes.num_clusters * cluster, sizes.threads,
                                                 sizes.shared_bytes);
     config.cluster = static_cast<uint32_t>(cluster);
-    return launch(config,
-                  cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
-                                         kInstance.batch_tiles, kInstance.shared_weights>,
-                  call.args);
+    return persistent::launch_or_ask(
+        call, config,
+        cluster_forward_kernel<kCell, Precision, kInstance.chunks(kCell, kBytes),
+                               kInstance.batch_tiles, kInstance.shared_weights>);
   };
   return persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
 }

@@ -700,6 +700,16 @@ Status code_capability(void (*kernel)(Parameters...), int* capability) {
   return status;
 }
 
+// How many blocks of this launch a multiprocessor of the current device holds.
+template <class... Parameters>
+Status blocks_of_multiprocessor(const LaunchConfig& config, void (*kernel)(Parameters...),
+                                int* num_blocks) {
+  const Status status = prepare_kernel(config, kernel);
+  if (status != cudaSuccess) return status;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      num_blocks, kernel, static_cast<int>(config.threads), config.shared_bytes);
+}
+
 // How many blocks of this launch the current device holds at once.
 template <class... Parameters>
 Status max_resident_blocks(const LaunchConfig& config, void (*kernel)(Parameters...),
@@ -719,8 +729,7 @@ Status max_resident_blocks(const LaunchConfig& config, void (*kernel)(Parameters
   if (status != cudaSuccess) return status;
   status = cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (status != cudaSuccess) return status;
-  status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-      &blocks_each, kernel, static_cast<int>(config.threads), config.shared_bytes);
+  status = blocks_of_multiprocessor(config, kernel, &blocks_each);
   *num_blocks = num_multiprocessors * blocks_each;
   return status;
 }

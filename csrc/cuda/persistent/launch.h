@@ -26,6 +26,7 @@ struct CallOf {
   void* fragments;  // that the packing kernel writes
   void* stream;
   const Portion& portion;
+  Residency* residency = nullptr;  // to be asked of the driver, instead of the launch
 };
 
 // A launch of so many blocks, on the call's stream.

@@ -6,28 +6,9 @@
 #include "cuda/cluster/forward_sizes.h"
 #include "cuda/grid/backward_sizes.h"
 #include "cuda/grid/forward_sizes.h"
+#include "cuda/plan/residency.h"
 
 namespace birnn::cuda {
-
-int64_t resident_clusters(const DeviceLimits& device, int size) {
-  const std::vector<int>& asked = device.resident_clusters;
-  if (!asked.empty()) return size <= static_cast<int>(asked.size()) ? asked[size - 1] : 0;
-  if (size <= 2) return device.num_multiprocessors / size;
-  // A cluster lies in one GPC, of 16 SMs or a few more; the H100's 132 SMs hold 30 clusters of 4,
-  // 15 of 8 and 7 of 16.
-  constexpr int kGpcMultiprocessors = 16;
-  return device.num_multiprocessors * 15 * (kGpcMultiprocessors / size) / (2 * 132);
-}
-
-int64_t blocks_of_multiprocessor(const DeviceLimits& device, const Fit& fit) {
-  // Kernels are compiled for as many registers as a thread can have, so these are the limit, as
-  // long as shared memory is not.
-  constexpr int64_t kRegisters = 64 * 1024, kRegistersOfThread = 256, kReservedBytes = 1024;
-  const int64_t by_registers = kRegisters / (kRegistersOfThread * fit.threads);
-  const int64_t by_memory = (device.shared_bytes_per_block + kReservedBytes) /
-                            (std::max<int64_t>(fit.shared_bytes, 0) + kReservedBytes);
-  return std::max<int64_t>(std::min(by_registers, by_memory), 1);
-}
 
 cost::Format format_of(const PlanRequest& request) {
   if (element_bytes(request.shape.element) == 2) return cost::Format::kSixteenBit;
@@ -50,6 +31,7 @@ Fit fit_cluster(const PlanRequest& request, Pass pass, const Choice& choice) {
   Fit fit;
   const auto take = [&](const auto& sizes, int64_t threads) {
     fit.fits = sizes.instance >= 0;
+    fit.instance = sizes.instance;
     fit.groups = sizes.num_clusters;
     fit.ctas = sizes.num_clusters * choice.blocks;
     fit.threads = threads;
@@ -139,8 +121,6 @@ Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice) {
   Fit fit = choice.kernel == Kernel::kGrid ? fit_grid(request, pass, choice)
                                            : fit_cluster(request, pass, choice);
   fit.fits = fit.fits && fit.shared_bytes <= request.device.shared_bytes_per_block;
-  if (choice.kernel != Kernel::kGrid)
-    fit.fits = fit.fits && resident_clusters(request.device, choice.blocks) > 0;
   // A grid waits for all its blocks, one to an SM.
   if (choice.kernel == Kernel::kGrid)
     fit.fits = fit.fits && fit.ctas * request.num_directions <= request.device.num_multiprocessors;
@@ -149,6 +129,7 @@ Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice) {
 
 namespace {
 
+// Of a block or a cluster whose resident_clusters is 0 the least.
 double estimate(const PlanRequest& request, Pass pass, const Choice& choice, const Fit& fit,
                 const cost::Constants& constants) {
   const cost::Format format = format_of(request);
@@ -173,8 +154,8 @@ double estimate(const PlanRequest& request, Pass pass, const Choice& choice, con
   int64_t groups = fit.groups, at_once = choice.groups_at_once;
   if (choice.kernel != Kernel::kGrid) {
     groups *= request.num_directions;
-    const int64_t apart = std::max<int64_t>(resident_clusters(request.device, choice.blocks), 1);
-    at_once = apart * blocks_of_multiprocessor(request.device, fit);
+    at_once = choice.resident_clusters > 0 ? choice.resident_clusters : groups;
+    const int64_t apart = choice.resident_clusters > 0 ? choice.clusters_apart : groups;
     group.sharing = static_cast<int>((std::min(groups, at_once) + apart - 1) / apart);
   }
   const double step = cost::persistent_step(request.shape.cell, request.shape.hidden_size, format,
@@ -211,24 +192,36 @@ void for_each_division(const PlanRequest& request, Pass pass, Kernel kernel, con
 
 }  // namespace
 
-void for_each_choice(const PlanRequest& request, Pass pass, Kernel kernel,
-                     const cost::Constants& constants, const ChoiceBody& body) {
+std::vector<Candidate> candidates(const PlanRequest& request, Pass pass, Kernel kernel,
+                                  const cost::Constants& constants) {
   const RecurrenceShape& s = request.shape;
+  std::vector<Candidate> all;
   if (kernel == Kernel::kStepwise) {
     const cost::Format format = format_of(request);
-    Choice choice;
+    Choice& choice = all.emplace_back().choice;
     choice.microseconds_per_step = std::max(
         cost::stepwise_step(s, format, request.num_directions, request.captured, constants),
         cost::memory_step(s, format, pass, request.num_directions, constants));
-    return body(choice, 0);
+    return all;
   }
-  if (s.element == Element::kFloat64 || s.proj_size > 0) return;
+  if (s.element == Element::kFloat64 || s.proj_size > 0) return all;
   for_each_division(request, pass, kernel, [&](Choice choice) {
     const Fit fit = fit_of(request, pass, choice);
     if (!fit.fits) return;
     choice.microseconds_per_step = estimate(request, pass, choice, fit, constants);
-    body(choice, fit.ctas * request.num_directions);
+    all.push_back({choice, fit, fit.ctas * request.num_directions});
   });
+  return all;
+}
+
+std::string settle(const PlanRequest& request, Pass pass, const cost::Constants& constants,
+                   Candidate& candidate) {
+  Choice& choice = candidate.choice;
+  if (choice.kernel != Kernel::kBlock && choice.kernel != Kernel::kCluster) return "";
+  const std::string refusal = find_residency(request, pass, candidate.fit, choice);
+  if (refusal.empty())
+    choice.microseconds_per_step = estimate(request, pass, choice, candidate.fit, constants);
+  return refusal;
 }
 
 }  // namespace birnn::cuda

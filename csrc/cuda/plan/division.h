@@ -4,7 +4,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <string>
+#include <vector>
 
 #include "cuda/plan/request.h"
 
@@ -14,7 +15,8 @@ cost::Format format_of(const PlanRequest& request);
 
 // What a way of dividing a problem asks of a device.
 struct Fit {
-  bool fits = false;
+  bool fits = false;   // but for clusters, of which the driver decides (residency.h)
+  int instance = -1;   // of a cluster kernel
   int64_t groups = 0;  // of blocks, of one direction
   int64_t ctas = 0;    // of a launch, of one direction
   int64_t threads = 0, shared_bytes = 0;
@@ -25,18 +27,22 @@ struct Fit {
   cost::Work work;            // of a warp of a cluster
 };
 
-// Clusters of a size that a device holds at once, its blocks having a multiprocessor each: as the
-// driver says, or else by what is published of the H100.
-int64_t resident_clusters(const DeviceLimits& device, int size);
-// How many blocks of a cluster kernel a multiprocessor holds.
-int64_t blocks_of_multiprocessor(const DeviceLimits& device, const Fit& fit);
-
 Fit fit_of(const PlanRequest& request, Pass pass, const Choice& choice);
 
-// Calls body(choice, the multiprocessors that it keeps busy) for every way to run a pass by one
-// kernel, its estimate in it.
-using ChoiceBody = std::function<void(const Choice& choice, int64_t ctas)>;
-void for_each_choice(const PlanRequest& request, Pass pass, Kernel kernel,
-                     const cost::Constants& constants, const ChoiceBody& body);
+// Every way to run a pass by one kernel. The estimate in it is the least that it can cost: as if
+// all its clusters ran at once, each on multiprocessors of its own. So the driver need not be asked
+// of those that cost too much even then.
+struct Candidate {
+  Choice choice;
+  Fit fit;
+  int64_t ctas = 0;  // of all directions
+};
+std::vector<Candidate> candidates(const PlanRequest& request, Pass pass, Kernel kernel,
+                                  const cost::Constants& constants);
+
+// Finds out how many of its clusters run at once, and corrects its estimate. Returns why it does
+// not run at all, or an empty string.
+std::string settle(const PlanRequest& request, Pass pass, const cost::Constants& constants,
+                   Candidate& candidate);
 
 }  // namespace birnn::cuda

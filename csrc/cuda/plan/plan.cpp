@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "cuda/plan/division.h"
+#include "cuda/plan/residency.h"
 #include "cuda/stepwise/sizes.h"
 
 namespace birnn::cuda {
@@ -82,18 +83,30 @@ std::string element_words(const PlanRequest& request, Kernel kernel) {
 }
 
 // The best way to run a shape by one kernel, if there is one.
-std::optional<Choice> best_of(const PlanRequest& request, Pass pass, Kernel kernel,
-                              const cost::Constants& constants = {}) {
+struct Best {
+  std::optional<Choice> choice;
+  std::string refusal;  // of the best of those that could cost less, if there is one
+};
+Best best_of(const PlanRequest& request, Pass pass, Kernel kernel,
+             const cost::Constants& constants = {}) {
   // Between estimates that are the same, fewer blocks leave more of the chip to others.
   constexpr double kBlockWorth = 0.0005;
-  std::optional<Choice> best;
+  const auto worth = [](const Candidate& one) {
+    return one.choice.microseconds_per_step + kBlockWorth * static_cast<double>(one.ctas);
+  };
+  std::vector<Candidate> all = candidates(request, pass, kernel, constants);
+  std::stable_sort(all.begin(), all.end(),
+                   [&](const Candidate& a, const Candidate& b) { return worth(a) < worth(b); });
+  Best best;
   double least = 0;
-  for_each_choice(request, pass, kernel, constants, [&](const Choice& choice, int64_t ctas) {
-    const double worth = choice.microseconds_per_step + kBlockWorth * static_cast<double>(ctas);
-    if (best && worth >= least) return;
-    best = choice;
-    least = worth;
-  });
+  for (Candidate& one : all) {
+    if (best.choice && worth(one) >= least) break;
+    const std::string refusal = settle(request, pass, constants, one);
+    if (best.refusal.empty()) best.refusal = refusal;
+    if (!refusal.empty() || (best.choice && worth(one) >= least)) continue;
+    best.choice = one.choice;
+    least = worth(one);
+  }
   return best;
 }
 
@@ -115,12 +128,10 @@ std::string division_words(const PlanRequest& request, const Choice& choice, con
     words << choice.blocks << " blocks";
   words << " to each " << 8 * choice.batch_tiles << " sequences of a direction";
   if (fit.groups > 1) words << ", " << fit.groups << " such groups";
-  if (choice.kernel == Kernel::kCluster)
-    words << ", " << resident_clusters(request.device, choice.blocks)
-          << " clusters on the device at once ("
-          << (request.device.resident_clusters.empty() ? "published, not asked of a driver"
-                                                       : "as the driver says")
-          << ")";
+  if (choice.kernel != Kernel::kGrid)
+    words << ", " << choice.resident_clusters
+          << (choice.kernel == Kernel::kBlock ? " blocks" : " clusters")
+          << " on the device at once (" << residency_source(request) << ")";
   return words.str();
 }
 
@@ -140,12 +151,16 @@ std::string reason_words(const PlanRequest& request, Pass pass, const Choice& ch
   const auto& divided = pass == Pass::kForward ? request.forward : request.backward;
   if (!request.kernel.empty() || divided) words = "asked for; ";
   if (choice.kernel != Kernel::kStepwise) words += division_words(request, choice, fit) + "; ";
-  std::string others;
+  std::string others, refused;
   for (const Kernel kernel : kKernels) {
-    if (kernel == choice.kernel) continue;
-    if (const auto other = best_of(request, pass, kernel))
+    if (kernel == choice.kernel && divided) continue;
+    const Best best = best_of(request, pass, kernel);
+    if (!best.refusal.empty())
+      refused +=
+          (refused.empty() ? "; " : ", ") + std::string(name_of(kernel)) + ": " + best.refusal;
+    if (kernel != choice.kernel && best.choice)
       others += (others.empty() ? "" : ", ") + std::string(name_of(kernel)) + " " +
-                decimal(other->microseconds_per_step);
+                decimal(best.choice->microseconds_per_step);
   }
   if (pass == Pass::kBackward && backward_parts(request, choice) > 1)
     words += "in " + std::to_string(backward_parts(request, choice)) +
@@ -154,9 +169,9 @@ std::string reason_words(const PlanRequest& request, Pass pass, const Choice& ch
            (request.captured ? "in a CUDA graph" : "in an eager call");
   if (!others.empty())
     words += " (" + others + ")";
-  else
+  else if (refused.empty())
     words += ", and no other kernel takes it: " + only_stepwise_words(request);
-  return words + "; " + element_words(request, choice.kernel);
+  return words + refused + "; " + element_words(request, choice.kernel);
 }
 
 PassPlan plan_stepwise(const PlanRequest& request, Pass pass) {
@@ -207,22 +222,25 @@ bool is_same(const Choice& a, const Choice& b) {
 
 // The division that is asked for, if the pass can be run so.
 ChoiceResult take(const PlanRequest& request, Pass pass, const Choice& asked) {
-  std::optional<Choice> found;
-  for_each_choice(request, pass, asked.kernel, {}, [&](const Choice& choice, int64_t) {
-    if (is_same(choice, asked)) found = choice;
-  });
-  if (found) return {*found, ""};
+  std::string refusal;
+  for (Candidate& one : candidates(request, pass, asked.kernel, {})) {
+    if (!is_same(one.choice, asked)) continue;
+    refusal = settle(request, pass, {}, one);
+    if (refusal.empty()) return {one.choice, ""};
+    refusal = ": " + refusal;
+  }
   const std::string in_words =
       std::string(name_of(asked.kernel)) + " of blocks " + std::to_string(asked.blocks) +
       ", batch_tiles " + std::to_string(asked.batch_tiles) + ", k_split " +
       std::to_string(asked.k_split) + ", groups_at_once " + std::to_string(asked.groups_at_once);
   return {{},
           "no " + in_words + " runs this " + (pass == Pass::kForward ? "forward" : "backward") +
-              " pass on " + request.device.name + "; divisions() lists those that do"};
+              " pass on " + request.device.name + refusal + "; divisions() lists those that do"};
 }
 
 ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants& constants = {}) {
   std::vector<std::string> able;
+  std::string refusal;
   std::optional<Choice> best;
   if (const std::string old = check_device(request.device); !old.empty()) return {{}, old};
   if (const auto& asked = pass == Pass::kForward ? request.forward : request.backward)
@@ -231,7 +249,8 @@ ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants
     return {{}, no_such_kernel(request.kernel)};
   for (const Kernel kernel : kKernels) {
     const bool asked_for = request.kernel == name_of(kernel);
-    const std::optional<Choice> choice = best_of(request, pass, kernel, constants);
+    const auto [choice, refused] = best_of(request, pass, kernel, constants);
+    if (asked_for && !refused.empty()) refusal = ": " + refused;
     if (!choice) continue;
     able.push_back(name_of(kernel));
     if (!request.kernel.empty() && !asked_for) continue;
@@ -245,7 +264,7 @@ ChoiceResult search(const PlanRequest& request, Pass pass, const cost::Constants
   return {{},
           "the kernel \"" + request.kernel + "\" does not take this " +
               (pass == Pass::kForward ? "forward" : "backward") + " pass on " +
-              request.device.name + "; those that do: " + join(able)};
+              request.device.name + refusal + "; those that do: " + join(able)};
 }
 
 std::mutex& forced_mutex() {
@@ -259,15 +278,15 @@ Forced& forced_now() {
 
 }  // namespace
 
-// A search costs some ten microseconds, so what it found is remembered. The number of steps decides
-// nothing but whether offsets fit into 32 bits.
+// A search costs some ten microseconds, and asks the driver, so what it found is remembered. The
+// number of steps decides nothing but whether offsets fit into 32 bits.
 ChoiceResult choose(const PlanRequest& request, Pass pass) {
-  if (request.forward || request.backward) return search(request, pass);
+  if (request.forward || request.backward || request.answers) return search(request, pass);
   const RecurrenceShape& s = request.shape;
   const DeviceLimits& device = request.device;
   const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
   using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, int, int,
-                         int, int64_t, int, std::vector<int>, std::string>;
+                         int, int64_t, int, int, std::string>;
   const Key key{pass,
                 s.cell,
                 s.element,
@@ -282,7 +301,7 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 device.num_multiprocessors,
                 device.shared_bytes_per_block,
                 device.max_cluster_size,
-                device.resident_clusters,
+                device.index,
                 request.kernel};
   static std::mutex mutex;
   static std::map<Key, ChoiceResult> found;
@@ -306,10 +325,11 @@ Divisions divisions(const PlanRequest& request, Pass pass, const cost::Constants
   all.error = chosen.error;
   if (!all.error.empty()) return all;
   for (const Kernel kernel : kKernels)
-    for_each_choice(request, pass, kernel, constants, [&](const Choice& choice, int64_t) {
-      if (is_same(choice, chosen.choice)) all.chosen = static_cast<int>(all.choices.size());
-      all.choices.push_back(choice);
-    });
+    for (Candidate& one : candidates(request, pass, kernel, constants)) {
+      if (!settle(request, pass, constants, one).empty()) continue;
+      if (is_same(one.choice, chosen.choice)) all.chosen = static_cast<int>(all.choices.size());
+      all.choices.push_back(one.choice);
+    }
   return all;
 }
 

@@ -2,16 +2,24 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda/plan/cost_model.h"
+#include "cuda/recurrence_cuda.h"
 #include "recurrence.h"
 
 namespace birnn::cuda {
 
 using cost::Pass;
+
+struct PlanRequest;
+struct Choice;
+// Asks the driver of request.device, for a division of a block or a cluster that fits its limits.
+using AskDriver = Residency (*)(const PlanRequest& request, Pass pass, const Choice& choice);
 
 // What a kernel can ask of a device.
 struct DeviceLimits {
@@ -21,9 +29,10 @@ struct DeviceLimits {
   int64_t shared_bytes_per_block = 0;  // the most that a block can opt in to
   int max_cluster_size = 1;            // blocks, the non-portable size included; 1: no clusters
   int64_t memory_bytes = 0;
-  // How many clusters of 1, 2, ... blocks, each on a multiprocessor of its own, run at once: as the
-  // driver says. Empty: nobody asked it, and a published table stands in (division.h).
-  std::vector<int> resident_clusters = {};
+  // Of a device that is here: its number, and how its driver is asked. Null: a published table
+  // stands in (residency.h).
+  int index = -1;
+  AskDriver ask_driver = nullptr;
 };
 
 // By public data sheets; memory as sold, a GB being 10^9 bytes.
@@ -49,7 +58,12 @@ struct Choice {
   int k_split = 1;         // warps that share the columns of W_hh (block and cluster, forward)
   int groups_at_once = 1;  // groups of a direction that run side by side (grid, forward)
   double microseconds_per_step = 0;  // by the cost model, all directions
+  // Of block and cluster: how many of its clusters run at once, and of them each on multiprocessors
+  // of its own (residency.h).
+  int64_t resident_clusters = 0, clusters_apart = 0;
 };
+// (blocks, batch_tiles, k_split): (resident_clusters, clusters_apart)
+using Answers = std::map<std::tuple<int, int, int>, std::pair<int64_t, int64_t>>;
 
 struct PlanRequest {
   RecurrenceShape shape;
@@ -64,6 +78,8 @@ struct PlanRequest {
   std::string kernel;  // this one and no other, by name; empty: the best
   // These, divided in just this way, whatever `kernel` and the estimates say: for tuning.
   std::optional<Choice> forward, backward;
+  // What a driver said of all divisions of one pass of this shape, elsewhere: others do not run.
+  std::optional<Answers> answers;
 };
 
 }  // namespace birnn::cuda

@@ -9,7 +9,7 @@
 #include <optional>
 #include <type_traits>
 
-#include "cuda/cluster/limits.h"
+#include "cuda/dispatch.h"
 #include "cuda/streams.h"
 #include "layer/cuda/cublas.h"
 #include "layer/cuda/runtime.h"
@@ -83,6 +83,20 @@ Queue Library::queue(int i) const {
   return {stream, handle_};
 }
 
+namespace {
+
+cuda::Residency ask_driver(const cuda::PlanRequest& request, cuda::Pass pass,
+                           const cuda::Choice& choice) {
+  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(request.device.index));
+  // In a capture as well: a kernel that is loaded for the question may take memory.
+  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+  const cuda::Residency residency = cuda::residency(request, pass, choice);
+  if (!residency.error.empty()) cudaGetLastError();  // of what was refused
+  return residency;
+}
+
+}  // namespace
+
 const cuda::DeviceLimits& limits_of(const at::Device& device) {
   static std::mutex mutex;
   static std::map<int, cuda::DeviceLimits> known;
@@ -95,11 +109,9 @@ const cuda::DeviceLimits& limits_of(const at::Device& device) {
     limits.compute_capability = 10 * properties->major + properties->minor;
     limits.num_multiprocessors = properties->multiProcessorCount;
     limits.shared_bytes_per_block = static_cast<int64_t>(properties->sharedMemPerBlockOptin);
-    const c10::cuda::CUDAGuard guard(device);
-    limits.resident_clusters = cuda::resident_clusters(
-        cuda::max_cluster_size(limits.compute_capability), limits.shared_bytes_per_block);
-    limits.max_cluster_size = static_cast<int>(limits.resident_clusters.size());
-    cudaGetLastError();  // of sizes that were refused
+    limits.max_cluster_size = cuda::max_cluster_size(limits.compute_capability);
+    limits.index = device.index();
+    limits.ask_driver = ask_driver;
     limits.memory_bytes = static_cast<int64_t>(properties->totalGlobalMem);
   }
   return limits;

@@ -49,23 +49,57 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
     if (!error.empty()) throw pybind11::value_error(error);
   });
+  using Sizes = std::array<int64_t, 4>;
+  static const auto request_of = [](int cell, int element, const Sizes& sizes,
+                                    const std::string& kernel) {
+    birnn::cuda::PlanRequest request;
+    request.shape.cell = static_cast<birnn::Cell>(cell);
+    request.shape.element = static_cast<birnn::Element>(element);
+    request.shape.seq_len = sizes[0];
+    request.shape.batch_size = sizes[1];
+    request.input_size = sizes[2];
+    request.shape.hidden_size = sizes[3];
+    request.device = birnn::gpu::limits_of(at::Device(at::kCPU));
+    request.kernel = kernel;
+    return request;
+  };
   // Of a training step by a kernel: bytes of the reserve, and of the workspaces of both passes.
-  m.def("planned_bytes",
-        [](int cell, int element, const std::array<int64_t, 4>& sizes, const std::string& kernel) {
-          birnn::cuda::PlanRequest request;
-          request.shape.cell = static_cast<birnn::Cell>(cell);
-          request.shape.element = static_cast<birnn::Element>(element);
-          request.shape.seq_len = sizes[0];
-          request.shape.batch_size = sizes[1];
-          request.input_size = sizes[2];
-          request.shape.hidden_size = sizes[3];
-          request.device = birnn::gpu::limits_of(at::Device(at::kCPU));
-          request.kernel = kernel;
-          const birnn::cuda::Plan plan = birnn::cuda::plan(request);
-          TORCH_CHECK(plan.error.empty(), plan.error);
-          return std::make_tuple(plan.reserve_bytes, plan.forward.workspace_bytes,
-                                 plan.backward.workspace_bytes);
-        });
+  m.def("planned_bytes", [](int cell, int element, const Sizes& sizes, const std::string& kernel) {
+    const birnn::cuda::Plan plan = birnn::cuda::plan(request_of(cell, element, sizes, kernel));
+    TORCH_CHECK(plan.error.empty(), plan.error);
+    return std::make_tuple(plan.reserve_bytes, plan.forward.workspace_bytes,
+                           plan.backward.workspace_bytes);
+  });
+  // kernel, blocks, batch_tiles, k_split, clusters at once, of them apart, microseconds a step
+  using Chosen = std::tuple<std::string, int, int, int, int64_t, int64_t, double>;
+  static const auto chosen_of = [](const birnn::cuda::Choice& choice) {
+    return Chosen(birnn::cuda::name_of(choice.kernel), choice.blocks, choice.batch_tiles,
+                  choice.k_split, choice.resident_clusters, choice.clusters_apart,
+                  choice.microseconds_per_step);
+  };
+  // Of both passes of a training step: what is chosen, and why.
+  m.def("planned", [](int cell, int element, const Sizes& sizes, const std::string& kernel) {
+    const birnn::cuda::Plan plan = birnn::cuda::plan(request_of(cell, element, sizes, kernel));
+    TORCH_CHECK(plan.error.empty(), plan.error);
+    const auto of_pass = [](const birnn::cuda::PassPlan& pass) {
+      return std::make_tuple(chosen_of(pass.choice), pass.reason);
+    };
+    return std::make_tuple(of_pass(plan.forward), of_pass(plan.backward));
+  });
+  m.def("divisions", [](int cell, int element, const Sizes& sizes, bool forward) {
+    const birnn::cuda::Divisions all = birnn::cuda::divisions(
+        request_of(cell, element, sizes, ""),
+        forward ? birnn::cuda::Pass::kForward : birnn::cuda::Pass::kBackward);
+    TORCH_CHECK(all.error.empty(), all.error);
+    std::vector<Chosen> choices;
+    for (const birnn::cuda::Choice& choice : all.choices) choices.push_back(chosen_of(choice));
+    return choices;
+  });
+  m.def("change_driver", &birnn::gpu::change_driver, pybind11::arg("present") = true,
+        pybind11::arg("resident_clusters") = std::map<uint32_t, int>(),
+        pybind11::arg("blocks_of_multiprocessor") = 1, pybind11::arg("code_capability") = 90);
+  m.def("see_kernels", &birnn::gpu::see_kernels);
+  m.def("seen_kernels", [] { return birnn::gpu::seen_kernels; });
   m.def("begin_recording", &birnn::gpu::begin_recording);
   m.def("end_recording", &birnn::gpu::end_recording);
   m.def("num_side_streams", [] { return birnn::cuda::num_side_streams(0); });

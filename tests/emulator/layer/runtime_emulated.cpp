@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "cuda/dispatch.h"
 #include "cuda/streams.h"
 #include "loop_gemm.h"
 #include "runtime.h"
@@ -63,10 +64,48 @@ Queue Library::queue(int i) const {
   return {current_stream(), handle_};
 }
 
-const cuda::DeviceLimits& limits_of(const at::Device&) {
-  for (const cuda::DeviceLimits& device : cuda::known_devices())
-    if (device.name == "h100") return device;
-  TORCH_CHECK(false, "the plan does not know the h100");
+namespace {
+
+cuda::DeviceLimits& h100() {
+  static cuda::DeviceLimits limits = [] {
+    for (cuda::DeviceLimits device : cuda::known_devices())
+      if (device.name == "h100") {
+        device.index = 0;
+        device.ask_driver = cuda::residency;
+        return device;
+      }
+    TORCH_CHECK(false, "the plan does not know the h100");
+  }();
+  return limits;
+}
+
+}  // namespace
+
+const cuda::DeviceLimits& limits_of(const at::Device&) { return h100(); }
+
+// Another device of the same kind, whose driver answers like this: as the emulator's options say.
+// What the plan remembers is of the one before.
+void change_driver(bool present, const std::map<uint32_t, int>& resident_clusters,
+                   int blocks_of_multiprocessor, int code_capability) {
+  emulator::options().resident_clusters = resident_clusters;
+  emulator::options().blocks_of_multiprocessor = blocks_of_multiprocessor;
+  emulator::options().code_capability = code_capability;
+  ++h100().index;
+  h100().ask_driver = present ? cuda::residency : nullptr;
+}
+
+// kernel, threads, blocks, blocks of a cluster, shared bytes; whether it is a launch or the driver
+// is asked of it.
+using SeenKernel = std::tuple<uintptr_t, uint32_t, uint32_t, uint32_t, size_t, bool>;
+std::vector<SeenKernel> seen_kernels;
+
+void see_kernels() {
+  seen_kernels.clear();
+  emulator::kernel_observer = [](const void* kernel, const device::LaunchConfig& config,
+                                 bool launched) {
+    seen_kernels.emplace_back(reinterpret_cast<uintptr_t>(kernel), config.threads, config.grid.x,
+                              config.cluster, config.shared_bytes, launched);
+  };
 }
 
 bool is_capturing() { return timeline::is_captured(timeline::current()); }

@@ -35,12 +35,14 @@ struct Configuration {
   cudaStream_t stream;
 } pushed;
 
-cudaError_t launch(ptx::Kernel* kernel, const cudaLaunchConfig_t& given, void** arguments) {
+// What is wrong with a launch, or with the question of how many clusters of it fit; else the
+// configuration as the emulator has it.
+cudaError_t check(const ptx::Kernel* kernel, const cudaLaunchConfig_t& given,
+                  emulator::LaunchConfig& config) {
   if (!kernel) return refuse(cudaErrorInvalidDeviceFunction, "launch: no such kernel");
   if (given.blockDim.y != 1 || given.blockDim.z != 1) {
     return refuse(cudaErrorInvalidConfiguration, "launch: blocks have one dimension here");
   }
-  emulator::LaunchConfig config;
   config.grid = {given.gridDim.x, given.gridDim.y, given.gridDim.z};
   config.threads = given.blockDim.x;
   config.shared_bytes = given.dynamicSmemBytes;
@@ -68,6 +70,12 @@ cudaError_t launch(ptx::Kernel* kernel, const cudaLaunchConfig_t& given, void** 
                   "launch: a cluster of more than 8 blocks, which cudaFuncSetAttribute has not "
                   "allowed");
   }
+  return cudaSuccess;
+}
+
+cudaError_t launch(ptx::Kernel* kernel, const cudaLaunchConfig_t& given, void** arguments) {
+  emulator::LaunchConfig config;
+  if (const cudaError_t error = check(kernel, given, config)) return error;
   if (ptx::launch(*kernel, config, arguments) == 0) return cudaSuccess;
   explained = cudaErrorLaunchFailure;
   return status_of(explained);
@@ -128,6 +136,9 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
                                 void** arguments) {
+  emulator::LaunchConfig known;
+  if (emulator::kernel_observer && check(ptx::find_kernel(function), *config, known) == cudaSuccess)
+    emulator::kernel_observer(function, known, true);
   return launch(ptx::find_kernel(function), *config, arguments);
 }
 
@@ -227,23 +238,23 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
-  *blocks = 1;
+  *blocks = emulator::options().blocks_of_multiprocessor;
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int,
                                                                    size_t, unsigned) {
-  *blocks = 1;
+  *blocks = emulator::options().blocks_of_multiprocessor;
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
-                                           const cudaLaunchConfig_t* config) {
-  unsigned size = 1;
-  for (unsigned i = 0; i < config->numAttrs; ++i) {
-    const cudaLaunchAttribute& attribute = config->attrs[i];
-    if (attribute.id == cudaLaunchAttributeClusterDimension) size = attribute.val.clusterDim.x;
-  }
-  *clusters = emulator::options().resident_blocks / static_cast<int>(size);
-  return cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* function,
+                                           const cudaLaunchConfig_t* given) {
+  *clusters = 0;
+  emulator::LaunchConfig config;
+  if (const cudaError_t error = check(ptx::find_kernel(function), *given, config)) return error;
+  *clusters = emulator::resident_clusters(function, config);
+  if (*clusters >= 0) return cudaSuccess;
+  explained = cudaErrorInvalidClusterSize;
+  return status_of(explained);
 }
 
 // ---------------------------------------------------------------------------------------------
