@@ -17,30 +17,40 @@ int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 //
 // By sequences, each core reads all weights for its own sequences and waits for nobody. By units,
 // each reads its part of the weights for all sequences, keeps it in a cache of its own if it fits,
-// and meets the others once a step: worth it where there are fewer sequences than cores, or where a
-// core would stream large weights for a few rows.
+// and meets the others once a step.
+//
+// A core streams W_hh for up to kStreamedRows rows in the time that it takes for one; more rows are
+// bound by their multiply-adds. So a step takes, in bytes, W * max(rows, 8) / 8 with the rows of
+// one core, or W / shares * max(B, 8) / 8 and a meeting. An LSTM of H = 1024 (16 MB), B = 1, on 8,
+// 16 or 64 cores a direction: 8, 16 and 64 times fewer bytes a step than on one, B = 8 the same; of
+// H = 256 (1 MB) 4 times, whatever there is above 4 cores. By sequences, B = 8, a core reads all of
+// it.
 struct Split {
   int64_t tasks = 1;  // a direction
   bool by_units = false;
 
-  // Below this many bytes of W_hh a step is done in less time than it takes to meet twice.
-  static constexpr int64_t kMinBytes = 512 << 10;
-  // More rows than these are bound by their multiply-adds, not by the bytes of weights.
-  static constexpr int64_t kMaxRows = 8;
+  // Of W_hh: a smaller share is done in less time than it takes to meet.
+  static constexpr int64_t kMinShareBytes = 256 << 10;
+  static constexpr int64_t kStreamedRows = 8;
 
   explicit Split(const Layer& layer) {
     const RecurrenceShape& s = layer.shape;
+    const int64_t B = s.batch_size;
     const int64_t cores = std::max<int64_t>(at::get_num_threads() / layer.num_directions, 1);
-    tasks = std::min(cores, s.batch_size);
+    tasks = std::min(cores, B);
 #if AT_PARALLEL_OPENMP
     // Those who meet must all run: OpenMP gives each task of a region a thread, or a thread several
     // tasks at once; a pool of threads that others use as well may not.
     const int64_t bytes =
         layer.kernels->packed_bytes(s.hidden_size, num_gates(s.cell), s.state_size());
-    if (cores == 1 || !layer.kernels->shares_units || s.proj_size || bytes < kMinBytes) return;
-    if (s.batch_size < cores || s.batch_size <= kMaxRows) {
+    const int64_t shares = std::min(cores, bytes / kMinShareBytes);
+    if (shares < 2 || !layer.kernels->shares_units || s.proj_size) return;
+    if (B >= cores && B > kStreamedRows) return;
+    const int64_t rows = (B + tasks - 1) / tasks;
+    const int64_t by_sequences = std::max(rows, kStreamedRows) * shares;
+    if (std::max(B, kStreamedRows) < by_sequences) {
       by_units = true;
-      tasks = cores;
+      tasks = shares;
     }
 #endif
   }
