@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from figures_page import processor, write_between
 from published_networks import CASES, Case
 from rich.console import Console
 from rich.markup import escape
@@ -245,23 +246,12 @@ def report(results: Sequence[tuple[Case, Result]]) -> Table:
     return table
 
 
-def processor() -> str:
-    """The name of this machine's processor, if the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "an unnamed processor"
-
-
 def write_table(path: Path, results: Sequence[tuple[Case, Result]], rounds: int) -> None:
     """Put the table between the two marks of a page.
 
     Raises:
         ValueError: the marks are not there.
     """
-    head, begin, rest = path.read_text().partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} ... {END}")
     rows = [HEADINGS, ["---"] * 4 + ["--:"] * 7]
     rows += [cells(case, result) for case, result in results]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -269,7 +259,7 @@ def write_table(path: Path, results: Sequence[tuple[Case, Result]], rounds: int)
         f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of "
         f"{rounds} rounds, torch.nn / birnn_cuda in ms."
     )
-    path.write_text(f"{head}{BEGIN}\n{table}\n\n{where}\n{END}{tail}")
+    write_between(path, BEGIN, END, f"{table}\n\n{where}")
 
 
 def packages_of(folder: Path) -> str:

@@ -15,7 +15,6 @@ import argparse
 import copy
 import math
 import os
-import platform
 import random
 import statistics
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from figures_page import processor, write_between
 from torch import Tensor, nn
 
 import birnn_cuda
@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unequal:
         return 1
     if arguments.write is not None:
-        write(arguments.write, lines)
+        try:
+            write_between(arguments.write, BEGIN, END, "\n".join(["```text", *lines, "```"]))
+        except ValueError as error:
+            sys.exit(str(error))
     return 0
 
 
@@ -232,27 +235,6 @@ def report(
     verdict = f"DIFFER in {', '.join(unequal)}" if unequal else "are the same bits"
     lines.append(f"birnn_cuda: a step at a time and the whole in one call {verdict}")
     return lines
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def write(path: Path, lines: Sequence[str]) -> None:
-    """Put the report between the markers of a page."""
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{path} lacks the lines {BEGIN} and {END}")
-    shown = "\n".join(["```text", *lines, "```"])
-    path.write_text(f"{before}{BEGIN}\n{shown}\n{END}{after}", encoding="utf-8")
 
 
 class Progress:

@@ -105,7 +105,9 @@ def heat_map(
 def line_chart(
     lines: Sequence[Line], x_label: str, y_label: str, title: str, names: Mapping[Style, str]
 ) -> Figure:
-    """Both axes logarithmic. `names` says what the styles in use stand for."""
+    """Both axes logarithmic. `names` says what the styles stand for; those in use are shown."""
+    in_use = {line.style for line in lines}
+    names = {style: name for style, name in names.items() if style in in_use}
     labels = list(dict.fromkeys(line.label for line in lines))
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)}
     legend_rows = -(-len(labels) // 4) + 1

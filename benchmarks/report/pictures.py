@@ -293,7 +293,6 @@ def unequal_lengths(results: Results) -> Group:
         case = case_of(sweep[0])
         kind = f"{case.dtype}, {case.pass_name}, B={case.batch_size}, H={case.hidden_size}"
         sides: dict[Style, str] = {OWN: SUBJECT, PEER: TORCH}
-        drawn = {line.style for line in lines}
         pictures.append(
             Picture(
                 f"unequal-{case.pass_name}-{case.dtype}-{case.cell}"
@@ -301,11 +300,7 @@ def unequal_lengths(results: Results) -> Group:
                 f"Microseconds a step against sequence length, padded and packed: "
                 f"{case.cell}, {kind}",
                 figures.line_chart(
-                    lines,
-                    "sequence length",
-                    "us a step",
-                    f"{CELL_NAMES[case.cell]}, {kind}",
-                    {style: name for style, name in sides.items() if style in drawn},
+                    lines, "sequence length", "us a step", f"{CELL_NAMES[case.cell]}, {kind}", sides
                 ),
             )
         )
@@ -345,7 +340,6 @@ def streaming(results: Results) -> Group:
             ]
             if max((len(line.points) for line in lines), default=0) < LEAST_CELLS:
                 continue
-            drawn = {line.style for line in lines}
             pictures.append(
                 Picture(
                     f"streaming-{percentile}-{dtype}-{cell}",
@@ -355,7 +349,7 @@ def streaming(results: Results) -> Group:
                         "hidden size",
                         "us a call",
                         f"{CELL_NAMES[cell]}, {dtype}, {percentile}",
-                        {style: name for style, name in sides.items() if style in drawn},
+                        sides,
                     ),
                 )
             )
