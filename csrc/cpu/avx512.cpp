@@ -57,9 +57,14 @@ struct MultiplyInt8 {
 };
 
 #include "cpu/kernels.h"
+// kernels.h comes first
+#include "cpu/matrix_product.h"
 }  // namespace avx512_set
 
 const InstructionSet& avx512() {
+  using Product = avx512_set::MatrixProduct<float>;
+  static const MatrixProductKernel product{Product::kTileRows, Product::scratch_bytes,
+                                           Product::run};
   static const InstructionSet set{
       "avx512",
       [] { return has_avx512(); },
@@ -67,7 +72,8 @@ const InstructionSet& avx512() {
        &avx512_set::kernel_table<avx512_set::Plain<float>>(),
        &avx512_set::kernel_table<avx512_set::Widened<Float16>>(),
        &avx512_set::kernel_table<avx512_set::Widened<BFloat16>>(),
-       &avx512_set::kernel_table<avx512_set::Int8Words<avx512_set::MultiplyInt8>>()}};
+       &avx512_set::kernel_table<avx512_set::Int8Words<avx512_set::MultiplyInt8>>()},
+      &product};
   return set;
 }
 

@@ -1,4 +1,6 @@
-// gemm.h on a CPU: the BLAS behind torch, through ATen (it exports no BLAS symbol of its own).
+// gemm.h on a CPU: the BLAS behind torch, through ATen (it exports no BLAS symbol of its own), or
+// the own kernel where that is faster. Shared out over torch's threads, outside of a parallel
+// region.
 #pragma once
 
 #include "gemm.h"

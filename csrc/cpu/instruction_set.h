@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/step_barrier.h"
+#include "gemm.h"
 #include "recurrence.h"
 
 namespace birnn::cpu {
@@ -94,6 +95,14 @@ struct KernelTable {
   void (*backward)(const BackwardTask& task);  // null: inference only
 };
 
+// C (+)= op(A) B of large float32 matrices: B as it lies, beta 0 or 1, k of at least 1
+// (matrix_product.h).
+struct MatrixProductKernel {
+  int64_t tile_rows;  // of C: what threads take should be a multiple of it
+  int64_t (*scratch_bytes)(const GemmShape& shape);
+  void (*run)(const GemmShape& shape, const void* a, const void* b, void* c, void* scratch);
+};
+
 // The numbers that weights are given in.
 enum class WeightFormat : int { kFloat64, kFloat32, kFloat16, kBFloat16, kInt8 };
 constexpr int kNumWeightFormats = 5;
@@ -102,6 +111,7 @@ struct InstructionSet {
   const char* name;
   bool (*is_available)();                        // to this process, on this processor
   const KernelTable* tables[kNumWeightFormats];  // by WeightFormat; null: none of its own
+  const MatrixProductKernel* product = nullptr;
 };
 
 // In the order of what they can do.
@@ -123,6 +133,9 @@ struct ChosenKernels {
 // have, none of them above the one that the environment variable BIRNN_CPU_ISA names. Raises an
 // error that says what there is if it names one that is not.
 const ChosenKernels& kernels_for(WeightFormat format);
+// The kernel of large float32 products where it is faster than the BLAS behind torch; null: it is
+// not, or the environment variable BIRNN_CPU_PRODUCTS is "blas" ("own": wherever there is one).
+const MatrixProductKernel* product_kernel();
 // The name of the best set itself.
 const char* instruction_set_name();
 

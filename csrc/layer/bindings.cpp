@@ -30,6 +30,7 @@ pybind11::dict build_info() {
       "unknown";
 #endif
   info["cpu_instruction_set"] = birnn::cpu::instruction_set_name();
+  info["cpu_products"] = birnn::cpu::product_kernel() ? "own" : "blas";
   using birnn::cpu::WeightFormat;
   for (const auto& [name, format] :
        {std::pair{"float32", WeightFormat::kFloat32},

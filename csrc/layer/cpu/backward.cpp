@@ -107,9 +107,14 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   tensors.dhx = take_state(in.d_h_n, rows, {D, B, S}, options);
   if (lstm) tensors.dcx = take_state(in.d_c_n, rows, {D, B, H}, options);
   const Tensor &output = tensors.output, &hx = tensors.hx;
-  const int64_t dgates_width = dgates_blocks(s.cell) * H;
-  const int64_t chunk = steps_per_chunk(layer, dgates_width * row_options.dtype().itemsize());
-  const Tensor dgates = cpu::empty_large({D, std::min(chunk * B, N), dgates_width}, row_options);
+  // Rows whose distance is a large power of two share few sets of a cache: a product of twelve of
+  // them loses lines before it has read them (1.05 times as fast where they do not, AVX-512).
+  constexpr int64_t kSharesSets = 1024, kLine = 64;
+  const int64_t number = row_options.dtype().itemsize(), dgates_width = dgates_blocks(s.cell) * H;
+  const int64_t dgates_stride =
+      dgates_width + (dgates_width * number % kSharesSets == 0 ? kLine / number : 0);
+  const int64_t chunk = steps_per_chunk(layer, dgates_width * number);
+  const Tensor dgates = cpu::empty_large({D, std::min(chunk * B, N), dgates_stride}, row_options);
   if (s.proj_size) tensors.dproj = cpu::empty_large({D, N, S}, row_options);
 
   std::vector<BackwardDirection> directions(D);
@@ -117,7 +122,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     BackwardDirection& dir = directions[d];
     dir = backward_direction(p, tensors, d);
     dir.dgates = mutable_row_pointer(dgates, d);
-    dir.dgates_stride = dgates_width;
+    dir.dgates_stride = dgates_stride;
   }
   const int per_direction = p.weights_per_direction;
   const auto needed = [&](int d, int i) { return in.needs_grad[3 + d * per_direction + i]; };
@@ -149,7 +154,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     if (count == 0) return;
     GemmShape product;
     product.transpose_a = true;
-    product.lda = dgates_width;
+    product.lda = dgates_stride;
     if (dw_ih[d].sum.defined()) {
       product.beta = dw_ih[d].next_beta();
       for (const InputGateBlocks& block : blocks) {  // dW_ih += dgates^T x
@@ -183,7 +188,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       }
     }
     if (Tensor& sum = dbias[d].sum; sum.defined()) {
-      const Tensor counted = dgates[d].narrow(0, 0, count);
+      const Tensor counted = dgates[d].narrow(0, 0, count).narrow(1, 0, dgates_width);
       if (dbias[d].next_beta() == 0.0f)
         at::sum_out(sum, counted, {0}, false, numbers.sums);
       else
@@ -210,7 +215,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
           const int64_t first = offset(t_begin(d));
           GemmShape product;  // dx += dgates W_ih
           product.m = offset(t_end(d)) - first, product.n = columns, product.k = block.count * H;
-          product.lda = dgates_width, product.ldb = I, product.ldc = I;
+          product.lda = dgates_stride, product.ldb = I, product.ldc = I;
           product.beta = std::exchange(beta, 1.0f);
           multiply(product, direction_row_pointer(dgates, d, 0, block.column * H),
                    row_pointer(p.weight_ih(d), block.row * H, column),
