@@ -18,7 +18,7 @@ help:
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
 	@echo "make exchange weights and models to and from other frameworks and runtimes"
-	@echo "make bench   measure against torch.nn and onnxruntime on this machine's CPU"
+	@echo "make bench   measure against torch.nn, onnxruntime and OpenVINO on this machine's CPU"
 	@echo "make real-models  replace the layers of published networks, and compare"
 	@echo "make streaming-figures  measure what docs/streaming.md shows (2 minutes, on an idle machine)"
 	@echo "make lint    clang-format, ruff and mypy"

@@ -1,4 +1,4 @@
-"""``python -m benchmarks cpu``: the layer on CPU cores, against torch.nn and onnxruntime."""
+"""``python -m benchmarks cpu``: on CPU cores, against torch.nn, onnxruntime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from benchmarks.command import MeasuringCommand
 from benchmarks.cpu_cases import PRESETS, SECTIONS
 from benchmarks.measure.cases import Case
 from benchmarks.peers.onnxruntime import OnnxPeer
+from benchmarks.peers.openvino import OpenVinoPeer
 from benchmarks.peers.peer import Peer
 from benchmarks.sections.accuracy import AccuracyMeasurement
 from benchmarks.sections.busy import BusyMeasurement
@@ -22,14 +23,14 @@ from benchmarks.sections.streaming import StreamingMeasurement
 
 class CpuCommand(MeasuringCommand):
     name = "cpu"
-    help = "measure on CPU cores, against torch.nn and onnxruntime"
+    help = "measure on CPU cores, against torch.nn, onnxruntime and OpenVINO"
     description = __doc__ or ""
     budgets = "quick (under 1 minute), standard (under 10; the default) or full"
     sections = SECTIONS
     presets = PRESETS
 
     def all_peers(self) -> list[Peer]:
-        return [self.torch_layer(), OnnxPeer()]
+        return [self.torch_layer(), OnnxPeer(), OpenVinoPeer()]
 
     def measurements(
         self, cases: Mapping[str, Sequence[Case]], sections: Sequence[str], filtered: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
-from benchmarks.measure.cases import CELLS, Case, Limits, Preset, Shape, grid, over_length
+from benchmarks.measure.cases import CELLS, PASSES, Case, Limits, Preset, Shape, grid, over_length
 
 SECTIONS = ("layers", "dtypes", "lengths", "memory", "accuracy", "streaming", "busy", "import")
 
@@ -27,6 +27,23 @@ DTYPES_SHAPES: tuple[Shape, ...] = (
     (100, 32, 128),
     (50, 32, 512),
 )
+# Of networks that people run: cell, T, B, I, H, directions, layers.
+Network = tuple[str, int, int, int, int, int, int]
+NETWORKS: tuple[Network, ...] = (
+    ("lstm", 25, 32, 100, 300, 2, 1),  # a tagger's
+    ("lstm", 10, 512, 50, 50, 2, 1),  # characters of a tagger's words
+    ("lstm", 40, 32, 512, 256, 2, 2),  # lines of OCR (CRNN), together
+    ("lstm", 80, 1, 512, 256, 2, 2),  # and alone
+    ("lstm", 589, 8, 60, 128, 2, 4),  # speech (PyanNet)
+    ("lstm", 255, 1, 512, 256, 2, 3),  # a separator of music (Open-Unmix)
+    ("gru", 1000, 16, 10, 128, 2, 2),  # nanopore reads (medaka)
+    ("lstm", 160, 4, 40, 256, 1, 3),  # a speaker encoder (GE2E)
+    ("lstm", 160, 8, 256, 768, 1, 1),  # a large one's second layer
+    ("lstm", 120, 8, 100, 1024, 1, 1),  # a language model
+    ("gru", 50, 16, 2048, 128, 2, 1),  # wide features, few units
+    ("lstm", 20, 8, 1024, 1024, 2, 1),
+)
+QUICK_NETWORKS = NETWORKS[:1]
 ACCURACY_SHAPES: tuple[Shape, ...] = ((100, 8, 256),)
 BUSY = (("lstm", (50, 1, 1024)), ("lstm", (100, 8, 256)), ("gru", (100, 8, 256)))
 
@@ -56,6 +73,15 @@ def streams_of_a_preset(cells: Sequence[str]) -> Iterator[Case]:
     yield from streams(cells, steps=(1, 16), batches=(4,), sizes=(64, 256, 1024))
     yield from streams(cells, steps=(4, 16), sizes=(64, 256, 1024), directions=(2,))
     yield from streams(cells, steps=(1,), sizes=(64, 256, 1024), layers=(3,))
+
+
+def networks(chosen: Sequence[Network] = NETWORKS) -> list[Case]:
+    """Inference, then training, in fp32."""
+    return [
+        Case(cell, t, b, i, h, pass_name, bidirectional=d == 2, num_layers=n)
+        for cell, t, b, i, h, d, n in chosen
+        for pass_name in PASSES
+    ]
 
 
 def beside_others(shapes: Sequence[tuple[str, Shape]], directions: Sequence[int]) -> list[Case]:
@@ -91,7 +117,7 @@ def sections(
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
         cases=sections(
-            grid(CELLS, QUICK_SHAPES, ("fp32",)),
+            grid(CELLS, QUICK_SHAPES, ("fp32",)) + networks(QUICK_NETWORKS),
             grid(("lstm",), ((100, 8, 256),), ("fp32",)),
             grid(("lstm",), over_length((50, 100, 200), 8, 256), ("fp32",)),
             grid(("lstm",), ((100, 32, 256),), ("fp32",), ("training",)),
@@ -110,7 +136,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "standard": Preset(
         cases=sections(
-            grid(CELLS, SHAPES, ("fp32",)),
+            grid(CELLS, SHAPES, ("fp32",)) + networks(),
             grid(CELLS, DTYPES_SHAPES, ("fp32",)),
             [
                 *grid(("rnn",), ((100, 8, 256), (100, 32, 512)), ("fp32",)),
@@ -130,7 +156,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "full": Preset(
         cases=sections(
-            grid(CELLS, SHAPES, ("fp32", "fp64", "bf16")),
+            grid(CELLS, SHAPES, ("fp32", "fp64", "bf16")) + networks(),
             grid(CELLS, (*DTYPES_SHAPES, (200, 64, 512)), ("fp32",)),
             grid(
                 CELLS,

@@ -48,6 +48,11 @@ class Case:
         return 2 if self.bidirectional else 1
 
     @property
+    def is_square(self) -> bool:
+        """One layer of both directions whose input is as wide as it is: of what B and H say all."""
+        return self.bidirectional and self.num_layers == 1 and self.input_size == self.hidden_size
+
+    @property
     def key(self) -> str:
         """Its name in a results file."""
         shape = f"T{self.seq_len}-B{self.batch_size}-I{self.input_size}-H{self.hidden_size}"

@@ -20,6 +20,7 @@ DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnx",
+    "openvino",
     "triton",
     "flashrnn",
     "jax",

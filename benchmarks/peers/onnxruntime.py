@@ -1,11 +1,11 @@
 """onnxruntime's RNN, GRU and LSTM operators, in inference, on CPU cores and through CUDA.
 
-The model is the bare operator: [T, B, I] in, [T, D, B, H] out. onnxruntime is spared the
-transposition to torch's [T, B, D*H] layout, and input and outputs stay bound to memory that exists
-already; a stream's states lie in two sets of buffers, which calls read and write in turn. On CPU
-cores it runs on the same number of threads as torch, without spinning: its idle
-threads would take the cores from whoever runs next. On CUDA it runs on a stream of torch's, and
-does not wait for it.
+The model is the bare operator: [T, B, I] in, [T, D, B, H] out; of several layers one after the
+other, each turned into the next one's input. onnxruntime is spared the last transposition to
+torch's [T, B, D*H] layout, and input and outputs stay bound to memory that exists already; a
+stream's states lie in two sets of buffers, which calls read and write in turn. On CPU cores it runs
+on the same number of threads as torch, without spinning: its idle threads would take the cores from
+whoever runs next. On CUDA it runs on a stream of torch's, and does not wait for it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ class OnnxPeer:
             return "inference only"
         if case.dtype != "fp32":
             return "its recurrent operators take fp32"
-        if case.num_layers > 1:
-            return "its recurrent operators are single layers"
         return None
 
     def build(self, problem: Problem) -> OnnxRun:
@@ -114,7 +112,8 @@ class OnnxStreamRun:
 
         case = stream.case
         self.session = cpu_session(serialized_model(case, stream.weights, with_states=True))
-        size = (case.num_directions, case.batch_size, case.hidden_size)
+        directions = case.num_directions
+        size = (case.num_layers * directions, case.batch_size, case.hidden_size)
         names = ("h", "c") if case.cell == "lstm" else ("h",)
         # By turn: what is read, and what is written.
         read = [
@@ -125,7 +124,7 @@ class OnnxStreamRun:
             read[0][f"{name}_0"].copy_(state)
         self.written = [
             {
-                "Y": torch.empty(case.seq_len, *size),
+                "Y": torch.empty(case.seq_len, directions, *size[1:]),
                 **{f"{name}_n": read[(turn + 1) % CALLS][f"{name}_0"] for name in names},
             }
             for turn in range(CALLS)
@@ -234,7 +233,7 @@ def numpy_dtype(case: Case) -> type[np.generic]:
 
 
 def serialized_model(case: Case, weights: Tensors, with_states: bool = False) -> bytes:
-    """The layer as an ONNX model of a single node; on request it takes h_0 and c_0."""
+    """The layers as an ONNX model, a node each; on request it takes h_0 and c_0."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -246,42 +245,69 @@ def serialized_model(case: Case, weights: Tensors, with_states: bool = False) ->
         )
         return reordered
 
-    def all_directions(*names: str) -> np.ndarray:
-        """The parameters `names`, joined, of each direction: [D, ...]."""
+    def all_directions(layer: int, *names: str) -> np.ndarray:
+        """The parameters `names`, joined, of each direction of a layer: [D, ...]."""
         return np.stack(
             [
-                np.concatenate([gates_reordered(f"{name}_l0{suffix}") for name in names])
+                np.concatenate([gates_reordered(f"{name}_l{layer}{suffix}") for name in names])
                 for suffix in ("", "_reverse")[: case.num_directions]
             ]
         )
 
-    constants = {
-        "W": all_directions("weight_ih"),  # [D, G*H, I]
-        "R": all_directions("weight_hh"),  # [D, G*H, H]
-        "B": all_directions("bias_ih", "bias_hh"),  # [D, 2*G*H]
-    }
-    outputs = ["Y", "h_n"] + (["c_n"] if case.cell == "lstm" else [])
     attributes: dict[str, Any] = {
         "direction": "bidirectional" if case.bidirectional else "forward",
         "hidden_size": case.hidden_size,
     }
     if case.cell == "gru":
         attributes["linear_before_reset"] = 1  # r applies after the recurrent product
-    states = [name.replace("_n", "_0") for name in outputs[1:]] if with_states else []
-    lengths = [""] if states else []  # an input before them, which is left out
-    inputs = ["X", *constants, *lengths, *states]
-    node = helper.make_node(case.cell.upper(), inputs, outputs, **attributes)
+    final = ["h_n"] + (["c_n"] if case.cell == "lstm" else [])
+    states = [name.replace("_n", "_0") for name in final] if with_states else []
+    one_layer = case.num_layers == 1
+    constants: dict[str, np.ndarray] = {}
+    nodes = []
+
+    def of_layer(name: str, layer: int) -> str:
+        return name if one_layer else f"{name}_{layer}"
+
+    if states and not one_layer:
+        constants["sizes"] = np.full(case.num_layers, case.num_directions, dtype=np.int64)
+        for name in states:
+            parts = [of_layer(name, layer) for layer in range(case.num_layers)]
+            nodes.append(helper.make_node("Split", [name, "sizes"], parts, axis=0))
+    below = "X"
+    for layer in range(case.num_layers):
+        own = {
+            of_layer("W", layer): all_directions(layer, "weight_ih"),  # [D, G*H, I]
+            of_layer("R", layer): all_directions(layer, "weight_hh"),  # [D, G*H, H]
+            of_layer("B", layer): all_directions(layer, "bias_ih", "bias_hh"),  # [D, 2*G*H]
+        }
+        constants |= own
+        lengths = [""] if states else []  # an input before them, which is left out
+        inputs = [below, *own, *lengths, *(of_layer(name, layer) for name in states)]
+        is_last = layer == case.num_layers - 1
+        output = "Y" if is_last else of_layer("Y", layer)
+        outputs = [output, *(of_layer(name, layer) for name in final)]
+        nodes.append(helper.make_node(case.cell.upper(), inputs, outputs, **attributes))
+        if not is_last:  # [T, D, B, H] to [T, B, D*H]
+            constants["merged"] = np.array([0, 0, -1], dtype=np.int64)
+            turned, below = of_layer("turned", layer), of_layer("X", layer)
+            nodes.append(helper.make_node("Transpose", [output], [turned], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [turned, "merged"], [below]))
+    if not one_layer:
+        for name in final:
+            parts = [of_layer(name, layer) for layer in range(case.num_layers)]
+            nodes.append(helper.make_node("Concat", parts, [name], axis=0))
     element = TensorProto.FLOAT16 if case.dtype == "fp16" else TensorProto.FLOAT
     input_shape = [case.seq_len, case.batch_size, case.input_size]
-    state_shape = [case.num_directions, case.batch_size, case.hidden_size]
+    state_shape = [case.num_layers * case.num_directions, case.batch_size, case.hidden_size]
     graph = helper.make_graph(
-        [node],
+        nodes,
         case.cell,
         [
             helper.make_tensor_value_info("X", element, input_shape),
             *(helper.make_tensor_value_info(name, element, state_shape) for name in states),
         ],
-        [helper.make_tensor_value_info(name, element, None) for name in outputs],
+        [helper.make_tensor_value_info(name, element, None) for name in ("Y", *final)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(

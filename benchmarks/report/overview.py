@@ -67,17 +67,12 @@ def processor_of(results: Results) -> str:
 
 
 def points(shown: Sequence[Results]) -> Iterator[Point]:
-    """The layers in fp32 with both directions; of several T of a B and H the last measured."""
+    """The square layers in fp32; of several T of a B and H the last measured."""
     for results in shown:
         found: dict[tuple[str, tuple[int, int], str], float] = {}
         for entry in results.section("layers"):
             case, ratio = case_of(entry), times_as_fast(entry, TORCH)
-            if (
-                case.dtype == "fp32"
-                and case.bidirectional
-                and ratio
-                and SUBJECT in entry["samples"]
-            ):
+            if case.dtype == "fp32" and case.is_square and ratio and SUBJECT in entry["samples"]:
                 found[case.pass_name, (case.batch_size, case.hidden_size), case.cell] = ratio
         for (pass_name, shape, cell), ratio in found.items():
             yield Point(pass_name, shape, cell, processor_of(results), ratio)

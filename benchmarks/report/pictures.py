@@ -78,7 +78,7 @@ def groups_of(results: Results, constants: Constants | None = None) -> list[Grou
 
 def speed_ups(results: Results) -> Iterator[Group]:
     """Heat maps, by peer and pass: a map for each cell and dtype."""
-    entries = [entry for entry in results.section("layers") if case_of(entry).bidirectional]
+    entries = [entry for entry in results.section("layers") if case_of(entry).is_square]
     for peer in peer_names(entries):
         for pass_name in PASSES:
             maps = dict(_ratio_maps(entries, peer, pass_name))
@@ -192,9 +192,7 @@ def _charts(
 ) -> list[Picture]:
     """A chart for each cell, dtype and pass in which some line has two points."""
     entries = [
-        (case, entry)
-        for entry in results.section("layers")
-        if (case := case_of(entry)).bidirectional
+        (case, entry) for entry in results.section("layers") if (case := case_of(entry)).is_square
     ]
     pictures = []
     for dtype, cell in _kinds(case for case, _ in entries):

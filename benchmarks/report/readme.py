@@ -24,12 +24,21 @@ from benchmarks.report.metrics import (
     describe_device,
     geometric_means,
     means,
+    peer_names,
     ratio_in_rounds,
     share_of_floor,
     step_microseconds,
     times_as_fast,
 )
-from benchmarks.report.table import NONE, busy, failures, lengths, streaming, tables
+from benchmarks.report.table import (
+    NONE,
+    busy,
+    case_cells,
+    failures,
+    lengths,
+    streaming,
+    tables,
+)
 from benchmarks.sections.busy import SECOND, SPINNING
 
 BEGIN = "<!-- python -m benchmarks readme: from here -->"
@@ -170,29 +179,33 @@ def insert(text: str, table: str) -> str:
 def speed(results: Results) -> str:
     """The results as Markdown."""
     machine, versions, gemm = (results.data[name] for name in ("machine", "versions", "gemm"))
-    peers = [f"onnxruntime {versions['onnxruntime']}"] if versions.get("onnxruntime") else []
-    against = " and ".join([f"torch.nn of torch {versions['torch']}", *peers])
+    peers = [name for name in peer_names(results.section("layers")) if name != TORCH]
+    against = " and ".join(
+        [f"torch.nn of torch {versions['torch']}", *(f"{name} {versions[name]}" for name in peers)]
+    )
     lines = [
         f"On {machine['cpu']}, {machine['cores']} cores, {machine['capability']}, fp32, both "
-        f"directions, against {against}; a 2048 x 2048 matrix product reaches "
+        f"directions unless it is said, against {against}; a 2048 x 2048 matrix product reaches "
         f"{gemm_rate(gemm['fp32']) / 1e9:.0f} GFLOP/s there.",
         "",
         *(f"- {line.strip()}" for line in geometric_means(results)),
         "",
-        "| cell | T | B | H | inference, us a step | x torch.nn | x onnxruntime | of floor "
-        "| training, us a step | x torch.nn | of floor |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| cell | T | B | H | inference, us a step | x torch.nn "
+        + "".join(f"| x {name} " for name in peers)
+        + "| of floor | training, us a step | x torch.nn | of floor |",
+        "|---" + "|--:" * (9 + len(peers)) + "|",
     ]
-    rows: dict[tuple[Any, ...], dict[str, Entry]] = {}
+    rows: dict[tuple[str, ...], dict[str, Entry]] = {}
     for entry in results.section("layers"):
         case = entry["case"]
         if case["dtype"] == "fp32" and SUBJECT in entry["samples"]:
-            names = ("cell", "seq_len", "batch_size", "hidden_size")
-            rows.setdefault(tuple(case[name] for name in names), {})[case["pass_name"]] = entry
+            row = tuple(case_cells(case)[:4])
+            rows.setdefault(row, {})[case["pass_name"]] = entry
     for key, entries in rows.items():
-        cells = [str(part) for part in key]
+        cells = list(key)
         for pass_name in PASSES:
-            cells += _cells(entries.get(pass_name), pass_name, gemm)
+            beside = [TORCH, *(peers if pass_name == "inference" else [])]
+            cells += _cells(entries.get(pass_name), beside, gemm)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_dtypes(results), *_lengths(results), *_memory(results.section("memory"))]
     lines += _import_time(results.section("import"))
@@ -228,8 +241,9 @@ def speed_on_cuda(results: Results) -> str:
     )
 
 
-def _cells(entry: Entry | None, pass_name: str, gemm: Mapping[str, Sequence[float]]) -> list[str]:
-    peers = ["torch.nn"] + (["onnxruntime"] if pass_name == "inference" else [])
+def _cells(
+    entry: Entry | None, peers: Sequence[str], gemm: Mapping[str, Sequence[float]]
+) -> list[str]:
     if entry is None:
         return [NONE] * (2 + len(peers))
     samples = entry["samples"]

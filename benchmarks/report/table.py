@@ -78,7 +78,7 @@ def _divisions(entries: Sequence[Entry], results: Results) -> Table:
     )
     for entry in entries:
         times, chosen = division_microseconds(entry), entry["chosen"]
-        case = _case_cells(entry["case"])[:-1]
+        case = case_cells(entry["case"])[:-1]
         fastest = min(times, key=lambda name: times[name]) if times else NONE
         least, own = times.get(fastest), times.get(chosen)
         table.add(
@@ -107,12 +107,19 @@ def _case_table(title: str, columns: Iterable[str]) -> Table:
     return Table(title, [*CASE_COLUMNS, *columns], CASE_WORDS)
 
 
-def _case_cells(case: Mapping[str, Any]) -> list[str]:
+def case_cells(case: Mapping[str, Any]) -> list[str]:
+    """The case in the columns CASE_COLUMNS."""
     cell = case["cell"] + ("" if case.get("bidirectional", True) else ", 1 direction")
     if case.get("num_layers", 1) > 1:
         cell += f", {case['num_layers']} layers"
-    names = ("seq_len", "batch_size", "hidden_size", "dtype", "pass_name")
-    return [cell, *(str(case[name]) for name in names)]
+    shape = (str(case["seq_len"]), str(case["batch_size"]), describe_units(case))
+    return [cell, *shape, case["dtype"], case["pass_name"]]
+
+
+def describe_units(case: Mapping[str, Any]) -> str:
+    """H, and the features of the input where they are not as many."""
+    features, units = case["input_size"], case["hidden_size"]
+    return str(units) if features == units else f"{units} of {features}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -129,11 +136,11 @@ def _cpu_layers(entries: Sequence[Entry], results: Results) -> Table:
     table = _case_table("Layers: x peer is how much faster than the peer", columns)
     for entry in entries:
         if SUBJECT not in entry["samples"]:
-            table.add(*_case_cells(entry["case"]), "failed", *[NONE] * (len(columns) - 1))
+            table.add(*case_cells(entry["case"]), "failed", *[NONE] * (len(columns) - 1))
             continue
         own = entry["samples"][SUBJECT]
         table.add(
-            *_case_cells(entry["case"]),
+            *case_cells(entry["case"]),
             _number(step_microseconds(entry, SUBJECT), ".2f"),
             f"{spread(own):.0%}",
             *(_number(times_as_fast(entry, peer), ".2f") for peer in peers),
@@ -162,14 +169,14 @@ def _cuda_layers(entries: Sequence[Entry], results: Results) -> Table:
         best, kernel = best_own(entry), entry["kernel"] or NONE
         if best is None:
             nothing = [NONE] * (len(columns) - 2)
-            table.add(*_case_cells(entry["case"]), kernel, "failed", *nothing)
+            table.add(*case_cells(entry["case"]), kernel, "failed", *nothing)
             continue
         seconds = statistics.median(entry["samples"][best])
         launch = entry["host_samples"].get(SUBJECT)
         limit, taken = floor_microseconds(entry, results), step_microseconds(entry, best)
         share = limit / taken if limit is not None and taken is not None else None
         table.add(
-            *_case_cells(entry["case"]),
+            *case_cells(entry["case"]),
             kernel,
             *(_number(step_microseconds(entry, name), ".3f") for name in own),
             f"{spread(entry['samples'][best]):.0%}",
@@ -190,7 +197,7 @@ def _concurrency(entries: Sequence[Entry], results: Results) -> Table:
     for entry in entries:
         samples = entry["samples"]
         table.add(
-            *_case_cells(entry["case"]),
+            *case_cells(entry["case"]),
             *(
                 f"{median_ratio(samples[name + TWO], samples[name + ONE]):.2f}"
                 if name + TWO in samples and name + ONE in samples
@@ -220,10 +227,10 @@ def lengths(entries: Sequence[Entry], results: Results) -> Table:
             last = len(sweep) > 1 and entry is sweep[-1]
             if PLAIN not in samples:
                 nothing = [NONE] * (len(columns) - 1)
-                table.add(*_case_cells(case), "failed", *nothing, end_section=last)
+                table.add(*case_cells(case), "failed", *nothing, end_section=last)
                 continue
             table.add(
-                *_case_cells(case),
+                *case_cells(case),
                 _number(step_microseconds(entry, PLAIN), ".2f"),
                 f"{filled(entry):.0%}",
                 *(_number(ratio_in_rounds(entry, way, PLAIN), ".2f") for way in ways),
@@ -240,7 +247,7 @@ def dtypes(entries: Sequence[Entry], results: Results) -> Table:
     title = "Dtypes: microseconds a step, and relative error of the output against fp64"
     table = Table(title, [*CASE_COLUMNS[:4], "pass", *columns], ["cell", "pass"])
     for entry in entries:
-        case = _case_cells(entry["case"])
+        case = case_cells(entry["case"])
         cells = []
         for name in names:
             cells.append(_number(step_microseconds(entry, name), ".2f"))
@@ -267,7 +274,7 @@ def _memory(entries: Sequence[Entry], results: Results) -> Table:
         peers = [value for name, value in medians.items() if name not in entry["subjects"]]
         ratio = peers[0] / medians[SUBJECT] if peers and SUBJECT in medians else None
         table.add(
-            *_case_cells(entry["case"]),
+            *case_cells(entry["case"]),
             *(f"{medians[name] / MEBIBYTE:.0f}" if name in medians else NONE for name in names),
             f"{ratio:.2f} x" if ratio else NONE,
             *(f"{kept[name] / MEBIBYTE:.0f}" if name in kept else NONE for name in keepers),
@@ -281,7 +288,7 @@ def _accuracy(entries: Sequence[Entry], results: Results) -> Table:
     for entry in entries:
         worst = worst_errors(entry)
         table.add(
-            *_case_cells(entry["case"]),
+            *case_cells(entry["case"]),
             *(
                 f"{worst[name][1]:.1e} {worst[name][0]}" if name in worst else NONE
                 for name in names
@@ -312,7 +319,7 @@ def streaming(entries: Sequence[Entry], results: Results) -> Table:
             if way and SUBJECT + way not in calls:
                 continue
             table.add(
-                *_case_cells(entry["case"])[:4],
+                *case_cells(entry["case"])[:4],
                 by,
                 *(
                     _number(calls[name + way][p] * 1e6, ".1f") if name + way in calls else NONE
@@ -355,7 +362,7 @@ def busy(entries: Sequence[Entry], results: Results) -> Table:
                 ratio = ratio_in_rounds(entry, peer + neighbour, SUBJECT + neighbour)
                 cells.append(_number(ratio, ".2f"))
             table.add(
-                *_case_cells(entry["case"])[:4],
+                *case_cells(entry["case"])[:4],
                 neighbour.removeprefix(", beside "),
                 *cells,
                 end_section=neighbour == NEIGHBOURS[-1],

@@ -244,7 +244,10 @@ def test_time_left_follows_the_pace() -> None:
     ("arguments", "message"),
     [
         (("--cell", "lstn"), "--cell lstn: valid values are rnn, gru, lstm"),
-        (("--hidden", "100"), "--hidden 100: valid values are 64, 128, 256, 512"),
+        (
+            ("--hidden", "100"),
+            "--hidden 100: valid values are 50, 64, 128, 256, 300, 512, 768, 1024",
+        ),
         (("--pass", "backward"), "--pass backward: valid values are inference, training"),
         (("--batch", "64", "--length", "100"), "together; the shapes are (T=100, B=1, H=64)"),
         (("--preset", "slow"), "--preset slow: valid values are quick, standard, full"),
@@ -252,7 +255,7 @@ def test_time_left_follows_the_pace() -> None:
             ("--section", "all"),
             "--section all: valid values are layers, dtypes, lengths, memory, accuracy",
         ),
-        (("--peer", "keras"), "--peer keras: valid values are torch.nn, onnxruntime"),
+        (("--peer", "keras"), "--peer keras: valid values are torch.nn, onnxruntime, openvino"),
         (("--threads", "0"), "--threads 0: it must be at least 1"),
     ],
 )

@@ -20,6 +20,7 @@ from benchmarks.peers import compiled as compiled_peer
 from benchmarks.peers import flashrnn as flashrnn_peer
 from benchmarks.peers import jax as jax_peer
 from benchmarks.peers import onnxruntime as onnx_peer
+from benchmarks.peers import openvino as openvino_peer
 from benchmarks.peers.recurrences import layers_of
 
 
@@ -118,24 +119,26 @@ def test_peers_say_why_they_are_absent_or_decline(monkeypatch: pytest.MonkeyPatc
     assert onnx.declines(tiny_case(pass_name="inference", dtype="fp16")) is None
 
 
-def test_onnxruntime_computes_one_direction_too() -> None:
-    peer = onnx_peer.OnnxPeer()
-    if (reason := peer.absent()) is not None:
-        pytest.skip(f"onnxruntime {reason}")
-    problem = Problem.random(tiny_case("gru", "inference").one_direction(), 7)
-    run = peer.build(problem)
-    assert problem.check(run.results(run.step())).reason is None
-
-
+@pytest.mark.parametrize("peer", [onnx_peer.OnnxPeer(), openvino_peer.OpenVinoPeer()])
 @pytest.mark.parametrize("cell", cases.CELLS)
-def test_onnxruntime_computes_the_same_layer(cell: str) -> None:
-    peer = onnx_peer.OnnxPeer()
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_runtimes_of_onnx_compute_the_same_layers(
+    peer: onnx_peer.OnnxPeer | openvino_peer.OpenVinoPeer,
+    cell: str,
+    bidirectional: bool,
+    num_layers: int,
+) -> None:
     if (reason := peer.absent()) is not None:
-        pytest.skip(f"onnxruntime {reason}")
-    problem = Problem.random(tiny_case(cell, "inference"), seed=random.getrandbits(32))
+        pytest.skip(f"{peer.name} {reason}")
+    case = dataclasses.replace(
+        tiny_case(cell, "inference"), bidirectional=bidirectional, num_layers=num_layers
+    )
+    problem = Problem.random(case, seed=random.getrandbits(32))
     run = peer.build(problem)
     assert problem.check(run.results(run.step())).reason is None
     assert peer.declines(tiny_case(cell, "training")) == "inference only"
+    assert "fp32" in (peer.declines(tiny_case(cell, "inference", dtype="bf16")) or "")
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
