@@ -75,4 +75,6 @@ struct LaneBlock {
 };
 #else
 constexpr bool kHasLaneBlocks = false;
+template <class Real>
+struct LaneBlock;  // named where it is not used
 #endif

@@ -161,20 +161,38 @@ template <class N>
 void pack_word_column(const typename N::Weight* rows, int64_t valid, int64_t depth, int columns,
                       char* out) {
   constexpr int kLanes = Math<float>::kLanes;
+  // Words taken at a time, of kLanes rows.
+  constexpr int kAtOnce = kHasLaneBlocks ? 4 : kLanes;
   const int64_t row_bytes = depth * sizeof(typename N::Weight);
   const auto* from = reinterpret_cast<const char*>(rows);
   for (int64_t block = 0; block < num_blocks<N>(depth); ++block) {
     char* to = out + block * columns * kWordsPerBlock * kVectorBytes;
-    for (int first = 0; first < kWordsPerBlock; first += kLanes) {
-      const int64_t byte = (block * kWordsPerBlock + first) * kWordBytes;
+    const int64_t first_byte = block * kWordsPerBlock * kWordBytes;  // a line of memory
+    for (int lane = 0; lane < kLanes; ++lane)                        // of the next panel
+      __builtin_prefetch(from + (lane + kLanes) * row_bytes + first_byte, 0, 2);
+    for (int first = 0; first < kWordsPerBlock; first += kAtOnce) {
+      const int64_t byte = first_byte + first * kWordBytes;
       char* words = to + first * kVectorBytes;
-      if (valid == kLanes && byte + kVectorBytes <= row_bytes) {
-        transpose_block<float>(from + byte, row_bytes, reinterpret_cast<float*>(words), kLanes);
+      if (valid == kLanes && byte + kAtOnce * kWordBytes <= row_bytes) {
+        if constexpr (kHasLaneBlocks) {
+          using M = Math<typename N::Real>;
+          using Block = LaneBlock<typename N::Real>;
+          typename M::Value v[kAtOnce];
+          const auto row = [&](int lane) {
+            return reinterpret_cast<const float*>(from + lane * row_bytes + byte);
+          };
+          Block::load(row, v);
+#pragma GCC unroll 4
+          for (int i = 0; i < kAtOnce; ++i)
+            M::store(reinterpret_cast<float*>(words) + i * kLanes, v[i]);
+        } else {
+          transpose_block<float>(from + byte, row_bytes, reinterpret_cast<float*>(words), kLanes);
+        }
         continue;
       }
-      std::memset(words, 0, kLanes * kVectorBytes);
+      std::memset(words, 0, kAtOnce * kVectorBytes);
       for (int64_t lane = 0; lane < valid; ++lane)
-        for (int k = 0; k < kLanes; ++k) {
+        for (int k = 0; k < kAtOnce; ++k) {
           const int64_t left = row_bytes - (byte + k * kWordBytes);
           if (left > 0)
             std::memcpy(words + k * kVectorBytes + lane * kWordBytes,

@@ -27,8 +27,9 @@ namespace {
 struct Products {
   Element element;
 
-  void operator()(GemmShape shape, const void* a, const void* b, void* c) const {
-    shape.float_output = true;
+  void operator()(GemmShape shape, const void* a, const void* b, void* c,
+                  bool float_output = true) const {
+    shape.float_output = float_output;
     cpu::gemm(nullptr, nullptr, shape, a, b, c, element, GemmCompute::kIeee);
   }
 };
@@ -138,9 +139,12 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     if (dx.started) dx.sum.zero_();
   }
   std::vector<GradientSum> dw_ih(D), dw_hh(D), dbias(D);
+  // What a single product writes is rounded by it, and needs no sum in float.
+  const bool one_product = chunk >= T && !tensors.hx.defined() && numbers.rows == type;
+  const auto dw_options = options.dtype(one_product ? type : numbers.sums);
   for (int d = 0; d < D; ++d) {
-    if (needed(d, 0)) dw_ih[d].sum = at::empty({G * H, I}, options);
-    if (needed(d, 1)) dw_hh[d].sum = at::empty({G * H, S}, options);
+    if (needed(d, 0)) dw_ih[d].sum = cpu::empty_large({G * H, I}, dw_options);
+    if (needed(d, 1)) dw_hh[d].sum = cpu::empty_large({G * H, S}, dw_options);
     if (p.has_bias && (needed(d, 2) || needed(d, 3)))
       dbias[d].sum = at::empty({dgates_width}, options);
   }
@@ -161,7 +165,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
         product.m = block.count * H, product.n = I, product.k = count;
         product.ldb = x.stride(0), product.ldc = I;
         multiply(product, direction_row_pointer(dgates, d, 0, block.column * H),
-                 row_pointer(x, first), mutable_row_pointer(dw_ih[d].sum, block.row * H));
+                 row_pointer(x, first), mutable_row_pointer(dw_ih[d].sum, block.row * H),
+                 !one_product);
       }
     }
     if (dw_hh[d].sum.defined()) {  // dW_hh += dgates^T (the states that the rows continue)
@@ -169,7 +174,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       const auto add = [&](int64_t row, int64_t row_count, const void* states, int64_t stride) {
         product.k = row_count, product.ldb = stride, product.beta = dw_hh[d].next_beta();
         multiply(product, direction_row_pointer(dgates, d, row - first, recurrent_column), states,
-                 dw_hh[d].sum.data_ptr());
+                 dw_hh[d].sum.data_ptr(), !one_product);
       };
       if (rows.lengths.defined()) {
         const Tensor states = previous_states(p, rows, output, hx, d, t_begin, t_end);
