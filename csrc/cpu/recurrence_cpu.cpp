@@ -24,7 +24,7 @@ int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 // one core, or W / shares * max(B, 8) / 8 and a meeting. An LSTM of H = 1024 (16 MB), B = 1, on 8,
 // 16 or 64 cores a direction: 8, 16 and 64 times fewer bytes a step than on one, B = 8 the same; of
 // H = 256 (1 MB) 4 times, whatever there is above 4 cores. By sequences, B = 8, a core reads all of
-// it.
+// it. On crowded cores those who would share units do not: a direction runs on one core.
 struct Split {
   int64_t tasks = 1;  // a direction
   bool by_units = false;
@@ -49,8 +49,8 @@ struct Split {
     const int64_t rows = (B + tasks - 1) / tasks;
     const int64_t by_sequences = std::max(rows, kStreamedRows) * shares;
     if (std::max(B, kStreamedRows) < by_sequences) {
-      by_units = true;
-      tasks = shares;
+      by_units = layer.meets;
+      tasks = layer.meets ? shares : 1;
     }
 #endif
   }
@@ -154,11 +154,15 @@ void for_each_part(const Layer& layer, const Split& split, bool packs, const Pac
   };
   if (split.by_units) {
     std::array<StepBarrier, 2> barriers{StepBarrier(tasks), StepBarrier(tasks)};
-    return run([&](int d, const UnitShare& share, int64_t i) {
+    Crowding::begin_pass();
+    auto done = Crowding::Clock::now();  // by the caller, who then waits for the others
+    run([&](int d, const UnitShare& share, int64_t i) {
       if (packs) pack(d, share);
       StepBarrier* barrier = share.end - share.begin < tasks ? &barriers[d] : nullptr;
       body(Part{d, 0, layer.shape.batch_size, share, barrier, i});
+      if (i == 0) done = Crowding::Clock::now();
     });
+    return Crowding::note_wait(Crowding::Clock::now() - done);
   }
   if (packs && tasks > 1) run([&](int d, const UnitShare& share, int64_t) { pack(d, share); });
   run([&](int d, const UnitShare& share, int64_t i) {

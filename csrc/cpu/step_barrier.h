@@ -1,11 +1,53 @@
 // Where the cores that share the units of one direction meet, once a step.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 
 namespace birnn::cpu {
+
+// Whether the cores of this process are somebody else's as well. A thread whose core another
+// process has comes back after a slice of some milliseconds, in which whoever meets it stands
+// still: tens of steps, or tens of short calls. So passes that begin within a time after a meeting
+// that took so long meet nobody: eight times as long as was lost, so that one interruption costs
+// little; and where the next one follows soon, twice as long as the last time, up to a fifth of a
+// second. The first pass after it is not judged: it wakes threads that slept meanwhile, which takes
+// as long where a system wakes them on the caller's core. All threads share this; who reads a value
+// a moment old decides as well.
+class Crowding {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  static bool is_crowded(Clock::time_point now = Clock::now()) {
+    return count(now.time_since_epoch()) < until_.load(std::memory_order_relaxed);
+  }
+
+  static void begin_pass() { passes_.fetch_add(1, std::memory_order_relaxed); }
+
+  static void note_wait(Clock::duration waited, Clock::time_point ended = Clock::now()) {
+    const int64_t passes = passes_.load(std::memory_order_relaxed);
+    if (waited < kLong || passes <= 1) return;
+    const int64_t now = count(ended.time_since_epoch()),
+                  last = apart_.load(std::memory_order_relaxed);
+    const int64_t since = now - until_.load(std::memory_order_relaxed);
+    const bool soon = passes <= kFewPasses || since < count(kFewSlices);
+    const int64_t apart =
+        std::min(std::max(8 * count(waited), soon ? 2 * last : 0), count(kLongest));
+    apart_.store(apart, std::memory_order_relaxed);
+    until_.store(now + apart, std::memory_order_relaxed);
+    passes_.store(0, std::memory_order_relaxed);
+  }
+
+ private:
+  static int64_t count(std::chrono::nanoseconds time) { return time.count(); }
+
+  static constexpr std::chrono::microseconds kLong{500};
+  static constexpr std::chrono::milliseconds kFewSlices{16}, kLongest{200};
+  static constexpr int64_t kFewPasses = 3;
+  static inline std::atomic<int64_t> until_{0}, apart_{0}, passes_{0};  // passes since `until`
+};
 
 // `shares` must arrive before any may go on. A thread may hold several of them: a parallel region
 // that got fewer threads than it asked for hands out what is left.
@@ -25,7 +67,7 @@ class StepBarrier {
       phase_.notify_all();
       return;
     }
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Crowding::Clock::now();
     do {
       for (int i = 0; i < kPauses; ++i) {
         if (phase_.load(std::memory_order_acquire) != phase) return;
@@ -33,9 +75,10 @@ class StepBarrier {
         __builtin_ia32_pause();
 #endif
       }
-    } while (std::chrono::steady_clock::now() - start < kSpin);
+    } while (Crowding::Clock::now() - start < kSpin);
     while (phase_.load(std::memory_order_acquire) == phase)
       phase_.wait(phase, std::memory_order_acquire);
+    Crowding::note_wait(Crowding::Clock::now() - start);
   }
 
  private:

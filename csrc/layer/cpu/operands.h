@@ -65,7 +65,9 @@ inline std::vector<Tensor> weights_for(const Problem& p, const Numbers& numbers,
 }
 
 inline Layer cpu_layer(const Problem& p, const Rows& rows, const KernelTable* kernels) {
-  Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels};
+  // Asked once, for a whole pass: its workspace depends on it.
+  const bool meets = !Crowding::is_crowded();
+  Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels, meets};
   layer.shape.element = kernels->rows;
   return layer;
 }
