@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import invalidate_caches, metadata
@@ -315,11 +315,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def compare_all(
-    names: Iterable[str], rounds: int, device: torch.device, console: Console
+    names: Collection[str], rounds: int, device: torch.device, console: Console
 ) -> tuple[list[tuple[Case, Result]], list[str]]:
     """Results, and what could not be compared and why; says so as it goes."""
     results, failed = [], []
-    for name in names:
+    for index, name in enumerate(names):
+        console.print(f"comparing {name} ({index + 1} of {len(names)})")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what other packages have to say of themselves
