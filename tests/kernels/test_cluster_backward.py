@@ -49,9 +49,13 @@ def kernel(*tiling: int, tf32: bool = False, on: build.Emulator | None = None) -
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients(cell: str, precision: str, seed: int) -> None:
-    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    first = seed // 2 % len(SHAPES)
+    shapes = itertools.cycle(SHAPES[first:] + SHAPES[:first])
     patterns = itertools.cycle(("mixed", "none", "short", "full", "long"))
     for index, (T, states) in enumerate(itertools.product((1, 2, 3, 5, 7), (True, False))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 2 + seed) % 2:
+            continue
         H, B, cluster, tiles = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
         options = {"states": states, "cell_states": index % 3 != 1}

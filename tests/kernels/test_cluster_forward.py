@@ -54,12 +54,15 @@ def kernel(*tiling: int, tf32: bool = False, on: build.Emulator | None = None) -
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
-    first = seed % len(SHAPES)
+    first = seed // 2 % len(SHAPES)
     shapes = itertools.cycle(SHAPES[first:] + SHAPES[:first])
     patterns = itertools.cycle(("mixed", "none", "short", "full"))
     biases = itertools.cycle((True, True, False))
     tf32 = precision == "tf32"
-    for T, states in itertools.product((1, 2, 3, 5, 7), (True, False)):
+    for index, (T, states) in enumerate(itertools.product((1, 2, 3, 5, 7), (True, False))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 2 + seed) % 2:
+            continue
         H, B, *tiling = next(shapes)
         lengths = draw_lengths(next(patterns), T, B)
         problem = Problem(cell, PRECISIONS[precision], (T, B, H), lengths, next(biases), states)
