@@ -46,7 +46,16 @@ def tagger_alone(monkeypatch):
 def test_equal(tagger_alone, capsys):
     assert replace_in_packages.main(["--rounds", "1"]) == 0
     report = capsys.readouterr().out
-    for text in ("comparing package (1 of 1)", "lower: GRU; upper: LSTM", "1 GRU, 1 LSTM", "Tagger", "random", " / ", "x", "%"):
+    for text in (
+        "comparing package (1 of 1)",
+        "lower: GRU; upper: LSTM",
+        "1 GRU, 1 LSTM",
+        "Tagger",
+        "random",
+        " / ",
+        "x",
+        "%",
+    ):
         assert text in report
     result = replace_in_packages.compare(tagger(), 1, torch.device("cpu"))
     assert max(result.output_error, result.gradient_error) < 1e-12
