@@ -12,8 +12,8 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the test-suite"
-	@echo "make test-long  the defects planted in the kernels, each of which it must catch"
-	@echo "make test-ptx  defects planted in compiled kernels, by an interpreter of nvcc's PTX"
+	@echo "make test-long  the defects planted in the kernels, each of which it must catch; sanitizers"
+	@echo "make test-ptx  what nvcc compiles, by an interpreter of its PTX, and defects planted in it"
 	@echo "make sanitize  every kind of tensor in every argument, under AddressSanitizer"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
@@ -45,15 +45,17 @@ test: install
 	$(VENV)/bin/python -m pytest -q -n auto -m "not long" tests
 
 # What takes minutes and shows something only where a kernel or its tests have changed: the planted
-# defects; and gpu-check's waiting for what hangs. Those tests that need nvcc for minutes are
-# `make cuda`'s.
+# defects, the sanitizers; and what is slow elsewhere: gpu-check's waiting for what hangs, a training
+# that is killed, ten thousand steps without a leak. Those tests that need nvcc are the next target's
+# and, where they take minutes, `make cuda`'s; those that need other frameworks, `make exchange`'s.
+OTHERS_LONG := emulator/test_ptx.py kernels/test_nvcc.py kernels/test_steps.py exchange
 test-long: install
-	$(VENV)/bin/python -m pytest -q -n auto -m long tests/kernels tests/tools \
-	    --ignore=tests/kernels/test_nvcc.py --ignore=tests/kernels/test_steps.py
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests $(patsubst %,--ignore=tests/%,$(OTHERS_LONG))
 
-# Defects planted in the programs and in the device header, in the machine's own code: by nvcc's PTX.
+# The interpreter of PTX: the emulator's programs and defects as nvcc compiles them, and defects
+# planted in the device header.
 test-ptx: install
-	$(VENV)/bin/python -m pytest -q -n auto -m long tests/emulator
+	$(VENV)/bin/python -m pytest -q -n auto -m long tests/emulator/test_ptx.py
 
 # The tests that hand a layer every kind of tensor, and those around them, on an extension that
 # AddressSanitizer watches: a copy of the sources, built in build/asan beside the one in place.

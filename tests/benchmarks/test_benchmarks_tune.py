@@ -259,6 +259,7 @@ def test_the_estimates_are_of_what_the_driver_said(tmp_path: Path) -> None:
     assert longest > 1.5
 
 
+@pytest.mark.long
 def test_the_fit_finds_the_constants(tmp_path: Path) -> None:
     passes = fit.load([measured(tmp_path / "tune.json")])
     start = ops.cost_constants()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ import build
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 
-VARIANTS = tuple(build.VARIANTS)
 ORDERS = ("shuffle", "fifo", "reverse", "skew")
 LANDINGS = ("random", "late", "eager")
 ALL_SCHEDULES = tuple(itertools.product(ORDERS, LANDINGS))
@@ -112,6 +112,27 @@ DEFECTS = {
 }
 
 
+# Of the races one of each kind, for every run of the suite.
+QUICK_RACES = ("missing_mbarrier_wait", "relaxed_arrive", "missing_copy_wait", "partials_reused")
+QUICK_RACES += ("relaxed_flag",)
+
+
+def variants(*quick: str) -> list[object]:
+    """All of them; what is not quick is long."""
+    return [
+        pytest.param(variant, marks=() if variant in quick else pytest.mark.long)
+        for variant in build.VARIANTS
+    ]
+
+
+def planted() -> Iterator[object]:
+    for defect, caught in DEFECTS.items():
+        for variant in caught:
+            quick = variant == "plain" or (variant == "thread" and defect in QUICK_RACES)
+            marks = () if quick else pytest.mark.long
+            yield pytest.param(defect, variant, marks=marks)
+
+
 def assert_clean(source: str, variant: str, *arguments: str) -> None:
     executable = build.program(KERNELS / source, variant)
     schedules = ALL_SCHEDULES if variant == "plain" else FEW_SCHEDULES
@@ -124,17 +145,17 @@ def assert_clean(source: str, variant: str, *arguments: str) -> None:
         assert "ok\n" in result.stdout, f"{schedule}: ran nothing"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", variants("plain"))
 def test_conformance(variant: str) -> None:
     assert_clean("conformance.cu", variant)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", variants("plain"))
 def test_litmus(variant: str) -> None:
     assert_clean("litmus.cu", variant)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", variants("plain", "thread"))
 def test_protocols_without_defects_are_clean(variant: str) -> None:
     assert_clean("defects.cu", variant, "clean")
 
@@ -144,10 +165,7 @@ def test_every_defect_has_an_expectation() -> None:
     assert listed == list(DEFECTS)
 
 
-@pytest.mark.parametrize(
-    ("defect", "variant"),
-    [(defect, variant) for defect, caught in DEFECTS.items() for variant in caught],
-)
+@pytest.mark.parametrize(("defect", "variant"), planted())
 def test_defect_is_caught(defect: str, variant: str) -> None:
     executable = build.program(KERNELS / "defects.cu", variant)
     seen = []

@@ -1,7 +1,8 @@
 """The interpreter of PTX: programs that nvcc compiled, run by it under the emulator's schedules.
 
 Conformance here says that what each intrinsic compiles to means what the emulator says it means.
-The kernels' own tests run in this front end where $EMULATOR_FRONT_END is ptx.
+The kernels' own tests run in this front end where $EMULATOR_FRONT_END is ptx. Long, for
+`make test-ptx`: to build the interpreter takes as long as to test a kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import ctypes
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,10 @@ from defects import device_header
 
 import build
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed"),
+]
 
 KERNELS = emulated.KERNELS
 EXAMPLE = build.PTX / "example.cu"
@@ -49,17 +52,6 @@ DEFECTS = {
 # in the PTX.
 del DEFECTS["too_much_shared"]
 
-# One of each kind, for every run of the suite.
-QUICK = (
-    "missing_mbarrier_wait",
-    "wrong_rank",
-    "global_out_of_bounds",
-    "missing_cluster_barrier",
-    "missing_copy_wait",
-    "skipped_barrier",
-    "wrong_generation",
-)
-
 
 @pytest.mark.parametrize("variant", build.VARIANTS)
 @pytest.mark.parametrize(
@@ -77,19 +69,15 @@ def test_clean(source: str, arguments: tuple[str, ...], variant: str) -> None:
         assert "ok\n" in result.stdout, f"{schedule}: ran nothing"
 
 
-def cases() -> Iterator[object]:
-    for defect, caught in DEFECTS.items():
-        marks = () if defect in QUICK else (pytest.mark.long,)
-        for variant in caught:
-            yield pytest.param(defect, variant, marks=marks, id=f"{defect}-{variant}")
-
-
 # Where a race is: the line of the access or, in the name of the fiber that stands for a copy that
 # lands later, the line that issued it. ThreadSanitizer cuts that name after 63 characters.
 RACING_LINE = r"\w (?:at|from) defects\.cu:\d+.* \((?:defects\.ptx:\d+\)|[\w.:]*')"
 
 
-@pytest.mark.parametrize(("defect", "variant"), list(cases()))
+@pytest.mark.parametrize(
+    ("defect", "variant"),
+    [(defect, variant) for defect, caught in DEFECTS.items() for variant in caught],
+)
 def test_defect_is_caught(defect: str, variant: str) -> None:
     executable = build.program(KERNELS / "defects.cu", variant)
     expected = DEFECTS[defect][variant]
@@ -107,7 +95,6 @@ def test_defect_is_caught(defect: str, variant: str) -> None:
 HEADER = Path("cuda") / "device" / "device_cuda.cuh"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", device_header.DEFECTS)
 def test_defect_of_the_device_header_is_caught(name: str, tmp_path: Path) -> None:
     defect = device_header.DEFECTS[name]

@@ -66,6 +66,7 @@ def kill_workers(run):
         os.kill(int(child), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_two_processes_killed_and_resumed(tmp_path, capsys):
     """DDP until a kill, FSDP2 from its checkpoint on; losses and weights are one process's."""
     write_corpus(tmp_path)

@@ -14,6 +14,7 @@ import torch
 from defects import cluster_backward as defects
 from defects import planting, shared
 from kernel_run import (
+    SANITIZERS,
     Kernel,
     Run,
     check_backward,
@@ -108,9 +109,9 @@ def test_a_tiling_that_no_instance_holds_is_refused() -> None:
         Run(problem, backward=kernel(1, 1)).backward()
 
 
-@pytest.mark.parametrize("variant", ["address", "thread"])
-def test_clean_under_sanitizers(variant: str) -> None:
-    check_clean_under_sanitizers("cluster_backward", variant)
+@pytest.mark.parametrize(("variant", "defines"), SANITIZERS)
+def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
+    check_clean_under_sanitizers("cluster_backward", variant, defines)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from defects import grid_backward as defects
 from defects import planting, shared
 from kernel_run import (
+    SANITIZERS,
     Kernel,
     Run,
     check_backward,
@@ -120,9 +121,9 @@ def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]
         Run(problem, backward=kernel(*tiling)).backward()
 
 
-@pytest.mark.parametrize("variant", ["address", "thread"])
-def test_clean_under_sanitizers(variant: str) -> None:
-    check_clean_under_sanitizers("grid_backward", variant, landing="random")
+@pytest.mark.parametrize(("variant", "defines"), (SANITIZERS[0], SANITIZERS[2]))
+def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
+    check_clean_under_sanitizers("grid_backward", variant, defines, landing="random")
 
 
 # ---------------------------------------------------------------------------------------------

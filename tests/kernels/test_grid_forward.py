@@ -16,6 +16,7 @@ import torch
 from defects import grid_forward as defects
 from defects import planting, shared
 from kernel_run import (
+    SANITIZERS,
     Kernel,
     Run,
     check_clean_under_sanitizers,
@@ -107,9 +108,9 @@ def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]
         Run(problem, forward=kernel(*tiling))
 
 
-@pytest.mark.parametrize("variant", ["address", "thread"])
-def test_clean_under_sanitizers(variant: str) -> None:
-    check_clean_under_sanitizers("grid_forward", variant, landing="random")
+@pytest.mark.parametrize(("variant", "defines"), SANITIZERS)
+def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
+    check_clean_under_sanitizers("grid_forward", variant, defines, landing="random")
 
 
 # ---------------------------------------------------------------------------------------------

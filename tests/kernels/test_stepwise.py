@@ -11,6 +11,7 @@ import itertools
 import pytest
 import torch
 from kernel_run import (
+    SANITIZERS,
     Kernel,
     Run,
     addresses,
@@ -90,6 +91,6 @@ def test_errors_of_the_product_are_returned(cell: str) -> None:
             assert status == (0 if before == products else GEMM_ERROR)
 
 
-@pytest.mark.parametrize("variant", ["address", "thread"])
-def test_clean_under_sanitizers(variant: str) -> None:
-    check_clean_under_sanitizers("stepwise", variant)
+@pytest.mark.parametrize(("variant", "defines"), SANITIZERS[:2])
+def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
+    check_clean_under_sanitizers("stepwise", variant, defines)

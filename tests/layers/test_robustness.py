@@ -125,12 +125,14 @@ counts_the_heap = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @counts_the_heap
 def test_no_growth_of_memory_over_ten_thousand_steps():
     """The bound is a quarter of a byte a step: one lost block, 32 bytes at least, in 128 steps."""
     assert growth(10) < LEAST_LEAK
 
 
+@pytest.mark.long
 @counts_the_heap
 def test_a_leak_would_be_seen():
     """One byte, a block of 32, in 64 steps: half a byte a step."""
