@@ -31,7 +31,7 @@ class JaxPeer:
         reason = import_failure("jax", "jax.experimental.rnn")
         if reason is not None:
             return reason
-        import jax  # type: ignore[import-not-found]
+        import jax
 
         if jax.default_backend() != "gpu":
             return f"it runs on {jax.default_backend()} only"
@@ -51,8 +51,8 @@ class JaxRun:
 
     def __init__(self, problem: Problem) -> None:
         import jax
-        import jax.numpy as jnp  # type: ignore[import-not-found]
-        from jax.experimental import rnn  # type: ignore[import-not-found]
+        import jax.numpy as jnp
+        from jax.experimental import rnn
 
         case = problem.case
         self.case = case
