@@ -165,7 +165,7 @@ def test_every_defect_has_an_expectation() -> None:
     assert listed == list(DEFECTS)
 
 
-@pytest.mark.parametrize(("defect", "variant"), planted())
+@pytest.mark.parametrize(("defect", "variant"), list(planted()))
 def test_defect_is_caught(defect: str, variant: str) -> None:
     executable = build.program(KERNELS / "defects.cu", variant)
     seen = []
