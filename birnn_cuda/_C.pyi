@@ -17,6 +17,7 @@ def eager_layer(
     precision: str,
     with_cell_states: bool,
     recompute_activations: bool,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
 def eager_cell(
     input: Tensor,
@@ -46,6 +47,7 @@ def plan(
     precision: str = "ieee",
     training: bool = True,
     lengths: bool = False,
+    resets: bool = False,
     captured: bool = False,
     kernel: str = "",
     forward: dict[str, Any] | None = None,

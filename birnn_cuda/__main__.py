@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "--captured", action="store_true", help="for a CUDA graph, not an eager call (GPU)"
     )
     plan.add_argument("--lengths", action="store_true", help="sequences of different lengths (GPU)")
+    plan.add_argument(
+        "--resets", action="store_true", help="several sequences in a row, one after another (GPU)"
+    )
     return parser
 
 
@@ -131,6 +134,7 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         precision=options.precision,
         training=not options.inference,
         lengths=options.lengths,
+        resets=options.resets,
         captured=options.captured,
         kernel=options.kernel,
     )

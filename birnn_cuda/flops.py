@@ -72,6 +72,7 @@ def _backward_flops(
     precision: str,
     needs_grad: Sequence[bool],
     d_cell_states: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     out_val: Any = None,
 ) -> int:

@@ -40,6 +40,7 @@ def recurrent_layer(
     precision: str = "ieee",
     with_cell_states: bool = False,
     recompute_activations: bool = False,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run one layer, one or two directions; time-major throughout.
 
@@ -59,6 +60,9 @@ def recurrent_layer(
         with_cell_states: LSTM only; return the cell state that each step leaves, too.
         recompute_activations: keep nothing but the operands and the output for backward, which
             runs the layer once more to have its activations.
+        resets: bool ``[T, B]`` on the device of ``input``, true where a sequence begins inside its
+            row: the forward direction enters such a step with zero states, and the reverse one
+            leaves it with zero states towards the step before; only with a 3-D input.
 
     Returns:
         ``output`` (``[T, B, D*(P or H)]`` or ``[N, D*(P or H)]``), ``h_n`` (``[D, B, P or H]``)
@@ -68,9 +72,9 @@ def recurrent_layer(
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit together.
-        ValueError: on the CPU, a length outside ``[0, T]``.
+        ValueError: on the CPU, a length outside ``[0, T]``, or a reset past a length.
     """
-    tensors = (input, hx, cx, lengths, *weights)
+    tensors = (input, hx, cx, lengths, resets, *weights)
     if has_torch_function(tensors):
         overridden: tuple[Tensor, ...] = handle_torch_function(
             recurrent_layer,
@@ -86,12 +90,13 @@ def recurrent_layer(
             precision=precision,
             with_cell_states=with_cell_states,
             recompute_activations=recompute_activations,
+            resets=resets,
         )
         return overridden
     if _in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):
             results = reference.forward_with_cell_states(
-                input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
+                input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, resets
             )
         return results if with_cell_states else results[:3]
     options = (cell, num_directions, precision, with_cell_states, recompute_activations)
@@ -99,11 +104,13 @@ def recurrent_layer(
         # A trace records the operator; called directly, the function behind it is the quicker.
         is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
         run: Any = ops.layer if is_traced else ops.extension.eager_layer
-        eager: tuple[Tensor, ...] = run(input, hx, cx, weights, lengths, batch_sizes, *options)
+        eager: tuple[Tensor, ...] = run(
+            input, hx, cx, weights, lengths, batch_sizes, *options, resets
+        )
         return eager if with_cell_states else eager[:3]
     if _may_need_grad((input, hx, cx, *weights)):
         output, h_n, c_n, _, *cell_states = _Layer.apply(
-            input, hx, cx, lengths, batch_sizes, *options, *weights
+            input, hx, cx, lengths, batch_sizes, resets, *options, *weights
         )
         return output, h_n, c_n, *cell_states
     output, h_n, c_n, reserve = ops.forward(
@@ -117,6 +124,7 @@ def recurrent_layer(
         num_directions,
         with_cell_states,  # the reserve holds them
         precision,
+        resets,
     )
     if with_cell_states:
         return output, h_n, c_n, ops.cell_states(input, reserve, lengths, batch_sizes)
@@ -212,6 +220,7 @@ class _Layer(Function):
         cx: Tensor | None,
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
+        resets: Tensor | None,
         cell: str,
         num_directions: int,
         precision: str,
@@ -221,7 +230,7 @@ class _Layer(Function):
     ) -> tuple[Tensor, ...]:
         options = (cell, num_directions, with_cell_states or not recompute_activations, precision)
         output, h_n, c_n, reserve = ops.forward(
-            input, hx, cx, weights, lengths, batch_sizes, *options
+            input, hx, cx, weights, lengths, batch_sizes, *options, resets
         )
         if with_cell_states:
             cell_states = ops.cell_states(input, reserve, lengths, batch_sizes)
@@ -232,11 +241,10 @@ class _Layer(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        input, hx, cx, lengths, batch_sizes, cell, num_directions, precision, *rest = inputs
-        recompute_activations, *weights = rest[1:]
+        *operands, cell, num_directions, precision, _, recompute_activations = inputs[:11]
         output, _, c_n, reserve = outputs[:4]
         kept = None if recompute_activations else reserve
-        ctx.save_for_backward(input, hx, cx, lengths, batch_sizes, output, kept, *weights)
+        ctx.save_for_backward(*operands, output, kept, *inputs[11:])
         ctx.options = cell, num_directions, precision
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*((reserve,) if cell == "lstm" else (c_n, reserve)))
@@ -250,8 +258,9 @@ class _Layer(Function):
         _: None,
         d_cell_states: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        input, hx, cx, lengths, batch_sizes, output, reserve, *weights = ctx.saved_tensors
-        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[10:])
+        *operands, output, reserve = ctx.saved_tensors[:8]
+        weights = ctx.saved_tensors[8:]
+        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[11:])
         if ctx.options[0] != "lstm":
             d_c_n = None  # compiled code hands zeros even where there is no gradient
         # The Function is for second derivatives. Dynamo cannot trace it inside a backward, and
@@ -265,11 +274,7 @@ class _Layer(Function):
             d_h_n,
             d_c_n,
             d_cell_states,
-            input,
-            hx,
-            cx,
-            lengths,
-            batch_sizes,
+            *operands,
             output,
             reserve,
             *ctx.options,
@@ -280,7 +285,7 @@ class _Layer(Function):
             gradient if needed else None
             for gradient, needed in zip(gradients, needs_grad, strict=True)
         )
-        return d_input, d_hx, d_cx, *[None] * 7, *d_weights
+        return d_input, d_hx, d_cx, *[None] * 8, *d_weights
 
 
 class _LayerBackward(Function):
@@ -304,6 +309,7 @@ class _LayerBackward(Function):
         cx: Tensor | None,
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
+        resets: Tensor | None,
         output: Tensor,
         reserve: Tensor | None,
         cell: str,
@@ -314,7 +320,9 @@ class _LayerBackward(Function):
     ) -> tuple[Tensor, ...]:
         if reserve is None:
             options = (cell, num_directions, True, precision)
-            *_, reserve = ops.forward(input, hx, cx, weights, lengths, batch_sizes, *options)
+            *_, reserve = ops.forward(
+                input, hx, cx, weights, lengths, batch_sizes, *options, resets
+            )
         d_input, d_hx, d_cx, d_weights = ops.backward(
             d_output,
             d_h_n,
@@ -331,14 +339,14 @@ class _LayerBackward(Function):
             num_directions,
             precision,
             needs_grad,
-            *(() if d_cell_states is None else (d_cell_states,)),
+            *(() if d_cell_states is None and resets is None else (d_cell_states, resets)),
         )
         return d_input, d_hx, d_cx, *d_weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:15]
-        ctx.save_for_backward(*tensors, *inputs[15:])
+        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:16]
+        ctx.save_for_backward(*tensors, *inputs[16:])
         ctx.options = cell, num_directions
         ctx.needs_grad = needs_grad
         ctx.set_materialize_grads(False)
@@ -346,10 +354,10 @@ class _LayerBackward(Function):
     @staticmethod
     def backward(ctx: Any, *gg: Tensor | None) -> tuple[Tensor | None, ...]:
         cotangents = ctx.saved_tensors[:4]
-        input, hx, cx, lengths, batch_sizes, *weights = ctx.saved_tensors[4:]
+        input, hx, cx, lengths, batch_sizes, resets, *weights = ctx.saved_tensors[4:]
         cell, num_directions = ctx.options
         operands = (input, hx, cx, *weights)
-        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[15:])
+        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[16:])
         outer = [i for i, d in enumerate(cotangents) if d is not None]
         inner = [i for i, g in enumerate(gg) if g is not None and ctx.needs_grad[i]]
         wanted = [i for i, needed in enumerate(needs_operands) if needed]
@@ -363,7 +371,7 @@ class _LayerBackward(Function):
             def outputs_of(*tensors: Tensor) -> Any:
                 input, hx, cx, *weights = _replace(now, inner, tensors)
                 outputs = reference.forward_with_cell_states(
-                    input, hx, cx, weights, lengths, batch_sizes, cell, num_directions
+                    input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, resets
                 )
                 return tuple(outputs[i] for i in outer)
 
@@ -377,7 +385,7 @@ class _LayerBackward(Function):
             gradients = pull_back(tuple(gg[i] for i in inner))
         d_cotangents = _replace([None] * 4, outer, gradients[: len(outer)])
         d_operands = _replace([None] * len(operands), wanted, gradients[len(outer) :])
-        return (*d_cotangents, *d_operands[:3], *[None] * 8, *d_operands[3:])
+        return (*d_cotangents, *d_operands[:3], *[None] * 9, *d_operands[3:])
 
 
 class _Positional(inspect.Signature):

@@ -1,9 +1,9 @@
 """RNN, GRU and LSTM: stand where ``torch.nn.RNN``, ``GRU`` and ``LSTM`` stood.
 
 Same constructors, parameters, initial weights, state dict, results and errors; the base class is
-torch's own ``RNNBase``. What is added: ``lengths=`` for padded batches, nested tensors, the cell
-states of every step, and gradients where torch has none on CUDA (in eval mode, of gradients, under
-vmap).
+torch's own ``RNNBase``. What is added: ``lengths=`` for padded batches, ``resets=`` for several
+sequences in a row, nested tensors, the cell states of every step, and gradients where torch has
+none on CUDA (in eval mode, of gradients, under vmap).
 """
 
 from __future__ import annotations
@@ -25,12 +25,22 @@ class _SingleState(Recurrent):
 
     @overload
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, *, lengths: None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: None = None,
+        resets: None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -39,6 +49,7 @@ class _SingleState(Recurrent):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer.
 
@@ -53,6 +64,14 @@ class _SingleState(Recurrent):
             lengths: int64 or int32 ``[B]`` (no dimension for 2-D input), on any device, in any
                 order, zeros allowed. Only with a padded input. Past the end of a sequence nothing
                 of ``input`` is read.
+            resets: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for 2-D input), on the
+                device of ``input``; only with a padded input. True where a new sequence begins
+                inside its row: the forward direction enters such a step with zero states, and the
+                reverse direction leaves it with zero states towards the step before, so that
+                nothing of one sequence reaches another, in values or in gradients. ``hx`` enters
+                the row at its ends, and so not where its first step is a reset (the reverse
+                direction's: the row's last sequence); ``h_n`` is the state at the row's ends. See
+                ``pack_rows``.
 
         Returns:
             ``output``, in the form of ``input``, with D*hidden_size features: the last layer's h
@@ -60,11 +79,13 @@ class _SingleState(Recurrent):
             ``hx``: the state at each sequence's own end (for the reverse direction: its start).
 
         Raises:
-            TypeError: ``lengths`` is not a tensor.
+            TypeError: ``lengths`` or ``resets`` is not a tensor.
             ValueError: number of dimensions of ``input``, its dtype, its layout if nested; dtype,
                 dimensions or count of ``lengths``, and on the CPU a value outside [0, T] (on a
-                device values are clamped: see ``check_lengths``).
-            RuntimeError: sizes, dtype or device of ``input`` or ``hx``.
+                device values are clamped: see ``check_lengths``); dtype, dimensions or sizes of
+                ``resets``, and on the CPU one that is true past a sequence's end (on a device those
+                are not read).
+            RuntimeError: sizes, dtype or device of ``input`` or ``hx``; device of ``resets``.
 
         A batch without steps, or without sequences, gives an empty output and leaves the state as
         it is.
@@ -84,11 +105,11 @@ class _SingleState(Recurrent):
         direction has such a state: the reverse one starts at the end of what it is given, so a
         bidirectional layer reads whole sequences.
         """
-        if type(input) is not Tensor or hx is not None or lengths is not None:
-            node: tuple[Any, Any] | None = fx_node(self, input, hx, lengths=lengths)
+        if type(input) is not Tensor or hx is not None or lengths is not None or resets is not None:
+            node: tuple[Any, Any] | None = fx_node(self, input, hx, lengths=lengths, resets=resets)
             if node is not None:
                 return node
-        output, (h_n,), _ = self._run(input, hx, lengths)
+        output, (h_n,), _ = self._run(input, hx, lengths, resets)
         return output, h_n
 
 
@@ -281,6 +302,7 @@ class LSTM(Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         return_cell_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
@@ -291,6 +313,7 @@ class LSTM(Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: None = None,
+        resets: None = None,
         return_cell_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
@@ -301,6 +324,7 @@ class LSTM(Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         return_cell_states: Literal[True],
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]: ...
 
@@ -311,6 +335,7 @@ class LSTM(Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: None = None,
+        resets: None = None,
         return_cell_states: Literal[True],
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor], PackedSequence]: ...
 
@@ -320,6 +345,7 @@ class LSTM(Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         return_cell_states: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layer.
@@ -328,7 +354,7 @@ class LSTM(Recurrent):
             input: as of :meth:`RNN.forward`.
             hx: the pair of ``hx [num_layers*D, B, P or H]`` and ``cx [num_layers*D, B, H]``,
                 without B for 2-D input. None is zeros. Any strides.
-            lengths: as of :meth:`RNN.forward`.
+            lengths, resets: as of :meth:`RNN.forward`.
             return_cell_states: return the cell state of every step as well. In training it costs
                 one copy of ``[T, B, D*H]``; without gradients also the memory that training keeps
                 (5*H values a step, sequence and direction), for as long as the call runs.
@@ -346,8 +372,12 @@ class LSTM(Recurrent):
         How long sequences are given in chunks: see :meth:`RNN.forward`; here
         ``state = tuple(s.detach() for s in state)``.
         """
-        if type(input) is not Tensor or hx is not None or lengths is not None:
-            options: dict[str, Any] = {"lengths": lengths, "return_cell_states": return_cell_states}
+        if type(input) is not Tensor or hx is not None or lengths is not None or resets is not None:
+            options: dict[str, Any] = {
+                "lengths": lengths,
+                "resets": resets,
+                "return_cell_states": return_cell_states,
+            }
             node: tuple[Any, ...] | None = fx_node(self, input, hx, **options)
             if node is not None:
                 return node
@@ -355,7 +385,7 @@ class LSTM(Recurrent):
             raise TypeError(
                 f"return_cell_states must be True or False, got {type(return_cell_states).__name__}"
             )
-        output, (h_n, c_n), cell_states = self._run(input, hx, lengths, return_cell_states)
+        output, (h_n, c_n), cell_states = self._run(input, hx, lengths, resets, return_cell_states)
         if return_cell_states:
             return output, (h_n, c_n), cell_states
         return output, (h_n, c_n)

@@ -107,15 +107,21 @@ class BiRNN(nn.Module):
         self.output = nn.Linear(2 * hidden_size, output_size, bias, device, dtype)
 
     @overload
-    def forward(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor: ...
+    def forward(
+        self, input: Tensor, *, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Tensor: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, *, lengths: None = None
+        self, input: PackedSequence, *, lengths: None = None, resets: None = None
     ) -> PackedSequence | Tensor: ...
 
     def forward(
-        self, input: Tensor | PackedSequence, *, lengths: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> Tensor | PackedSequence:
         """Run the network.
 
@@ -124,16 +130,26 @@ class BiRNN(nn.Module):
                 PackedSequence, or a NestedTensor of layout ``torch.jagged`` ``[B, ragged, I]``.
             lengths: int64 or int32 ``[B]`` (no dimension for ``[T, I]``), for a padded input:
                 the backward layer starts at each sequence's own end.
+            resets: bool ``[T, B]`` as ``input`` lies, true where a sequence begins inside its row,
+                as of :meth:`RNN.forward`; only with ``per_step``, for a row of several sequences
+                has no one output (:func:`pack_rows` gives the final states of each).
 
         Returns:
             With ``per_step`` the outputs in the form of ``input``, O features a step, zeros past
             the lengths; otherwise ``[B, O]`` (``[O]`` for ``[T, I]``), in the order of the batch.
 
         Raises:
-            ValueError, RuntimeError: as :meth:`RNN.forward`.
+            ValueError, RuntimeError: as :meth:`RNN.forward`; ``resets`` without ``per_step``.
         """
-        # Without lengths the call is one that torch's own layers take as well (see `to_torch`).
-        options = {} if lengths is None else {"lengths": lengths}
+        if resets is not None and not self.per_step:
+            raise ValueError(
+                "resets= puts several sequences into a row, but per_step=False gives one output a "
+                "row: use per_step=True, or take the final states of each sequence from hidden() "
+                "by what birnn_cuda.pack_rows returns"
+            )
+        # Without them the call is one that torch's own layers take as well (see `to_torch`).
+        options = {"lengths": lengths, "resets": resets}
+        options = {name: value for name, value in options.items() if value is not None}
         states, final = self.hidden(input, **options)
         if not self.per_step:
             h_n = final[0] if self.cell == "lstm" else final

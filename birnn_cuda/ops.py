@@ -9,6 +9,7 @@ One call is one layer, one or two directions; shapes are those of :func:`referen
 ``forward`` returns ``(output, h_n, c_n, reserve)``; with ``training`` the reserve
 ``[D, rows, reserve_width]`` holds the activations that ``backward`` needs, rows being T*B, or N of
 a packed batch on the CPU.
+With ``resets``, bool ``[T, B]``, a row holds several sequences (see :func:`reference.forward`).
 ``backward`` returns ``(d_input, d_hx, d_cx, d_weights)``, a tensor of shape ``[0]`` standing for
 each gradient that ``needs_grad`` (input, hx, cx, *weights) did not ask for. It also takes the
 gradient of what :func:`cell_states` returns.
@@ -176,8 +177,9 @@ def _forward_fake(
     num_directions: int,
     training: bool,
     precision: str,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_devices(input, lengths, hx, cx, *weights)
+    _check_devices(input, lengths, hx, cx, resets, *weights)
     batch_size = _batch_size(input, hx, batch_sizes)
     hidden_size = _hidden_size(weights, num_directions)
     state_size = weights[1].size(1)  # P or H
@@ -211,8 +213,9 @@ def _quantized_forward_fake(
     cell: str,
     num_directions: int,
     with_reserve: bool,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = lengths, batch_sizes, cell, num_directions, with_reserve, "ieee"
+    options = lengths, batch_sizes, cell, num_directions, with_reserve, "ieee", resets
     results: tuple[Tensor, Tensor, Tensor, Tensor] = _forward_fake(input, hx, cx, weights, *options)
     return results
 
@@ -235,9 +238,10 @@ def _backward_fake(
     precision: str,
     needs_grad: Sequence[bool],
     d_cell_states: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     gradients = (d_output, d_h_n, d_c_n, d_cell_states)
-    _check_devices(input, lengths, hx, cx, *weights, output, reserve, *gradients)
+    _check_devices(input, lengths, hx, cx, resets, *weights, output, reserve, *gradients)
     d_input, d_hx, d_cx, *d_weights = (
         input.new_empty(operand.shape if operand is not None and needed else (0,))
         for operand, needed in zip((input, hx, cx, *weights), needs_grad, strict=True)
@@ -283,8 +287,9 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
     Not with both lengths and a reserve: only without lengths are the rows of the reserve known to
     be those of the batch, step by step.
     """
-    input, hx, cx, weights, lengths, batch_sizes, *options = args
-    input_dim, hx_dim, cx_dim, weights_dim, lengths_dim, *_ = in_dims
+    args, in_dims = ((*given, None)[:11] for given in (args, in_dims))  # without resets
+    input, hx, cx, weights, lengths, batch_sizes, *options, resets = args
+    input_dim, hx_dim, cx_dim, weights_dim, lengths_dim, *_, resets_dim = in_dims
     training = options[2]
     if (
         batch_sizes is not None
@@ -314,6 +319,7 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
         fold(lengths, lengths_dim, 0),
         None,
         *options,
+        fold(resets, resets_dim, 1),
     )
     mapped = info.batch_size
     batch_size = output.size(1) // mapped

@@ -73,6 +73,7 @@ class _Quantized(Recurrent):
         batch_sizes: Tensor | None,
         with_cell_states: bool,
         checks_kinds: bool = True,
+        resets: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], States]:
         if self.training:
             raise RuntimeError(
@@ -116,6 +117,7 @@ class _Quantized(Recurrent):
                 CELL_OF_MODE[self.mode],
                 num_directions,
                 wanted,
+                resets,
             )
             if wanted:
                 cell_states = [ops.cell_states(source, reserve, lengths, batch_sizes)]
@@ -156,10 +158,10 @@ def quantize(model: ModuleT) -> ModuleT:
     This package's layers and ``torch.nn``'s ``RNN``, ``GRU`` and ``LSTM`` become
     :class:`QuantizedRNN`, :class:`QuantizedGRU` and :class:`QuantizedLSTM`, in place, as
     :func:`replace_rnns` does it: the modules stay the objects they are and are called as before
-    (``lengths=``, packed and nested sequences, states, ``proj_size``, two directions). Input,
-    output and states are float32. Weights are rounded to 8 bits, with a scale for each row of a
-    matrix; so is each row that they are multiplied by, by itself: what comes of a sequence depends
-    neither on its neighbours nor on padding. Other modules stay as they are.
+    (``lengths=``, ``resets=``, packed and nested sequences, states, ``proj_size``, two
+    directions). Input, output and states are float32. Weights are rounded to 8 bits, with a scale
+    for each row of a matrix; so is each row that they are multiplied by, by itself: what comes of a
+    sequence depends neither on its neighbours nor on padding. Other modules stay as they are.
 
     An int8 layer has buffers instead of parameters: a quarter of the bytes, the same names in the
     state dict, and ``*_scale`` beside each ``weight_*``. To load one, quantize a new layer and load

@@ -17,6 +17,7 @@ from .interop import ReportsTorchClass, check_weights, warn_of_quantization
 from .sequences import (
     check_lengths_form,
     check_nested_form,
+    check_resets_form,
     nested_to_padded,
     padded_to_nested,
 )
@@ -125,12 +126,13 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Any,
         lengths: Tensor | None,
+        resets: Tensor | None = None,
         with_cell_states: bool = False,
     ) -> tuple[Any, States, Any]:
         """Forward for all three: ``output``, the final states ``(h_n,)`` or ``(h_n, c_n)``, and in
         the form of ``output`` the cell states, None where they were not asked for."""
         try:
-            return self._run_form(input, hx, lengths, with_cell_states)
+            return self._run_form(input, hx, lengths, resets, with_cell_states)
         except (AttributeError, TypeError):
             check_weights(self._flat_weights_names, self._flat_weights)
             raise
@@ -140,6 +142,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Any,
         lengths: Tensor | None,
+        resets: Tensor | None,
         with_cell_states: bool,
     ) -> tuple[Any, States, Any]:
         if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
@@ -153,11 +156,13 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("a PackedSequence carries its lengths: leave out lengths=")
+            _refuse_resets(resets, "a PackedSequence", "pad_packed_sequence(input)")
             return self._run_packed(input, states, with_cell_states)
         num_dims = input.dim()
         if input.is_nested:
             if lengths is not None:
                 raise ValueError("a NestedTensor carries its lengths: leave out lengths=")
+            _refuse_resets(resets, "a NestedTensor", "input.to_padded_tensor(0.0)")
             return self._run_nested(input, states, with_cell_states)
 
         if num_dims not in (2, 3):
@@ -170,8 +175,11 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         batch_dim = 0 if self.batch_first else 1
         if states is not None:
             self._check_states_dim(states, is_batched)
+        if resets is not None:
+            check_resets_form(resets, input, is_batched)
         if not is_batched:
             input = input.unsqueeze(batch_dim)
+            resets = None if resets is None else resets.unsqueeze(batch_dim)
             if states is not None:
                 states = tuple(state.unsqueeze(1) for state in states)
         # The operator's own checks are enough where it is called as it is; torch's, which say the
@@ -183,10 +191,12 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             check_lengths_form(lengths, input.size(batch_dim), is_batched)
             lengths = lengths if is_batched else lengths.unsqueeze(0)
         by_time = input.transpose(0, 1) if self.batch_first else input
+        if resets is not None and self.batch_first:
+            resets = resets.transpose(0, 1)
         given = states
         try:
             by_step, states = self._run_layers(
-                by_time, states, lengths, None, with_cell_states, checks_first
+                by_time, states, lengths, None, with_cell_states, checks_first, resets
             )
         except RuntimeError:
             if not checks_first:
@@ -238,6 +248,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         batch_sizes: Tensor | None,
         with_cell_states: bool,
         checks_kinds: bool = True,
+        resets: Tensor | None = None,  # [T, B]
     ) -> tuple[tuple[Tensor, ...], States]:
         """All layers, one above the other, with dropout between them.
 
@@ -278,6 +289,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
                 precision=precision,
                 with_cell_states=with_cell_states and layer == self.num_layers - 1,
                 recompute_activations=self.recompute_activations,
+                resets=resets,
             )
             h_n.append(h)
             c_n.append(c)
@@ -294,6 +306,15 @@ def is_plain(input: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _refuse_resets(resets: Tensor | None, form: str, padded: str) -> None:
+    if resets is not None:
+        raise ValueError(
+            f"resets= is for a padded input, got {form}, each of whose rows is one sequence: leave "
+            f"it out, or give {padded} with lengths= and resets=; birnn_cuda.pack_rows puts "
+            "sequences into rows"
+        )
 
 
 def _permute(states: States, indices: Tensor | None) -> States:

@@ -47,6 +47,7 @@ def forward(
     batch_sizes: Tensor | None,
     cell: str,
     num_directions: int,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer; the arguments are those of the op ``birnn_cuda::forward``.
 
@@ -60,13 +61,15 @@ def forward(
         batch_sizes: int64 ``[T]`` on the CPU; only with a 2-D input.
         cell: "tanh", "relu", "gru" or "lstm".
         num_directions: 1 or 2.
+        resets: bool ``[T, B]``, true where a sequence begins inside a row: nothing crosses from
+            one sequence to the other, in either direction; only with a 3-D input.
 
     Returns:
         ``output`` (``[T, B, D*(P or H)]``, zeros past the lengths, or packed ``[N, D*(P or H)]``),
         ``h_n`` (``[D, B, P or H]``) and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of
         shape ``[0]``), in the dtype of ``input``; fp16 and bf16 are computed in fp32.
     """
-    options = lengths, batch_sizes, cell, num_directions
+    options = lengths, batch_sizes, cell, num_directions, resets
     return forward_with_cell_states(input, hx, cx, weights, *options)[:3]
 
 
@@ -79,6 +82,7 @@ def forward_with_cell_states(
     batch_sizes: Tensor | None,
     cell: str,
     num_directions: int,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`forward`, and the cell state that each step leaves.
 
@@ -97,6 +101,10 @@ def forward_with_cell_states(
     if lengths is not None:
         inside = padding_mask(lengths.to(input.device), input.size(0)).unsqueeze(2)  # [T, B, 1]
         input = torch.where(inside, input, 0)
+    if resets is not None:
+        resets = resets.unsqueeze(2)  # [T, B, 1]
+        if inside is not None:
+            resets = resets & inside
 
     num_weights = len(weights) // num_directions
     outputs, cell_states, h_n, c_n = [], [], [], []
@@ -107,6 +115,7 @@ def forward_with_cell_states(
             None if cx is None else cx[direction],
             weights[direction * num_weights : (direction + 1) * num_weights],
             inside,
+            resets,
             cell,
             reverse=direction == 1,
         )
@@ -131,6 +140,7 @@ def _one_direction(
     c: Tensor | None,  # [B, H]
     weights: Sequence[Tensor],
     inside: Tensor | None,  # [T, B, 1]
+    resets: Tensor | None,  # [T, B, 1]
     cell: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,6 +161,11 @@ def _one_direction(
     output: list[Tensor] = [h] * seq_len
     cell_states: list[Tensor] = [c] * seq_len
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
+        border = (
+            t + 1 if reverse else t
+        )  # where a sequence begins that the step is not to look past
+        if resets is not None and border < seq_len:
+            h, c = torch.where(resets[border], 0, h), torch.where(resets[border], 0, c)
         if inside is None:
             h, c = _step(cell, gates_x[t], h, c, weight_hh, bias_hh, weight_hr)
             output[t], cell_states[t] = h, c

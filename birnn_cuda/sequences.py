@@ -16,6 +16,7 @@ __all__ = [
     "check_lengths",
     "check_lengths_form",
     "check_nested_form",
+    "check_resets_form",
     "nested_to_padded",
     "packed_lengths",
     "packed_to_padded",
@@ -67,6 +68,33 @@ def check_lengths_form(
         raise ValueError(
             f"lengths must hold one length for each of the {batch_size} sequences of the batch, "
             f"got {lengths.size(0)}"
+        )
+
+
+def check_resets_form(resets: Tensor, input: Tensor, is_batched: bool) -> None:
+    """Check type, dtype, device, dimensions and sizes of ``resets`` for a padded ``input``."""
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets must be a tensor, got {type(resets).__name__}")
+    if resets.dtype != torch.bool:
+        raise ValueError(
+            f"resets must be bool, true where a sequence begins, got {resets.dtype}: "
+            "resets.bool() is true where a number is not 0"
+        )
+    sizes = input.shape[:-1]
+    if resets.dim() != len(sizes):
+        expected = "2 dimensions" if is_batched else "1 dimension for an unbatched input"
+        raise ValueError(f"resets must have {expected}, got {resets.dim()}")
+    if resets.device != input.device:
+        raise RuntimeError(
+            "Input and resets tensors are not at the same device, found input tensor at "
+            f"{input.device} and resets tensor at {resets.device}"
+        )
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return  # a trace would keep the example's answer: there the operator itself compares
+    if resets.shape != sizes:
+        raise ValueError(
+            f"resets must have the sizes {tuple(sizes)} of the input without its features, got "
+            f"{tuple(resets.shape)}"
         )
 
 

@@ -56,9 +56,15 @@ struct RecurrenceShape {
 
 // Where step t of sequence b lies: row_offsets[t] + b if there are offsets (rows of a packed
 // batch, sequences longest first), else t * batch_size + b.
+//
+// A row can hold several sequences, one after the other: where one begins, the forward direction's
+// step continues zeros instead of the state before it, and so does the reverse direction's step
+// before it in time. Nothing crosses, in values or in gradients.
 struct SequenceRows {
   const int64_t* lengths = nullptr;      // [B], null: all are T
   const int64_t* row_offsets = nullptr;  // [T + 1], null: padded rows
+  const bool* resets = nullptr;          // [N], true where a sequence begins, null: nowhere
+  const bool* step_resets = nullptr;     // [T], whether one does in any row, null with `resets`
 };
 
 struct ForwardDirection {
@@ -76,8 +82,9 @@ struct ForwardDirection {
   int64_t gates_stride = 0;
   void* output = nullptr;  // [N, S] at a stride of D*S
   int64_t output_stride = 0;
-  void* hy = nullptr;  // [B, S]
-  void* cy = nullptr;  // [B, H] (LSTM only): the cell state while the recurrence runs
+  const bool* resets = nullptr;  // as of SequenceRows, which a CPU direction is given
+  void* hy = nullptr;            // [B, S]
+  void* cy = nullptr;            // [B, H] (LSTM only): the cell state while the recurrence runs
 };
 
 struct BackwardDirection {
@@ -98,6 +105,7 @@ struct BackwardDirection {
   void* dgates = nullptr;  // [N, dgates_blocks * H] at dgates_stride
   int64_t dgates_stride = 0;
   int64_t dgates_first_row = 0;  // the row that `dgates` points at
+  const bool* resets = nullptr;  // as of a ForwardDirection
   void* dproj = nullptr;         // [N, P]: gradient of the projected state (projection only)
   void* dhx = nullptr;           // [B, S]: holds dhy on entry, the gradient of hx on return
   void* dcx = nullptr;  // [B, H]: holds dcy on entry, the gradient of cx on return (LSTM only)

@@ -26,6 +26,7 @@ class Operands:
     hx: Tensor | None = None  # [D, B, S]
     cx: Tensor | None = None  # [D, B, H]
     lengths: Tensor | None = None  # [B], in 0..T
+    resets: Tensor | None = None  # bool [T, B], true where a sequence begins inside its row
 
 
 class Model:
@@ -65,6 +66,12 @@ class Model:
         back = torch.where(step < lengths, lengths - 1 - step, step)
         # [D, 1, T, B, 1]: the time of each step, and the step of each time.
         self.rows = torch.stack([there, back][:D]).view(D, 1, T, B, 1)
+        # [D, 1, T, B, 1], by step: whether it continues zeros.
+        self.anew = torch.zeros(D, 1, T, B, 1, dtype=torch.bool, device=device)
+        if operands.resets is not None:
+            begins = operands.resets & (step < lengths)
+            before = torch.cat([begins[1:], torch.zeros_like(begins[:1])])  # of reverse steps
+            self.anew = self._turn(torch.stack([begins, before][:D]).view(D, 1, T, B, 1))
 
     def _turn(self, by_time: Tensor) -> Tensor:
         """[D, M, T, B, n] by step in place of by time, and back."""
@@ -94,6 +101,7 @@ class Model:
         outputs, cells = [], []
         for t in range(T):
             active = self.active[t]
+            h, c = (torch.where(self.anew[:, :, t], 0, state) for state in (h, c))
             self.before.append(h)
             x = gates[:, :, t] + biases[0]
             q = self.forward_factors.product(h, weight_t) + biases[1]
@@ -168,6 +176,7 @@ class Model:
                 i, f, g, o, c = kept
                 assert dcarried is not None
                 c_before = cx if t == 0 else self.kept[t - 1][4]
+                c_before = torch.where(self.anew[:, :, t], 0, c_before)
                 total = dcarried if dc_of_step is None else dcarried + dc_of_step[:, :, t]
                 tanh_c = torch.tanh(c)
                 total = total + d * o * (1 - tanh_c * tanh_c)
@@ -182,8 +191,10 @@ class Model:
                         -1,
                     )
                 )
-                dcarried = torch.where(active, total * f, dcarried)
+                handed_back = torch.where(self.anew[:, :, t], 0, total * f)
+                dcarried = torch.where(active, handed_back, dcarried)
             back = self.backward_factors.product(recurrent, self.weight_hh_backward) + direct
+            back = torch.where(self.anew[:, :, t], 0, back)
             dh = torch.where(active, back, dh)
             all_dgates.append(torch.where(active, dgates, 0))
             all_recurrent.append(torch.where(active, recurrent, 0))
@@ -222,9 +233,10 @@ class Layer:
         draws: int,
         lengths: Tensor | None = None,
         stores_gates: bool = True,
+        resets: Tensor | None = None,
     ) -> None:
         self.cell, self.rounding, self.draws, self.lengths = cell, rounding, draws, lengths
-        self.stores_gates = stores_gates
+        self.stores_gates, self.resets = stores_gates, resets
         stacked = [torch.stack(list(each)).double() for each in zip(*weights, strict=True)]
         self.weight_ih, self.weight_hh = stacked[:2]
         self.bias = torch.stack(stacked[2:4]) if len(stacked) >= 4 else None
@@ -242,8 +254,9 @@ class Layer:
         if self.stores_gates:
             gates = self.rounding.stored(gates)
         states = (None if state is None else state.double() for state in (hx, cx))
+        inside = self.lengths, self.resets
         operands = Operands(
-            self.cell, gates, self.weight_hh, self.weight_hr, self.bias, *states, self.lengths
+            self.cell, gates, self.weight_hh, self.weight_hr, self.bias, *states, *inside
         )
         self.model = Model(operands, self.rounding, self.draws)
         results = self.model.forward()
@@ -294,11 +307,12 @@ def drawn(
     cotangents: Sequence[Tensor],
     lengths: Tensor | None = None,
     stores_gates: bool = True,
+    resets: Tensor | None = None,
 ) -> list[Tensor]:
     """What a module, of torch.nn or ours, makes of a batch: [draws, ...] of output, h_n and c_n,
     and the gradients of input, hx, cx if they are given, and the parameters.
 
-    operands: input, and hx, or hx and cx. cotangents: of output, h_n and c_n.
+    operands: input, and hx, or hx and cx. cotangents: of output, h_n and c_n. resets: [T, B].
     """
     D = 2 if module.bidirectional else 1
     cell = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(module.mode, module.mode.lower())
@@ -312,7 +326,7 @@ def drawn(
         weights = [
             [weight.detach() for weight in module.all_weights[index * D + d]] for d in range(D)
         ]
-        layer = Layer(cell, weights, rounding, draws, lengths, stores_gates)
+        layer = Layer(cell, weights, rounding, draws, lengths, stores_gates, resets)
         given = [state[index] for state in states] + [None, None]
         values, *final = layer.forward(values, given[0], given[1])
         layers.append(layer)

@@ -63,9 +63,10 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
         num_directions: int,
         training: bool,
         precision: str,
+        resets: Any = None,
     ) -> tuple[Any, Any, Any, Any]:
         num_weights = len(weights) // num_directions
-        refuse_what_onnx_lacks(num_weights, batch_sizes is not None)
+        refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None)
         target.check(cell, lengths is not None, hx is not None)
         hidden_size = weights[1].shape[1]
         directions = [
@@ -129,12 +130,17 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.birnn_cuda.forward.default: birnn_cuda_forward}
 
 
-def refuse_what_onnx_lacks(num_weights: int, packed: bool) -> None:
+def refuse_what_onnx_lacks(num_weights: int, packed: bool, has_resets: bool) -> None:
     """Refuse a layer of ``num_weights`` operands a direction that no node of ONNX is.
 
     Raises:
-        NotImplementedError: the layer is projected, or its input packed.
+        NotImplementedError: the layer is projected, or its input packed, or has resets.
     """
+    if has_resets:
+        raise NotImplementedError(
+            "no node of ONNX begins a sequence inside a row: export the model without resets=, one "
+            "sequence a row, with lengths="
+        )
     if packed:
         raise NotImplementedError(
             "ONNX has no packed sequences: export the model with a padded input and lengths="

@@ -116,7 +116,8 @@ def _layers_of(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 
 def _check_call(call: torch.fx.Node, target: Target) -> None:
     """Refuse one layer's call where the file could not be right, naming what and why."""
-    input, hx, _, weights, lengths, batch_sizes, cell, num_directions, *_ = call.args
+    input, hx, _, weights, lengths, batch_sizes, cell, num_directions, *rest = call.args
+    resets = rest[2] if len(rest) > 2 else call.kwargs.get("resets")
     dtype = input.meta["val"].dtype  # type: ignore[union-attr]
     if dtype != torch.float32:
         raise TypeError(
@@ -129,7 +130,8 @@ def _check_call(call: torch.fx.Node, target: Target) -> None:
                 "ONNX's LSTM gives no cell states of every step: export the model without "
                 "return_cell_states=True"
             )
-    refuse_what_onnx_lacks(len(weights) // num_directions, batch_sizes is not None)  # type: ignore
+    num_weights: Any = len(weights) // num_directions  # type: ignore[arg-type, operator]
+    refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None)
     target.check(cell, lengths is not None, hx is not None)  # type: ignore[arg-type]
 
 

@@ -31,9 +31,10 @@ void run_backward(const BackwardTask& task) {
   Real* carry = static_cast<Real*>(dir.dhx);
   Real* carry_c = static_cast<Real*>(dir.dcx);
   const PreviousState<Row> previous_h{dir.hx ? static_cast<const Row*>(dir.hx) : zeros,
-                                      dir.hx ? S : 0, output, dir.output_stride};
+                                      dir.hx ? S : 0, output, dir.output_stride, zeros};
   const PreviousState<Real> previous_c{static_cast<const Real*>(dir.cx ? dir.cx : task.zeros),
-                                       dir.cx ? H : 0, reserve + 4 * H, dir.reserve_stride};
+                                       dir.cx ? H : 0, reserve + 4 * H, dir.reserve_stride,
+                                       static_cast<const Real*>(task.zeros)};
   const ProductRows<N> product_rows = [&] {
     if constexpr (N::kPacks)
       return scratch.packed.at(0);
@@ -148,5 +149,17 @@ void run_backward(const BackwardTask& task) {
     };
     for_each_panel<N, kPlain>(product_rows, active, panels, range, step & 1,
                               {scratch.sums, 0, false}, store_carry);
+
+    // Nothing is handed back from a sequence to the one before it.
+    if (!any_begins_anew(sequences, T, dir.reverse, t)) continue;
+    const int64_t state_begin = std::min(range.begin * kPlain * kLanes, S);
+    const int64_t state_end = std::min(range.end * kPlain * kLanes, S);
+    for (int64_t j = 0; j < active; ++j) {
+      const int64_t b = b_begin + j;
+      if (!begins_anew(sequences, shape, dir.reverse, t, b)) continue;
+      std::fill(carry + b * S + state_begin, carry + b * S + state_end, Real(0));
+      if constexpr (kCell == Cell::kLstm)
+        std::fill(carry_c + b * H + u_begin, carry_c + b * H + u_end, Real(0));
+    }
   }
 }

@@ -54,7 +54,7 @@ void run_forward(const ForwardTask& task) {
   Row* output = static_cast<Row*>(dir.output);
   Real* cy = static_cast<Real*>(dir.cy);
   const PreviousState<Row> previous_h{dir.hx ? static_cast<const Row*>(dir.hx) : zeros,
-                                      dir.hx ? S : 0, output, dir.output_stride};
+                                      dir.hx ? S : 0, output, dir.output_stride, zeros};
   const int64_t at_once = Scratch<N>::steps_at_once(shape, I, b_end - b_begin);
   const bool fused = at_once == 1;
   const auto time_of = [&](int64_t step) { return dir.reverse ? T - 1 - step : step; };
@@ -93,6 +93,24 @@ void run_forward(const ForwardTask& task) {
     }
   }
 
+  // Forgets the states that were carried to sequences which begin at this step; h as it was written
+  // is passed over by previous_h.
+  const auto forget_states = [&](int64_t step, int64_t active) {
+    const int64_t unit_begin = std::min(range.begin * kVectors * kLanes, H);
+    const int64_t unit_end = std::min(range.end * kVectors * kLanes, H);
+    for (int64_t j = 0; j < active; ++j) {
+      if (!begins_anew(sequences, shape, dir.reverse, time_of(step), b_begin + j)) continue;
+      if constexpr (kCell == Cell::kLstm) {
+        Real* state = cy + (b_begin + j) * H;
+        std::fill(state + unit_begin, state + unit_end, Real(0));
+      }
+      if constexpr (N::kPacks) {
+        std::fill_n(scratch.state + j * S, S, Real(0));
+        scratch.packed.put(j, scratch.state + j * S, S);
+      }
+    }
+  };
+
   for (int64_t chunk = 0; chunk < T; chunk += at_once) {
     const int64_t chunk_end = std::min(chunk + at_once, T);
     int64_t projected = 0, projected_before = 0;  // rows: in the chunk, before the current step
@@ -105,6 +123,7 @@ void run_forward(const ForwardTask& task) {
     for (int64_t step = chunk; step < chunk_end; ++step) {
       const int64_t active = active_at(step), first_row = first_row_at(step);
       if (active == 0) continue;
+      if (any_begins_anew(sequences, T, dir.reverse, time_of(step))) forget_states(step, active);
       for (int64_t j = 0; j < active; ++j) {
         if constexpr (N::kPacks) {
           scratch.rows[j] = scratch.state + j * S;

@@ -134,6 +134,21 @@ inline int64_t count_active(const SequenceRows& rows, int64_t seq_len, int64_t t
   return n;
 }
 
+// The step at whose beginning lies what is between step t and the one that it continues.
+inline int64_t border_of(bool reverse, int64_t t) { return reverse ? t + 1 : t; }
+
+// Whether step t continues nothing, in any row or in that of sequence b.
+inline bool any_begins_anew(const SequenceRows& rows, int64_t seq_len, bool reverse, int64_t t) {
+  const int64_t border = border_of(reverse, t);
+  return rows.resets && border < seq_len && rows.step_resets[border];
+}
+inline bool begins_anew(const SequenceRows& rows, const RecurrenceShape& shape, bool reverse,
+                        int64_t t, int64_t b) {
+  const int64_t border = border_of(reverse, t);
+  return rows.resets && border < length_of(rows, shape.seq_len, b) &&
+         rows.resets[row_offset(rows, shape.batch_size, border) + b];
+}
+
 // The state before the first step of its direction, or the row that a step continues.
 template <class Number>
 struct PreviousState {
@@ -141,9 +156,11 @@ struct PreviousState {
   int64_t initial_stride;  // 0 where one row of zeros stands for all
   const Number* output;    // [N, S]
   int64_t output_stride;
+  const Number* zeros;  // [S]
 
   const Number* operator()(const SequenceRows& rows, const RecurrenceShape& shape, bool reverse,
                            int64_t t, int64_t b) const {
+    if (begins_anew(rows, shape, reverse, t, b)) return zeros;
     const int64_t from = reverse ? t + 1 : t - 1;
     const bool first = reverse ? from >= length_of(rows, shape.seq_len, b) : from < 0;
     if (first) return initial + b * initial_stride;

@@ -22,7 +22,7 @@ using BackwardOp = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
     const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
-    c10::List<bool> needs_grad, const OptionalTensor& d_cell_states);
+    c10::List<bool> needs_grad, const OptionalTensor& d_cell_states, const OptionalTensor& resets);
 
 // The registered ops, rather than the functions behind them: fake tensors, and whatever else
 // watches the dispatcher, see them.
@@ -52,11 +52,22 @@ PythonFunctions& python_functions() {
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 // Where each tensor is among those that forward saves.
-enum Saved { kInput, kHx, kCx, kLengths, kBatchSizes, kOutput, kReserve, kOutputVersion, kWeights };
+enum Saved {
+  kInput,
+  kHx,
+  kCx,
+  kLengths,
+  kBatchSizes,
+  kResets,
+  kOutput,
+  kReserve,
+  kOutputVersion,
+  kWeights
+};
 
 // What a call is given beside the tensors that it can be differentiated by.
 struct Options {
-  OptionalTensor lengths, batch_sizes;
+  OptionalTensor lengths, batch_sizes, resets;
   std::string cell, precision;
   int64_t num_directions;
   bool with_cell_states, recompute_activations;
@@ -111,7 +122,7 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     const auto [output, h_n, c_n, reserve] = forward_op().call(
         input, hx, cx, weights, options.lengths, options.batch_sizes, options.cell,
         options.num_directions, options.with_cell_states || !options.recompute_activations,
-        options.precision);
+        options.precision, options.resets);
     const Tensor witness = version_witness(output);
     variable_list saved(kWeights);
     saved[kInput] = input;
@@ -119,6 +130,7 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     if (cx) saved[kCx] = *cx;
     if (options.lengths) saved[kLengths] = *options.lengths;
     if (options.batch_sizes) saved[kBatchSizes] = *options.batch_sizes;
+    if (options.resets) saved[kResets] = *options.resets;
     saved[kOutput] = output.variable_data();
     if (!options.recompute_activations) saved[kReserve] = reserve;
     saved[kOutputVersion] = witness;
@@ -141,6 +153,7 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     const OptionalTensor hx = optional(saved[kHx]), cx = optional(saved[kCx]);
     const OptionalTensor lengths = optional(saved[kLengths]);
     const OptionalTensor batch_sizes = optional(saved[kBatchSizes]);
+    const OptionalTensor resets = optional(saved[kResets]);
     const OptionalTensor d_output = optional(gradients[0]), d_h_n = optional(gradients[1]);
     const OptionalTensor d_c_n = gradients.size() > 2 ? optional(gradients[2]) : std::nullopt;
     const OptionalTensor d_cells = gradients.size() > 3 ? optional(gradients[3]) : std::nullopt;
@@ -151,7 +164,7 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
       const at::AutoDispatchBelowADInplaceOrView no_tracking;
       std::tie(saved[kOutput], std::ignore, std::ignore, saved[kReserve]) =
           forward_op().call(saved[kInput], hx, cx, weights, lengths, batch_sizes, cell,
-                            num_directions, true, precision);
+                            num_directions, true, precision, resets);
     }
 
     // Only tensors that were given have an edge; a gradient has a place for each argument.
@@ -168,9 +181,10 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
                                          num_directions, precision, needs_grad);
     } else {
       const at::AutoDispatchBelowADInplaceOrView no_tracking;
-      auto [d_input, d_hx, d_cx, d_weights] = backward_op().call(
-          d_output, d_h_n, d_c_n, saved[kInput], hx, cx, weights, lengths, batch_sizes,
-          saved[kOutput], saved[kReserve], cell, num_directions, precision, needs_grad, d_cells);
+      auto [d_input, d_hx, d_cx, d_weights] =
+          backward_op().call(d_output, d_h_n, d_c_n, saved[kInput], hx, cx, weights, lengths,
+                             batch_sizes, saved[kOutput], saved[kReserve], cell, num_directions,
+                             precision, needs_grad, d_cells, resets);
       results = {std::move(d_input), std::move(d_hx), std::move(d_cx)};
       for (Tensor& d_weight : d_weights) results.push_back(std::move(d_weight));
     }
@@ -205,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const std::string& cell,
     int64_t num_directions, const std::string& precision, bool with_cell_states,
-    bool recompute_activations) {
+    bool recompute_activations, const OptionalTensor& resets) {
   TORCH_CHECK(!with_cell_states || cell == "lstm",
               "birnn_cuda: cell states need cell 'lstm', got '", cell, "'");
   const auto requires_grad = [](const Tensor& t) { return t.requires_grad(); };
@@ -217,13 +231,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
     const at::AutoDispatchBelowADInplaceOrView no_tracking;
     auto [output, h_n, c_n, reserve] =
         forward_op().call(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
-                          with_cell_states, precision);  // the reserve holds them
+                          with_cell_states, precision, resets);  // the reserve holds them
     Tensor cells;
     if (with_cell_states) cells = cell_states(input, reserve, lengths, batch_sizes);
     return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
   }
-  const Options options{lengths,          batch_sizes,          cell, precision, num_directions,
-                        with_cell_states, recompute_activations};
+  const Options options{lengths,   batch_sizes,    resets,           cell,
+                        precision, num_directions, with_cell_states, recompute_activations};
   const variable_list outputs = RecurrentLayer::apply(input, hx, cx, weights, options);
   return {outputs[0], outputs[1], outputs.size() > 2 ? outputs[2] : at::empty({0}, input.options()),
           outputs.size() > 3 ? outputs[3] : Tensor()};
@@ -240,7 +254,7 @@ std::tuple<Tensor, Tensor> eager_cell(const Tensor& input, const OptionalTensor&
     return t ? OptionalTensor(as_layer(*t)) : std::nullopt;
   };
   const auto [output, h_n, c_n, cells] = eager_layer(as_layer(input), state(hx), state(cx), weights,
-                                                     {}, {}, cell, 1, precision, false, false);
+                                                     {}, {}, cell, 1, precision, false, false, {});
   const auto as_given = [&](const Tensor& t) {
     return is_batched ? t.select(0, 0) : t.select(0, 0).select(0, 0);
   };
@@ -251,9 +265,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_operator(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
     int64_t num_directions, std::string precision, bool with_cell_states,
-    bool recompute_activations) {
+    bool recompute_activations, const OptionalTensor& resets) {
   auto results = eager_layer(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
-                             precision, with_cell_states, recompute_activations);
+                             precision, with_cell_states, recompute_activations, resets);
   if (!with_cell_states) std::get<3>(results) = at::empty({0}, input.options());
   return results;
 }

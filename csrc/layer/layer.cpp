@@ -54,7 +54,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
                       at::TensorList weights, const OptionalTensor& lengths,
                       const OptionalTensor& batch_sizes, const std::string& cell,
                       int64_t num_directions, const std::string& precision,
-                      at::TensorList scales = {}) {
+                      const OptionalTensor& resets, at::TensorList scales = {}) {
   Problem p;
   p.shape.cell = parse_cell(cell);
   p.shape.element = parse_element(input.scalar_type());
@@ -152,6 +152,16 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
                 "birnn_cuda: expected lengths of dtype int64 or int32, got ",
                 p.lengths->scalar_type());
   }
+  if (resets) {
+    TORCH_CHECK(!batch_sizes, "birnn_cuda: resets need a padded input, got batch_sizes of ",
+                batch_sizes->size(0), " steps");
+    check_sizes(*resets, "resets", {p.shape.seq_len, B});
+    TORCH_CHECK(resets->scalar_type() == at::kBool,
+                "birnn_cuda: expected resets of dtype Bool, got ", resets->scalar_type());
+    TORCH_CHECK(resets->device() == input.device(), "birnn_cuda: expected resets on ",
+                input.device(), " like the input, got ", resets->device());
+    p.resets = resets->contiguous();
+  }
   return p;
 }
 
@@ -238,6 +248,16 @@ void check_length_values(const Tensor& lengths, int64_t seq_len) {
                       " but must be between 0 and the ", seq_len, " steps of the input");
 }
 
+void check_reset_values(const Tensor& resets, const Tensor& lengths) {
+  const int64_t B = lengths.size(0), T = resets.size(0);
+  const int64_t* length = lengths.const_data_ptr<int64_t>();
+  const bool* reset = resets.const_data_ptr<bool>();
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t t = length[b]; t < T; ++t)
+      TORCH_CHECK_VALUE(!reset[t * B + b], "resets are true at step ", t, " of sequence ", b,
+                        ", which ends before it: lengths[", b, "] is ", length[b]);
+}
+
 ForwardDirection forward_direction(const Problem& p, const ForwardTensors& tensors, int d) {
   ForwardDirection dir;
   dir.reverse = d == 1;
@@ -301,21 +321,21 @@ std::vector<InputGateBlocks> input_gate_blocks(Cell cell) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
-    int64_t num_directions, bool training, std::string precision) {
-  return forward_checked(
-      check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, precision),
-      training);
+    int64_t num_directions, bool training, std::string precision, const OptionalTensor& resets) {
+  return forward_checked(check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
+                                       num_directions, precision, resets),
+                         training);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     at::TensorList scales, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    std::string cell, int64_t num_directions, bool with_reserve) {
+    std::string cell, int64_t num_directions, bool with_reserve, const OptionalTensor& resets) {
   TORCH_CHECK(input.scalar_type() == at::kFloat,
               "birnn_cuda: an int8 layer takes a float32 input, got ", input.scalar_type());
   TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
   return forward_checked(check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
-                                       num_directions, "ieee", scales),
+                                       num_directions, "ieee", resets, scales),
                          with_reserve);
 }
 
@@ -324,9 +344,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
     const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
-    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states) {
-  const Problem p =
-      check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, precision);
+    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states,
+    const OptionalTensor& resets) {
+  const Problem p = check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
+                                  num_directions, precision, resets);
   check_device_is_built(input.device());
   const int64_t D = p.num_directions, B = p.shape.batch_size, S = p.shape.state_size();
   TORCH_CHECK(needs_grad.size() == 3 + p.weights.size(), "birnn_cuda: expected needs_grad of ",

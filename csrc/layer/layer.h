@@ -33,6 +33,7 @@ struct Problem {
   bool has_bias = false;
   OptionalTensor lengths;      // [B], padded input only
   OptionalTensor batch_sizes;  // [T], packed input only
+  OptionalTensor resets;       // bool [T, B], contiguous, padded input only
   bool ieee = false;           // fp32 products on a GPU
 
   bool is_quantized() const { return !scales.empty(); }
@@ -53,6 +54,10 @@ std::vector<InputGateBlocks> input_gate_blocks(Cell cell);
 
 // Raises a ValueError for the first value outside [0, seq_len] of a tensor on the CPU.
 void check_length_values(const Tensor& lengths, int64_t seq_len);
+
+// Raises a ValueError for the first reset past a sequence's end, of tensors on the CPU: resets
+// contiguous [T, B], lengths int64 [B] within [0, T].
+void check_reset_values(const Tensor& resets, const Tensor& lengths);
 
 // The address of an element of a tensor whose rows have unit stride.
 inline const char* row_pointer(const Tensor& t, int64_t row, int64_t column = 0) {
@@ -113,19 +118,20 @@ BackwardResult backward_cuda(const Problem& problem, const BackwardInputs& input
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
-    int64_t num_directions, bool training, std::string precision);
+    int64_t num_directions, bool training, std::string precision, const OptionalTensor& resets);
 
 // int8 matrices with a float32 scale for each row; the reserve holds what one of float32 does.
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     at::TensorList scales, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    std::string cell, int64_t num_directions, bool with_reserve);
+    std::string cell, int64_t num_directions, bool with_reserve, const OptionalTensor& resets);
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
     const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
-    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states);
+    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states,
+    const OptionalTensor& resets);
 
 }  // namespace birnn

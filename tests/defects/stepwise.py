@@ -32,6 +32,52 @@ KERNEL = (
     ("return <|array|> ? load", {"absent_array_read": "&index"}),
     ("; <|b < step.batch_size|>; b +=", {"sequence_past_the_batch": "b <= step.batch_size"}),
     ("; <|u < width|>; u +=", {"unit_past_the_width": "u <= width"}),
+    # Several sequences in a row.
+    (
+        "if (<|!resets|>) return false;\n  return step.reverse ?",
+        {"resets_forgotten_by_the_later_step": "true"},
+    ),
+    (
+        "return step.reverse ? <|step.index > 0 && resets[at.previous_row]|> :",
+        {
+            "reverse_begins_anew_at_its_own_step": "resets[at.row]",
+            "access_reverse_past_the_end": "resets[at.previous_row]",
+        },
+    ),
+    (
+        "if (<|!resets || step.index + 1 >= at.length|>) return false;",
+        {
+            "resets_forgotten_by_the_earlier_step": "true",
+            "dhy_cut_by_what_lies_past_the_end": "!resets",
+        },
+    ),
+    (
+        "resets[<|step.reverse ? at.row : at.row + step.batch_size|>];",
+        {
+            "cut_at_its_own_step": "at.row",
+            "reverse_cut_like_forward": "at.row + step.batch_size",
+        },
+    ),
+    (
+        "return <|gates_h && !anew|> ?",
+        {
+            "product_continued": "gates_h != nullptr",
+            "absent_product_added": "static_cast<const Real*>(dir.cy) != nullptr",
+        },
+    ),
+    ("const Real h_prev = <|anew|> ? Real(0) : carried;", {"gru_continues_h": "false"}),
+    ("Real c = <|anew|> ? Real(0) : carried;", {"lstm_continues_c": "false"}),
+    ("if (<|is_cut|>) return Carried<T>(0);", {"dh_carried_across": "false"}),
+    (
+        "const Real h_prev = <|begins_anew(step, dir.resets, at)|> ? Real(0) : continued;",
+        {"gru_gradients_of_the_h_before": "false"},
+    ),
+    ("const Real c_prev = <|anew|> ? Real(0) : continued;", {"lstm_gradients_of_the_c": "false"}),
+    ("*dc = <|anew|> ? Real(0) : d.c;", {"dc_carried_across": "false"}),
+    (
+        "const bool is_cut = <|at.active && begins_anew(step, dir.resets, at)|>;",
+        {"dhx_across": "false"},
+    ),
     # Forward.
     (
         "<|if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));|>",
@@ -48,12 +94,11 @@ KERNEL = (
         },
     ),
     ("store(output, Real(0));", {"padding_not_written": ""}),
-    ("return <|gates_h|> ?", {"absent_product_added": "static_cast<const Real*>(dir.cy)"}),
     (
-        "= <|is_first|> ? load_or_zero<T>(dir.hx, unit) : load(hy",
+        "carried = <|is_first|> ? load_or_zero<T>(dir.hx, unit) : load(hy",
         {"gru_begins_with_hy": "false"},
     ),
-    ("Real c = <|is_first|> ?", {"lstm_begins_with_cy": "false"}),
+    ("carried = <|is_first|> ? load_or_zero<T>(dir.cx", {"lstm_begins_with_cy": "false"}),
     (
         "if (save_reserve) store(gates + block * H, value);",
         {"reserve_in_inference": "store(gates + block * H, value);"},
@@ -73,25 +118,30 @@ KERNEL = (
         {"first_dgates_of_the_last_step": "first_dgates && step.index + 1 == at.length"},
     ),
     (
-        "const bool is_last = <|step.index + 1 == at.length|>;\n      dh = carried",
+        "const bool is_last = <|step.index + 1 == at.length|>;\n"
+        "      const bool is_cut = ends_before_next(step, dir.resets, at);\n      dh = carried",
         {"dhy_at_every_step": "step.index + 1 == step.seq_len"},
     ),
     (
-        "const bool is_last = <|step.index + 1 == at.length|>;\n      d = carried",
+        "const bool is_last = <|step.index + 1 == at.length|>;\n"
+        "      const bool is_cut = ends_before_next(step, dir.resets, at);\n      d = carried",
         {"projected_dhy_at_every_step": "step.index + 1 == step.seq_len"},
     ),
     (
         "= <|is_first|> ? load_or_zero<T>(dir.hx, unit)\n",
         {"gru_ends_without_hx": "false"},
     ),
-    ("const Real c_prev = <|is_first|> ?", {"lstm_ends_without_cx": "false"}),
+    ("continued = <|is_first|> ? load_or_zero<T>(dir.cx", {"lstm_ends_without_cx": "false"}),
     (
         "<|*dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u)|>;",
         {"gradients_of_the_cell_states_forgotten": "*dc"},
     ),
     ("if (<|at.active|>) {\n      const bool is_last", {"projected_gradients_of_padding": "true"}),
     ("if (step_dproj) store(step_dproj + unit, d);", {"projection_not_beside": ""}),
-    ("carried_dh<T>(dir, <|!at.active|>, has_direct", {"dhx_of_an_empty_sequence": "false"}),
+    (
+        "carried_dh<T>(dir, <|!at.active|>, is_cut, has_direct",
+        {"dhx_of_an_empty_sequence": "false"},
+    ),
 )
 KERNEL_EXPLAINED = {
     "return condition <= Real(0)": "relu's derivative; the cells are tested by their values",
@@ -102,7 +152,7 @@ KERNEL_EXPLAINED = {
     "if (wide) {\n      store": "with a projection or without",
     "if (wide_dh) {": "with a projection or without",
     "emit(0, kCell == Cell::kTanh ?": "known when compiled",
-    "dh = carried_dh<T>(dir, is_last, kCell == Cell::kGru": "known when compiled",
+    "dh = carried_dh<T>(dir, is_last, is_cut, kCell == Cell::kGru": "known when compiled",
 }
 LAUNCHES = (
     ("const bool gathers = <|lengths && dir.reverse|>;", {"gradients_not_gathered": "false"}),

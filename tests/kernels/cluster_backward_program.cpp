@@ -39,7 +39,8 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
     void* const pointers[] = {
         weight_hh.data(), nullptr,      optional(hx),       optional(cx),       output.data(),
         reserve.data(),   optional(dy), optional(dc),       dgates.data(),      nullptr,
-        dhx.data(),       dcx.data(),   optional(dbias_ih), optional(dbias_hh), optional(first)};
+        dhx.data(),       dcx.data(),   optional(dbias_ih), optional(dbias_hh), nullptr,
+        optional(first)};
     const int status = cluster_backward_driver(sizes, reverse, ends, pointers, strides, tiling);
     expect(status == 0, what + device::error_message(status));
     expect_finite(dgates, what + "dgates");

@@ -35,9 +35,10 @@ void run_case(Cell cell, const Shape& shape, bool reverse, bool ragged) {
     Buffer<float> gates(T * B * width), output(T * B * H), hy(B * H), cy(B * H);
     fill(gates);
     if (cell != Cell::kLstm) fill(cy);
-    void* const pointers[] = {weight_hh.data(), nullptr,      optional(bias_ih), optional(bias_hh),
-                              optional(hx),     optional(cx), gates.data(),      output.data(),
-                              hy.data(),        cy.data()};
+    void* const pointers[] = {weight_hh.data(),  nullptr,       optional(bias_ih),
+                              optional(bias_hh), optional(hx),  optional(cx),
+                              gates.data(),      output.data(), hy.data(),
+                              cy.data(),         nullptr};
     const int status =
         cluster_forward_driver(sizes, reverse, 1, optional(lengths), pointers, strides, tiling);
     expect(status == 0, what + device::error_message(status));

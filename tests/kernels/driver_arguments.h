@@ -33,8 +33,8 @@ inline RecurrenceShape shape_of(const int64_t* sizes) {
 }
 
 // pointers, in the order of ForwardDirection: weight_hh, weight_hr, bias_ih, bias_hh, hx, cx,
-// gates, output, hy, cy. strides: of gates, of output.
-constexpr int kForwardPointers = 10;
+// gates, output, hy, cy, resets. strides: of gates, of output.
+constexpr int kForwardPointers = 11;
 inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
                                           const int64_t* strides) {
   ForwardDirection direction;
@@ -51,13 +51,14 @@ inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
   direction.output_stride = strides[1];
   direction.hy = pointers[8];
   direction.cy = pointers[9];
+  direction.resets = static_cast<const bool*>(pointers[10]);
   return direction;
 }
 
 // pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
-// dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, then first_dgates. strides: of output, reserve,
-// dy, dc, dgates.
-constexpr int kFirstDgates = 14;
+// dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, resets, then first_dgates. strides: of output,
+// reserve, dy, dc, dgates.
+constexpr int kFirstDgates = 15;
 constexpr int kBackwardPointers = kFirstDgates + 1;
 inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
                                             const int64_t* strides) {
@@ -82,6 +83,7 @@ inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
   direction.dcx = pointers[11];
   direction.dbias_ih = pointers[12];
   direction.dbias_hh = pointers[13];
+  direction.resets = static_cast<const bool*>(pointers[14]);
   return direction;
 }
 

@@ -59,6 +59,7 @@ void run_case(const Case& given) {
                           dcx.data() + d * B * H,
                           ragged ? dbias.data() + 2 * d * gates : nullptr,
                           ragged ? dbias.data() + (2 * d + 1) * gates : nullptr,
+                          nullptr,
                           ragged ? first.data() + d * B * blocks : nullptr};
       std::memcpy(pointers + d * kBackwardPointers, of, sizeof of);
     }

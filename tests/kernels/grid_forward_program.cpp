@@ -48,7 +48,8 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, const Tiling& tiling, 
                                     gates.data() + d * T * B * width,
                                     output.data() + d * H,
                                     hy.data() + d * B * H,
-                                    cy.data() + d * B * H};
+                                    cy.data() + d * B * H,
+                                    nullptr};
       std::memcpy(pointers + d * kForwardPointers, of_direction, sizeof of_direction);
     }
     const int status = grid_forward_driver(sizes, num_directions, 1, 1, optional(lengths), pointers,

@@ -23,10 +23,12 @@ class GuardZones:
             tensor_bytes *= size
         row_bytes = dtype.itemsize * (shape[-1] if shape else 1)
         zone = (tensor_bytes + 64 * row_bytes + 4096) // ALIGNMENT * ALIGNMENT
-        memory = torch.full(((2 * zone + tensor_bytes) // 2,), GUARD, dtype=torch.int16)
-        first, last = zone // 2, (zone + tensor_bytes) // 2
+        size = (tensor_bytes + 1) // 2
+        memory = torch.full((zone + size,), GUARD, dtype=torch.int16)
+        first, last = zone // 2, zone // 2 + size
         self.memories.append((memory, first, last))
-        return memory[first:last].view(dtype).view(*shape).fill_(value)
+        own = memory[first:last].view(torch.uint8)[:tensor_bytes]
+        return own.view(dtype).view(*shape).fill_(value)
 
     def copy(self, tensor: Tensor) -> Tensor:
         return self.full(tensor.shape, 0, tensor.dtype).copy_(tensor)

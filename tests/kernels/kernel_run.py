@@ -169,6 +169,7 @@ class Run:
                 self.output[..., d * S :],
                 self.hy[d],
                 self.cy[d],
+                problem.resets,
             )
             for d in range(2)
         ]
@@ -223,6 +224,7 @@ class Run:
                 "dcx": self.dcx[d] if problem.cell == "lstm" else None,
                 "dbias_ih": self.dbias_ih[d],
                 "dbias_hh": self.dbias_hh[d],
+                "resets": problem.resets,
                 "first_dgates": self.first_dgates[d],
             }
             of_backward.append([None if name in self.without else t for name, t in given.items()])
@@ -259,9 +261,15 @@ class Run:
             later, earlier = (slice(1, None), slice(None, -1))
             if d:
                 later, earlier = earlier, later
-            product = torch.einsum("tbg,tbs->gs", recurrent[later], outputs[d][earlier])
-            if problem.hx is not None:
-                product += first.t() @ problem.hx[d].double()
+            before, hx = outputs[d][earlier], problem.hx
+            if problem.resets is not None:  # zeros where a sequence begins between the two
+                begins = problem.resets.unsqueeze(2)
+                before = torch.where(begins[1:], 0, before)
+                if hx is not None and d == 0:
+                    hx = torch.where(begins[0], 0, hx)
+            product = torch.einsum("tbg,tbs->gs", recurrent[later], before)
+            if hx is not None:
+                product += first.t() @ hx[d].double()
             products.append(product)
             if self.dproj is not None:
                 o, c = self.gates[d].double()[..., 3 * H :].split(H, 2)

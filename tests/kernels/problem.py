@@ -35,6 +35,13 @@ DGATES_BLOCKS = {"tanh": 1, "relu": 1, "gru": 4, "lstm": 4}
 NAN = float("nan")
 
 
+def draw_resets(seq_len: int, batch_size: int) -> Tensor:
+    """Bool [T, B]: in some sequences none, in some at every step, else at random steps."""
+    resets = torch.rand(seq_len, batch_size) < 0.4
+    resets[:, 0::4], resets[:, 1::4] = False, True
+    return resets
+
+
 def draw_lengths(pattern: str, seq_len: int, batch_size: int) -> list[int] | None:
     """By pattern: "none", "full"; "mixed": with 0 and T, unsorted, and beyond what is allowed,
     where they are clamped; "short": of those, none that reaches the last step; "long": each has
@@ -62,6 +69,7 @@ class Problem:
         bias: bool = True,
         states: bool = True,
         cell_states: bool = False,
+        resets: Tensor | None = None,  # bool [T, B]; past the ends nobody reads it
     ) -> None:
         self.seq_len, self.batch_size, self.hidden_size = T, B, H = sizes
         self.dtype = dtype
@@ -71,6 +79,7 @@ class Problem:
         self.state_size = S = self.proj_size or H
         G = NUM_GATES[cell]
         self.lengths = None if lengths is None else torch.tensor(lengths)
+        self.resets = resets
         inside = torch.arange(T)[:, None] < (torch.tensor(lengths or [T] * B).clamp(0, T))
         self.inside = inside.unsqueeze(2)  # [T, B, 1]
 
@@ -95,7 +104,8 @@ class Problem:
         self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
         # What kernels read as it stands here.
         self.zones = GuardZones()
-        for name in ("lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "hx", "cx"):
+        read = ("lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "hx", "cx", "resets")
+        for name in read:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, self.zones.copy(tensor))
@@ -155,7 +165,7 @@ def exact(
     input = torch.cat([gates[0], gates[1]], 2)
     lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
     return reference.forward_with_cell_states(
-        input, hx, cx, weights, lengths, None, problem.cell, 2
+        input, hx, cx, weights, lengths, None, problem.cell, 2, problem.resets
     )
 
 
@@ -184,6 +194,7 @@ def drawn(problem: Problem, format: rounding.Format, **which: bool) -> dict[str,
         double(problem.hx),
         double(problem.cx),
         lengths,
+        problem.resets,
     )
     # The test itself multiplies for the gradients of the weights.
     which["weight_factors"] = False

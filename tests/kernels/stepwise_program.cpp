@@ -91,6 +91,9 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
   Buffer<int64_t> lengths(B);
   for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 3 + 2) % (T + 1);
   const int64_t* const given = has_lengths ? lengths.data() : nullptr;
+  Buffer<unsigned char> begins(T * B);
+  for (int64_t i = 0; i < T * B; ++i) begins[i] = i * 5 % 3 == 0;
+  void* const resets = has_states ? begins.data() : nullptr;
 
   Array weight_hh(element, G * H * S, true), weight_hr(element, P * H, true);
   Array bias_ih(element, G * H, true), bias_hh(element, G * H, true);
@@ -104,7 +107,7 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array cy(carried, B * H, shape.cell != Cell::kLstm);
     void* const forward[] = {weight_hh.data(), weight_hr.data(), bias_ih.data(), bias_hh.data(),
                              states[0],        states[1],        gates.data(),   output->data(),
-                             hy.data(),        cy.data()};
+                             hy.data(),        cy.data(),        resets};
     const int64_t strides[] = {width, S, S, blocks * H};
     expect(stepwise_forward_driver(sizes, reverse, 1, given, forward, strides, nullptr) == 0,
            "forward", sizes, reverse);
@@ -115,10 +118,10 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array dgates(element, T * B * blocks * H, false), dproj(element, T * B * P, false);
     Array first_dgates(element, B * blocks * H, false), dcx(carried, B * H, true);
     auto dhx = std::make_unique<Array>(carried, B * S, true);
-    void* const backward[] = {weight_hh.data(), weight_hr.data(), states[0],          states[1],
-                              output->data(),   gates.data(),     dy.data(),          dc.data(),
-                              dgates.data(),    dproj.data(),     dhx->data(),        dcx.data(),
-                              nullptr,          nullptr,          first_dgates.data()};
+    void* const backward[] = {weight_hh.data(), weight_hr.data(), states[0],   states[1],
+                              output->data(),   gates.data(),     dy.data(),   dc.data(),
+                              dgates.data(),    dproj.data(),     dhx->data(), dcx.data(),
+                              nullptr,          nullptr,          resets,      first_dgates.data()};
     const int64_t backward_strides[] = {S, width, S, H, blocks * H};
     expect(
         stepwise_backward_driver(sizes, reverse, given, backward, backward_strides, nullptr) == 0,

@@ -18,6 +18,7 @@ import rounding
 import rounding_model
 import torch
 from conftest import TOLERANCE
+from problem import draw_resets
 from torch import Tensor
 
 import build
@@ -68,11 +69,13 @@ class Problem:
         bias: bool = True,
         proj_size: int = 0,
         cell_states: bool = False,
+        resets: bool = False,
     ) -> None:
         T, B, input_size, H = sizes
         S, G = proj_size or H, {"lstm": 4, "gru": 3}.get(cell, 1)
         self.cell, self.directions = cell, directions
         self.lengths = None if lengths is None else torch.tensor(lengths)
+        self.resets = draw_resets(T, B) if resets else None
         self.batch_sizes = None
         if packed:
             assert self.lengths is not None
@@ -120,8 +123,9 @@ class Problem:
         operands = [
             None if t is None else t.detach().double().requires_grad_() for t in self.operands()
         ]
+        options = self.batch_sizes, self.cell, self.directions, self.resets
         *outputs, cells = reference.forward_with_cell_states(
-            *operands[:3], operands[3:], self.lengths, self.batch_sizes, self.cell, self.directions
+            *operands[:3], operands[3:], self.lengths, *options
         )
         outputs = outputs[: 3 if self.cell == "lstm" else 2]
         given = [self.d_output, self.d_h_n, self.d_c_n][: len(outputs)]
@@ -137,16 +141,18 @@ class Problem:
         """The same by the GPU layer."""
         common = (self.input, self.hx, self.cx, self.weights, self.lengths, self.batch_sizes)
         output, h_n, c_n, reserve = module().forward(
-            *common, self.cell, self.directions, True, precision
+            *common, self.cell, self.directions, True, precision, self.resets
         )
-        inference = module().forward(*common, self.cell, self.directions, False, precision)
+        inference = module().forward(
+            *common, self.cell, self.directions, False, precision, self.resets
+        )
         for kept, alone in zip((output, h_n, c_n), inference, strict=False):
             assert torch.equal(kept, alone), "inference differs from training"
         needs_grad = [t is not None for t in self.operands()]
         arguments = (self.d_output, self.d_h_n, self.d_c_n, *common, output, reserve)
         bits = reserve.view(torch.uint8).clone()  # where padding is, it may hold NaN
         results = module().backward(
-            *arguments, self.cell, self.directions, precision, needs_grad, self.d_cells
+            *arguments, self.cell, self.directions, precision, needs_grad, self.d_cells, self.resets
         )
         assert torch.equal(reserve.view(torch.uint8), bits), "backward wrote to the reserve"
         d_input, d_hx, d_cx, d_weights = results
@@ -170,7 +176,13 @@ class Problem:
         count = len(self.weights) // self.directions
         weights = [self.weights[d * count : (d + 1) * count] for d in range(self.directions)]
         layer = rounding_model.Layer(
-            self.cell, weights, rounding.Rounding(format), rounding.DRAWS, lengths
+            self.cell,
+            weights,
+            rounding.Rounding(format),
+            rounding.DRAWS,
+            lengths,
+            True,
+            self.resets,
         )
         outputs = layer.forward(input, self.hx, self.cx)
         d_c_n = None if self.d_c_n is None else self.d_c_n.unsqueeze(0)
@@ -251,6 +263,26 @@ def test_stepwise(cell: str) -> None:
     if cell == "lstm":
         problem = Problem(cell, torch.float32, (5, 5, 3, 20), proj_size=7, lengths=[5, 1, 0, 3, 3])
         check(problem, "ieee", "")
+
+
+@pytest.mark.parametrize("format_", ("ieee", "fp16"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets(cell: str, format_: str) -> None:
+    """With lengths they may lie past the ends, where nobody reads them."""
+    for options in OPTIONS:
+        if options.get("packed") or (options.get("cell_states") and cell != "lstm"):
+            continue
+        problem = Problem(cell, FORMATS[format_][0], (5, 5, 3, 20), resets=True, **options)
+        check(problem, format_, "", parts=3)
+    if cell == "lstm":
+        options = {"proj_size": 7, "lengths": [5, 1, 0, 3, 3], "resets": True}
+        check(Problem(cell, torch.float32, (5, 5, 3, 20), **options), "ieee", "")
+
+
+def test_kernels_without_resets_refuse_them() -> None:
+    problem = Problem("lstm", torch.float32, (5, 3, 4, 20), resets=True)
+    with forced("block"), pytest.raises(RuntimeError, match=r'"block" does not take.*: stepwise'):
+        problem.run("ieee")
 
 
 def test_the_layer_follows_the_plan() -> None:

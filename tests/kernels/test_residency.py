@@ -47,11 +47,10 @@ def run(cell: str, dtype: torch.dtype, sizes: tuple[int, int, int, int] = SIZES)
     ]
     input = torch.randn(T, B, input_size, dtype=dtype)
     options = None, None, weights, None, None
-    output, _, _, reserve = layer().forward(input, *options, cell, 2, True, "ieee")
+    output, _, _, reserve = layer().forward(input, *options, cell, 2, True, "ieee", None)
     needs_grad = [True, False, False, *[True] * len(weights)]
-    layer().backward(
-        *(output, None, None, input, *options, output, reserve, cell, 2, "ieee", needs_grad, None)
-    )
+    settings = cell, 2, "ieee", needs_grad, None, None
+    layer().backward(output, None, None, input, *options, output, reserve, *settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

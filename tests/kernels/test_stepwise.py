@@ -26,7 +26,7 @@ from kernel_run import (
     sizes_of,
 )
 from problem import CELLS as CELLS_WITHOUT_PROJECTION
-from problem import DTYPES, Problem, check, draw_lengths, exact
+from problem import DTYPES, Problem, check, draw_lengths, draw_resets, exact
 from torch import Tensor
 
 CELLS = (*CELLS_WITHOUT_PROJECTION, "lstm_proj")
@@ -53,6 +53,19 @@ def test_values_and_gradients(cell: str, dtype: torch.dtype, pattern: str, seed:
         check(problem, run.results(), problem.results(exact))
         check_inference(problem, Kernel("stepwise_forward"), run)
         check_in_place(problem, Kernel("stepwise_forward"), run)
+
+
+@pytest.mark.parametrize("pattern", ["none", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).split(".")[1])
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets(cell: str, dtype: torch.dtype, pattern: str) -> None:
+    for T, B, H, states in ((1, 5, 3, True), (2, 6, 5, False), (5, 7, 8, True), (7, 4, 33, True)):
+        lengths, resets = draw_lengths(pattern, T, B), draw_resets(T, B)
+        options = {"states": states, "cell_states": states, "resets": resets}
+        problem = Problem(cell, dtype, (T, B, H), lengths, **options)
+        run = Run(problem)
+        check(problem, run.results(), problem.results(exact))
+        check_inference(problem, Kernel("stepwise_forward"), run)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -11,7 +11,7 @@ import torch
 from defects import planting
 from defects import stepwise as defects
 from kernel_run import Kernel, Run, check_inference
-from problem import Problem, check, draw_lengths, exact
+from problem import Problem, check, draw_lengths, draw_resets, exact
 from test_stepwise import CELLS
 
 import build
@@ -27,9 +27,13 @@ def defective_kernel() -> planting.DefectiveKernel:
     return planting.build_stepwise_defects(FILES)
 
 
-def check_defective(emulator: build.Emulator, cell: str, pattern: str, states: bool) -> None:
+def check_defective(
+    emulator: build.Emulator, cell: str, pattern: str, states: bool, has_resets: bool
+) -> None:
     lengths = draw_lengths(pattern, 5, 6)
-    problem = Problem(cell, torch.float32, (5, 6, 3), lengths, states=states, cell_states=states)
+    options = {"states": states, "cell_states": states}
+    resets = draw_resets(5, 6) if has_resets else None
+    problem = Problem(cell, torch.float32, (5, 6, 3), lengths, resets=resets, **options)
     forward, backward = (Kernel(f"stepwise_{p}", on=emulator) for p in ("forward", "backward"))
     run = Run(problem, forward, backward)
     check(problem, run.results(), problem.results(exact))
@@ -38,7 +42,7 @@ def check_defective(emulator: build.Emulator, cell: str, pattern: str, states: b
     check_inference(problem, forward, run)
 
 
-DEFECT_CASES = tuple(itertools.product(CELLS, ("mixed", "none"), (True, False)))
+DEFECT_CASES = tuple(itertools.product(CELLS, ("mixed", "none"), (True, False), (False, True)))
 
 
 @pytest.mark.long

@@ -141,6 +141,7 @@ std::string only_stepwise_words(const PlanRequest& request) {
     return "fp64 has no products that a persistent kernel could use";
   if (request.shape.proj_size > 0)
     return "an LSTM with proj_size runs stepwise, a second product a step";
+  if (request.has_resets) return "resets, sequences inside rows, run stepwise";
   return "W_hh of " + std::to_string(request.shape.hidden_size) +
          " hidden units does not fit on the chip";
 }
@@ -285,8 +286,8 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
   const RecurrenceShape& s = request.shape;
   const DeviceLimits& device = request.device;
   const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
-  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, int, int,
-                         int, int64_t, int, int, std::string>;
+  using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, bool,
+                         int, int, int, int64_t, int, int, std::string>;
   const Key key{pass,
                 s.cell,
                 s.element,
@@ -295,6 +296,7 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 s.hidden_size,
                 s.proj_size,
                 request.ieee,
+                request.has_resets,
                 request.captured,
                 request.num_directions,
                 device.compute_capability,
@@ -335,9 +337,9 @@ Divisions divisions(const PlanRequest& request, Pass pass, const cost::Constants
 
 int backward_parts(const PlanRequest& request, const Choice& choice) {
   const RecurrenceShape& s = request.shape;
-  // With lengths the steps of a part lie at different times; stepwise takes turns with products as
-  // it is.
-  if (request.has_lengths || choice.kernel == Kernel::kStepwise) return 1;
+  // With lengths the steps of a part lie at different times, with resets a part would have to know
+  // whether the one before it in time ends there; stepwise takes turns with products as it is.
+  if (request.has_lengths || request.has_resets || choice.kernel == Kernel::kStepwise) return 1;
   if (const int parts = forced().backward_parts; parts > 0)
     return static_cast<int>(std::min<int64_t>(parts, s.seq_len));
   return 1;

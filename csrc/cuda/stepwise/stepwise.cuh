@@ -8,6 +8,10 @@
 // with a second product and a small kernel for an LSTM's projection. Elements are read and written
 // as they are; gates, c, dc and dh are computed and carried in fp32 (fp64 for fp64).
 //
+// Where a sequence begins inside a row (`resets`), the step that would continue the one before it
+// takes zeros for what is carried: the library has multiplied that too, but nobody reads the
+// result.
+//
 // A direction's step is counted from where it starts: step s of sequence b is t = s forward and
 // t = length - 1 - s in reverse. From s = length on the sequence rests: its state is left alone,
 // and step s writes zeros to row t = s of what is padded. So each step writes one row of every
@@ -82,6 +86,16 @@ struct Position {
   bool active;
 };
 
+// Whether an active step continues nothing, and whether the step after it continues nothing of it.
+BIRNN_DEVICE bool begins_anew(const Step& step, const bool* resets, const Position& at) {
+  if (!resets) return false;
+  return step.reverse ? step.index > 0 && resets[at.previous_row] : resets[at.row];
+}
+BIRNN_DEVICE bool ends_before_next(const Step& step, const bool* resets, const Position& at) {
+  if (!resets || step.index + 1 >= at.length) return false;
+  return resets[step.reverse ? at.row : at.row + step.batch_size];
+}
+
 BIRNN_DEVICE Position position_of(const Step& step, int64_t b) {
   Position at;
   at.length = step.seq_len;
@@ -140,10 +154,11 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       return;
     }
 
+    const bool anew = begins_anew(step, dir.resets, at);
     T* const gates = static_cast<T*>(dir.gates) + at.row * dir.gates_stride + u;
     const auto input_part = [&](int gate) { return load(gates + gate * H); };
     const auto recurrent_part = [&](int gate) {
-      return gates_h ? gates_h[(b * kNumGates<kCell> + gate) * H + u] : Real(0);
+      return gates_h && !anew ? gates_h[(b * kNumGates<kCell> + gate) * H + u] : Real(0);
     };
     const auto of_gate = [&](const void* bias) {
       return [=](int gate) { return load_or_zero<T>(bias, gate * H + u); };
@@ -164,7 +179,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
     } else if constexpr (kCell == Cell::kRelu) {
       h = ReluCell<Math>::forward(preactivation(0));
     } else if constexpr (kCell == Cell::kGru) {
-      const Real h_prev = is_first ? load_or_zero<T>(dir.hx, unit) : load(hy + unit);
+      const Real carried = is_first ? load_or_zero<T>(dir.hx, unit) : load(hy + unit);
+      const Real h_prev = anew ? Real(0) : carried;
       const Real q = recurrent_part(2) + bias(3);
       typename GruCell<Math>::Activations act;
       h = GruCell<Math>::forward(preactivation(0), preactivation(1), input_part(2) + bias(2), q,
@@ -174,7 +190,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       keep(2, act.n);
       keep(3, q);
     } else {
-      Real c = is_first ? load_or_zero<T>(dir.cx, unit) : cy[unit];
+      const Real carried = is_first ? load_or_zero<T>(dir.cx, unit) : cy[unit];
+      Real c = anew ? Real(0) : carried;
       typename LstmCell<Math>::Activations act;
       h = LstmCell<Math>::forward(preactivation(0), preactivation(1), preactivation(2),
                                   preactivation(3), c, act);
@@ -218,11 +235,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
 // ---------------------------------------------------------------------------------------------
 // Backward. dh, the gradient of the state after step s, comes from step s + 1 by `product`
 // [B, S] = dgates W_hh of that step; a GRU's direct path is left in dhx beside it. At a sequence's
-// last step dh is dhy, which dhx holds on entry.
+// last step dh is dhy, which dhx holds on entry. `is_cut`: nothing comes.
 
 template <class T>
-BIRNN_DEVICE Carried<T> carried_dh(const BackwardDirection& dir, bool is_last, bool has_direct,
-                                   const Carried<T>* product, int64_t state) {
+BIRNN_DEVICE Carried<T> carried_dh(const BackwardDirection& dir, bool is_last, bool is_cut,
+                                   bool has_direct, const Carried<T>* product, int64_t state) {
+  if (is_cut) return Carried<T>(0);
   const Carried<T>* dhx = static_cast<const Carried<T>*>(dir.dhx);
   if (is_last) return dhx[state];
   return has_direct ? product[state] + dhx[state] : product[state];
@@ -262,7 +280,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       dh = wide_dh[unit];
     } else {
       const bool is_last = step.index + 1 == at.length;
-      dh = carried_dh<T>(dir, is_last, kCell == Cell::kGru, product, unit) +
+      const bool is_cut = ends_before_next(step, dir.resets, at);
+      dh = carried_dh<T>(dir, is_last, is_cut, kCell == Cell::kGru, product, unit) +
            load_or_zero<T>(dir.dy, at.row * dir.dy_stride + u);
     }
     const T* const reserve = static_cast<const T*>(dir.reserve) + at.row * dir.reserve_stride + u;
@@ -272,8 +291,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       emit(0, kCell == Cell::kTanh ? TanhCell<Math>::backward(dh, y)
                                    : ReluCell<Math>::backward(dh, y));
     } else if constexpr (kCell == Cell::kGru) {
-      const Real h_prev = is_first ? load_or_zero<T>(dir.hx, unit)
-                                   : load(output + at.previous_row * dir.output_stride);
+      const Real continued = is_first ? load_or_zero<T>(dir.hx, unit)
+                                      : load(output + at.previous_row * dir.output_stride);
+      const Real h_prev = begins_anew(step, dir.resets, at) ? Real(0) : continued;
       const typename GruCell<Math>::Activations act{load(reserve), load(reserve + H),
                                                     load(reserve + 2 * H)};
       const auto d = GruCell<Math>::backward(dh, act, load(reserve + 3 * H), h_prev);
@@ -285,7 +305,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
     } else {
       Real* const dc = static_cast<Real*>(dir.dcx) + unit;
       const int64_t previous_c = (at.previous_row - at.row) * dir.reserve_stride + 4 * H;
-      const Real c_prev = is_first ? load_or_zero<T>(dir.cx, unit) : load(reserve + previous_c);
+      const Real continued = is_first ? load_or_zero<T>(dir.cx, unit) : load(reserve + previous_c);
+      const bool anew = begins_anew(step, dir.resets, at);
+      const Real c_prev = anew ? Real(0) : continued;
       const typename LstmCell<Math>::Activations act{load(reserve), load(reserve + H),
                                                      load(reserve + 2 * H), load(reserve + 3 * H)};
       const Real dc_new = *dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u);
@@ -294,7 +316,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       emit(1, d.f);
       emit(2, d.g);
       emit(3, d.o);
-      *dc = d.c;
+      *dc = anew ? Real(0) : d.c;
     }
   });
 }
@@ -310,7 +332,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_projection_kernel
     Carried<T> d(0);
     if (at.active) {
       const bool is_last = step.index + 1 == at.length;
-      d = carried_dh<T>(dir, is_last, false, product, unit) +
+      const bool is_cut = ends_before_next(step, dir.resets, at);
+      d = carried_dh<T>(dir, is_last, is_cut, false, product, unit) +
           load_or_zero<T>(dir.dy, at.row * dir.dy_stride + u);
     }
     store(static_cast<T*>(dir.dproj) + at.row * P + u, d);
@@ -327,8 +350,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
   const int64_t S = step.state_size;
   for_each_unit(step, S, [&](int64_t b, const Position& at, int64_t u) {
     const int64_t state = b * S + u;
+    const bool is_cut = at.active && begins_anew(step, dir.resets, at);
     static_cast<Carried<T>*>(dir.dhx)[state] =
-        carried_dh<T>(dir, !at.active, has_direct, product, state);
+        carried_dh<T>(dir, !at.active, is_cut, has_direct, product, state);
   });
 }
 

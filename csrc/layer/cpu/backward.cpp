@@ -40,21 +40,27 @@ const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t c
 }
 
 // The states that the rows of steps [t_begin, t_end) continue, [rows, S]: of packed rows, where
-// they lie at no fixed distance.
+// they lie at no fixed distance, and of those where several sequences lie.
 Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
                        int d, int64_t t_begin, int64_t t_end) {
   const int64_t S = p.shape.state_size();
   const SequenceRows at_rows = rows.pointers();
-  const int64_t first_row = at_rows.row_offsets[t_begin];
-  const Tensor states = at::empty({at_rows.row_offsets[t_end] - first_row, S}, output.options());
+  const auto offset = [&](int64_t t) {
+    return at_rows.row_offsets ? at_rows.row_offsets[t] : t * p.shape.batch_size;
+  };
+  const int64_t first_row = offset(t_begin);
+  const Tensor states = cpu::empty_large({offset(t_end) - first_row, S}, output.options());
   const int64_t bytes = S * output.element_size();
   for (int64_t t = t_begin; t < t_end; ++t)
-    for (int64_t row = at_rows.row_offsets[t]; row < at_rows.row_offsets[t + 1]; ++row) {
-      const int64_t b = row - at_rows.row_offsets[t];
-      const int64_t from = d == 1 ? t + 1 : t - 1;
+    for (int64_t row = offset(t); row < offset(t + 1); ++row) {
+      const int64_t b = row - offset(t);
+      const int64_t from = d == 1 ? t + 1 : t - 1, border = d == 1 ? from : t;
+      const int64_t length = at_rows.lengths ? at_rows.lengths[b] : p.shape.seq_len;
       char* to = mutable_row_pointer(states, row - first_row);
-      if (from >= 0 && from < at_rows.lengths[b])
-        std::memcpy(to, row_pointer(output, at_rows.row_offsets[from] + b, d * S), bytes);
+      if (at_rows.resets && border < length && at_rows.resets[offset(border) + b])
+        std::memset(to, 0, bytes);
+      else if (from >= 0 && from < length)
+        std::memcpy(to, row_pointer(output, offset(from) + b, d * S), bytes);
       else if (hx.defined())
         std::memcpy(to, direction_row_pointer(hx, d, b), bytes);
       else
@@ -176,7 +182,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
         multiply(product, direction_row_pointer(dgates, d, row - first, recurrent_column), states,
                  dw_hh[d].sum.data_ptr(), !one_product);
       };
-      if (rows.lengths.defined()) {
+      if (rows.lengths.defined() || rows.resets.defined()) {
         const Tensor states = previous_states(p, rows, output, hx, d, t_begin, t_end);
         add(first, count, states.const_data_ptr(), S);
       } else {

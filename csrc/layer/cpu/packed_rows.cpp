@@ -62,13 +62,40 @@ Rows rows_of_lengths(const Tensor& given, int64_t T) {
   return rows;
 }
 
-}  // namespace
-
-Rows rows_of(const Problem& p) {
+Rows rows_without_resets(const Problem& p) {
   if (p.is_packed()) return packed_rows(*p.batch_sizes);
   if (p.lengths) return rows_of_lengths(*p.lengths, p.shape.seq_len);
   Rows rows;
   rows.num_rows = p.num_rows;
+  return rows;
+}
+
+// Where sequences begin, in the order of the rows; left undefined where none does.
+void take_resets(const Tensor& given, Rows& rows) {
+  if (rows.lengths.defined())
+    check_reset_values(given, rows.lengths.index_select(0, rows.order.argsort()));
+  const int64_t T = given.size(0), B = given.size(1);
+  const Tensor resets =
+      rows.padded_rows.defined() ? given.view({-1}).index_select(0, rows.padded_rows) : given;
+  const Tensor step_resets = at::empty({T}, at::kBool);
+  const bool* reset = resets.const_data_ptr<bool>();
+  bool* in_step = step_resets.data_ptr<bool>();
+  const auto offset = [&](int64_t t) {
+    return rows.row_offsets.defined() ? rows.row_offsets.const_data_ptr<int64_t>()[t] : t * B;
+  };
+  const auto is_set = [](bool value) { return value; };
+  for (int64_t t = 0; t < T; ++t)
+    in_step[t] = std::any_of(reset + offset(t), reset + offset(t + 1), is_set);
+  if (std::none_of(in_step, in_step + T, is_set)) return;
+  rows.resets = resets;
+  rows.step_resets = step_resets;
+}
+
+}  // namespace
+
+Rows rows_of(const Problem& p) {
+  Rows rows = rows_without_resets(p);
+  if (p.resets) take_resets(*p.resets, rows);
   return rows;
 }
 

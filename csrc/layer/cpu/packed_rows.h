@@ -21,10 +21,20 @@ struct Rows {
   Tensor row_offsets;  // [T + 1]
   Tensor order;        // [B] the caller's index of a sorted sequence; undefined: unchanged
   Tensor padded_rows;  // [N] the caller's row of a packed row; undefined: unchanged
+  Tensor resets;       // bool [N], or undefined: nowhere
+  Tensor step_resets;  // bool [T]
 
   SequenceRows pointers() const {
-    if (!lengths.defined()) return {};
-    return {lengths.const_data_ptr<int64_t>(), row_offsets.const_data_ptr<int64_t>()};
+    SequenceRows at;
+    if (lengths.defined()) {
+      at.lengths = lengths.const_data_ptr<int64_t>();
+      at.row_offsets = row_offsets.const_data_ptr<int64_t>();
+    }
+    if (resets.defined()) {
+      at.resets = resets.const_data_ptr<bool>();
+      at.step_resets = step_resets.const_data_ptr<bool>();
+    }
+    return at;
   }
 };
 

@@ -51,6 +51,7 @@ BackwardDirection direction_of_steps(const Problem& p, const BackwardTensors& te
   BackwardDirection dir = backward_direction(p, tensors, d, row);
   dir.dgates = mutable_row_pointer(dgates, row, d * dgates_blocks(s.cell) * H);
   dir.dgates_stride = dgates.stride(0);
+  dir.resets = p.resets ? reset_pointer(p) + row : nullptr;
   if (steps.first > 0) {
     const int64_t previous = (reverse ? T - steps.first : steps.first - 1) * B;
     before.push_back(tensors.output.narrow(0, previous, B).narrow(1, d * S, S).contiguous());
@@ -110,13 +111,20 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   if (gradients.any_weight_ih()) factors.x = take_masked_rows(p.input, rows, p);
   factors.output = tensors.output;
   factors.hx = tensors.hx;
+  if (p.resets && gradients.any_weight_hh()) {
+    factors.output = continued_rows(tensors.output, p);
+    if (factors.hx.defined()) {  // the forward direction's, where a sequence begins at step 0
+      factors.hx = factors.hx.clone();
+      factors.hx[0].masked_fill_(p.resets->select(0, 0).unsqueeze(1), 0);
+    }
+  }
   factors.dgates = dgates;
   factors.dproj = tensors.dproj;
   factors.reserve = tensors.reserve;
   if (rows.lengths.defined()) {
     if (gradients.any_weight_hh() && tensors.hx.defined()) {
       factors.first_dgates = at::empty({D, B, width}, options);
-      factors.started_hx = tensors.hx.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
+      factors.started_hx = factors.hx.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
     }
     if (gradients.any_weight_hr()) factors.padding = padding_mask(rows, p).view({N, 1});
   }

@@ -47,6 +47,7 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
     directions[d] = forward_direction(p, tensors, d);
     directions[d].gates = mutable_row_pointer(gates, d);
     directions[d].gates_stride = gates.stride(1);
+    directions[d].resets = reset_pointer(p);
   }
   // Directions [first, first + count) on the current stream.
   const auto recur = [&](int first, int count, const Queue& queue, const cuda::Portion& portion) {

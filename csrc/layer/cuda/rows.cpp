@@ -63,6 +63,16 @@ Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes) {
   return flat.view(sizes);
 }
 
+Tensor continued_rows(const Tensor& output, const Problem& p) {
+  const int64_t T = p.shape.seq_len, B = p.shape.batch_size, S = p.shape.state_size();
+  const Tensor begins = p.resets->unsqueeze(2);  // [T, B, 1]
+  const Tensor states = output.clone(at::MemoryFormat::Contiguous).view({T, B, -1});
+  // Forward a row is continued by the next, in reverse by the one before it.
+  states.narrow(2, 0, S).narrow(0, 0, T - 1).masked_fill_(begins.narrow(0, 1, T - 1), 0);
+  if (p.num_directions > 1) states.narrow(2, S, S).masked_fill_(begins, 0);
+  return states.view({T * B, -1});
+}
+
 Tensor padding_mask(const Rows& rows, const Problem& p) {
   const Tensor steps = at::arange(p.shape.seq_len, rows.lengths.options());
   return steps.view({-1, 1, 1}).ge(rows.lengths.view({1, -1, 1}));

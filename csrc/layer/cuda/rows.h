@@ -16,6 +16,11 @@ struct Rows {
   }
 };
 
+// Where sequences begin: true at their first rows, [T*B]; null: nowhere within a row.
+inline const bool* reset_pointer(const Problem& p) {
+  return p.resets ? p.resets->const_data_ptr<bool>() : nullptr;
+}
+
 // Lengths on the CPU are checked, and copied to the device without anyone waiting.
 Rows rows_of(const Problem& p);
 
@@ -28,6 +33,9 @@ Tensor take_masked_rows(const Tensor& t, const Rows& rows, const Problem& p);
 
 // The way back, to a padded tensor of these sizes or to a packed one.
 Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes);
+
+// An output [T*B, D*S] with zeros where the step that would continue a row continues nothing.
+Tensor continued_rows(const Tensor& output, const Problem& p);
 
 // [T, B, 1]: whether a step lies past its sequence's end.
 Tensor padding_mask(const Rows& rows, const Problem& p);
