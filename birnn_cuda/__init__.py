@@ -14,6 +14,7 @@ from .convert import replace_rnns, to_torch
 from .layers import GRU, LSTM, RNN
 from .model import BiRNN
 from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, quantize
+from .rows import PackedRows, pack_rows
 from .sequences import check_lengths
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "BiRNN",
     "GRUCell",
     "LSTMCell",
+    "PackedRows",
     "QuantizedGRU",
     "QuantizedLSTM",
     "QuantizedRNN",
@@ -53,6 +55,7 @@ __all__ = [
     "load_mlx",
     "load_onnx",
     "load_paddle",
+    "pack_rows",
     "quantize",
     "replace_rnns",
     "to_flax",

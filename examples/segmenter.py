@@ -194,9 +194,15 @@ class Segmenter(nn.Module):
     def forward(self, characters: Tensor, bigrams: Tensor, lengths: Tensor) -> Tensor:
         """``[T, B]``, ``[T + 1, B]``, ``[B]`` -> ``[T, B, 4]``."""
         pairs = self.bigrams(bigrams)
-        features = torch.cat((self.characters(characters), pairs[:-1], pairs[1:]), -1)
-        scores: Tensor = self.tagger(self.dropout(features), lengths=lengths)
+        features = self.features(characters, pairs[:-1], pairs[1:])
+        scores: Tensor = self.tagger(features, lengths=lengths)
         return scores
+
+    def features(self, characters: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Of characters ``[T, B]`` and the embeddings ``[T, B, E]`` of their two bigrams."""
+        embedded: Tensor = self.characters(characters)
+        features: Tensor = self.dropout(torch.cat((embedded, before, after), -1))
+        return features
 
 
 class TorchBiRNN(nn.Module):
