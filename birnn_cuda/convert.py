@@ -63,9 +63,9 @@ def to_torch(model: ModuleT) -> ModuleT:
 
     In place, as :func:`replace_rnns` does it; ``to_torch(copy.deepcopy(layer))`` leaves ``layer``
     as it is. A model that cannot be copied can be changed in place, used, and changed back. What
-    torch's layers do not have is then no longer understood: ``lengths=``, nested tensors,
-    ``return_cell_states=``. A layer of :func:`quantize` becomes a float32 one with the weights that
-    8 bits left; what it multiplies them by is no longer rounded.
+    torch's layers do not have is then no longer understood: ``lengths=``, ``resets=``, nested
+    tensors, ``return_cell_states=``, ``return_all_layers=``. A layer of :func:`quantize` becomes a
+    float32 one with the weights that 8 bits left; what it multiplies them by is no longer rounded.
 
     To ONNX goes :func:`birnn_cuda.onnx.export`, which needs no such copy.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .interop import fx_node
-from .recurrent import Recurrent, States
+from .recurrent import OUTPUT_ALONE, Recurrent, States, Wanted
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -31,6 +31,7 @@ class _SingleState(Recurrent):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
+        return_all_layers: Literal[False] = False,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -41,7 +42,19 @@ class _SingleState(Recurrent):
         *,
         lengths: None = None,
         resets: None = None,
+        return_all_layers: Literal[False] = False,
     ) -> tuple[PackedSequence, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_all_layers: Literal[True],
+    ) -> tuple[Any, Tensor, tuple[Any, ...]]: ...
 
     def forward(
         self,
@@ -50,7 +63,8 @@ class _SingleState(Recurrent):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        return_all_layers: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layer.
 
         Args:
@@ -72,14 +86,18 @@ class _SingleState(Recurrent):
                 the row at its ends, and so not where its first step is a reset (the reverse
                 direction's: the row's last sequence); ``h_n`` is the state at the row's ends. See
                 ``pack_rows``.
+            return_all_layers: return the output of every layer of a stack as well. It costs nothing
+                but that they stay in memory.
 
         Returns:
             ``output``, in the form of ``input``, with D*hidden_size features: the last layer's h
             of both directions at every step, zeros past ``lengths``; and ``h_n``, in the form of
             ``hx``: the state at each sequence's own end (for the reverse direction: its start).
+            With ``return_all_layers`` a third element, a tuple of ``num_layers`` outputs in the
+            form of ``output``: what each layer gives, before dropout; the last is ``output``.
 
         Raises:
-            TypeError: ``lengths`` or ``resets`` is not a tensor.
+            TypeError: ``lengths`` or ``resets`` is not a tensor, ``return_all_layers`` no bool.
             ValueError: number of dimensions of ``input``, its dtype, its layout if nested; dtype,
                 dimensions or count of ``lengths``, and on the CPU a value outside [0, T] (on a
                 device values are clamped: see ``check_lengths``); dtype, dimensions or sizes of
@@ -106,11 +124,20 @@ class _SingleState(Recurrent):
         bidirectional layer reads whole sequences.
         """
         if type(input) is not Tensor or hx is not None or lengths is not None or resets is not None:
-            node: tuple[Any, Any] | None = fx_node(self, input, hx, lengths=lengths, resets=resets)
+            options = {
+                "lengths": lengths,
+                "resets": resets,
+                "return_all_layers": return_all_layers,
+            }
+            node: tuple[Any, Any] | None = fx_node(self, input, hx, **options)
             if node is not None:
                 return node
-        output, (h_n,), _ = self._run(input, hx, lengths, resets)
-        return output, h_n
+        if return_all_layers is False:
+            (output,), (h_n,) = self._run(input, hx, lengths, resets)
+            return output, h_n
+        _check_flags(return_all_layers=return_all_layers)
+        outputs, (h_n,) = self._run(input, hx, lengths, resets, Wanted(all_layers=True))
+        return outputs[-1], h_n, outputs
 
 
 class RNN(_SingleState):
@@ -304,6 +331,7 @@ class LSTM(Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         return_cell_states: Literal[False] = False,
+        return_all_layers: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -315,6 +343,7 @@ class LSTM(Recurrent):
         lengths: None = None,
         resets: None = None,
         return_cell_states: Literal[False] = False,
+        return_all_layers: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -326,6 +355,7 @@ class LSTM(Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         return_cell_states: Literal[True],
+        return_all_layers: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]: ...
 
     @overload
@@ -337,7 +367,20 @@ class LSTM(Recurrent):
         lengths: None = None,
         resets: None = None,
         return_cell_states: Literal[True],
+        return_all_layers: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor], PackedSequence]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cell_states: bool = False,
+        return_all_layers: Literal[True],
+    ) -> tuple[Any, ...]: ...
 
     def forward(
         self,
@@ -347,6 +390,7 @@ class LSTM(Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         return_cell_states: bool = False,
+        return_all_layers: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layer.
 
@@ -358,13 +402,15 @@ class LSTM(Recurrent):
             return_cell_states: return the cell state of every step as well. In training it costs
                 one copy of ``[T, B, D*H]``; without gradients also the memory that training keeps
                 (5*H values a step, sequence and direction), for as long as the call runs.
+            return_all_layers: as of :meth:`RNN.forward`.
 
         Returns:
             ``output`` with D*(P or H) features, and the pair ``(h_n, c_n)`` in the form of
             ``hx``; otherwise as of :meth:`RNN.forward`. With ``return_cell_states`` a third
             element in the form of ``output``, with D*H features: the last layer's c of both
             directions after every step, zeros past ``lengths``. Gradients flow through it, second
-            ones too.
+            ones too. With ``return_all_layers`` a last element, the tuple of every layer's output;
+            the cell states are then a tuple of every layer's, too.
 
         Raises:
             TypeError, ValueError, RuntimeError: as of :meth:`RNN.forward`.
@@ -377,18 +423,21 @@ class LSTM(Recurrent):
                 "lengths": lengths,
                 "resets": resets,
                 "return_cell_states": return_cell_states,
+                "return_all_layers": return_all_layers,
             }
             node: tuple[Any, ...] | None = fx_node(self, input, hx, **options)
             if node is not None:
                 return node
-        if not isinstance(return_cell_states, bool):
-            raise TypeError(
-                f"return_cell_states must be True or False, got {type(return_cell_states).__name__}"
-            )
-        output, (h_n, c_n), cell_states = self._run(input, hx, lengths, resets, return_cell_states)
-        if return_cell_states:
-            return output, (h_n, c_n), cell_states
-        return output, (h_n, c_n)
+        wanted = OUTPUT_ALONE
+        if return_cell_states is not False or return_all_layers is not False:
+            _check_flags(return_cell_states=return_cell_states, return_all_layers=return_all_layers)
+            wanted = Wanted(return_cell_states, return_all_layers)
+        by_step, (h_n, c_n) = self._run(input, hx, lengths, resets, wanted)
+        if not return_all_layers:
+            output, *cell_states = by_step
+            return output, (h_n, c_n), *cell_states
+        outputs, cells = by_step[: self.num_layers], by_step[self.num_layers :]
+        return outputs[-1], (h_n, c_n), *([cells] if return_cell_states else []), outputs
 
     def _states(self, hx: Any) -> States:
         if not isinstance(hx, Tensor) and len(hx) != 2:  # torch.nn's is an error of its operator
@@ -410,6 +459,12 @@ class LSTM(Recurrent):
             self.check_input(input, batch_sizes)
         else:
             self.check_forward_args(input, states, batch_sizes)  # type: ignore[arg-type, misc]
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def _refuse_proj_size(kwargs: dict[str, Any]) -> None:

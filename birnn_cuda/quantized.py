@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .layers import GRU, LSTM, RNN
-from .recurrent import CELL_OF_MODE, Recurrent, States
+from .recurrent import CELL_OF_MODE, Recurrent, States, Wanted
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "dequantize_layer", "quantize"]
 
@@ -71,7 +71,7 @@ class _Quantized(Recurrent):
         states: States | None,
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
-        with_cell_states: bool,
+        wanted: Wanted,
         checks_kinds: bool = True,
         resets: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], States]:
@@ -99,13 +99,14 @@ class _Quantized(Recurrent):
         states = None if states is None else tuple(state.float() for state in states)
         num_directions = 2 if self.bidirectional else 1
         output, h_n, c_n = input, [], []
+        outputs: list[Tensor] = []
         cell_states: list[Tensor] = []
         for layer in range(self.num_layers):
             layer_states: tuple[Tensor | None, ...] = (None, None)
             if states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
-            wanted = with_cell_states and layer == self.num_layers - 1
+            is_wanted = wanted.all_layers or layer == self.num_layers - 1
             source = output
             output, h, c, reserve = ops.quantized_forward(
                 source,
@@ -116,15 +117,17 @@ class _Quantized(Recurrent):
                 batch_sizes,
                 CELL_OF_MODE[self.mode],
                 num_directions,
-                wanted,
+                wanted.cell_states and is_wanted,
                 resets,
             )
-            if wanted:
-                cell_states = [ops.cell_states(source, reserve, lengths, batch_sizes)]
+            if is_wanted:
+                outputs.append(output)
+                if wanted.cell_states:
+                    cell_states.append(ops.cell_states(source, reserve, lengths, batch_sizes))
             h_n.append(h)
             c_n.append(c)
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
-        return (output, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+        return (*outputs, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, dtype=int8"

@@ -5,7 +5,7 @@ The errors are torch's own, by type and text, where it has one.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,16 @@ from .sequences import (
 )
 
 States: TypeAlias = tuple[Tensor, ...]  # (hx,) or, for the LSTM, (hx, cx)
+
+
+class Wanted(NamedTuple):
+    """What of every step a call returns: an output, of every layer or of the last, and its c."""
+
+    cell_states: bool = False
+    all_layers: bool = False
+
+
+OUTPUT_ALONE = Wanted()
 
 CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 
@@ -127,12 +137,16 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         hx: Any,
         lengths: Tensor | None,
         resets: Tensor | None = None,
-        with_cell_states: bool = False,
-    ) -> tuple[Any, States, Any]:
-        """Forward for all three: ``output``, the final states ``(h_n,)`` or ``(h_n, c_n)``, and in
-        the form of ``output`` the cell states, None where they were not asked for."""
+        wanted: Wanted = OUTPUT_ALONE,
+    ) -> tuple[tuple[Any, ...], States]:
+        """Forward for all three: what is wanted of every step, in the form of the input, and the
+        final states ``(h_n,)`` or ``(h_n, c_n)``.
+
+        Of every step: the outputs, of every layer from the first on or of the last alone; then, if
+        they are wanted, the cell states of the same layers.
+        """
         try:
-            return self._run_form(input, hx, lengths, resets, with_cell_states)
+            return self._run_form(input, hx, lengths, resets, wanted)
         except (AttributeError, TypeError):
             check_weights(self._flat_weights_names, self._flat_weights)
             raise
@@ -143,8 +157,8 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         hx: Any,
         lengths: Tensor | None,
         resets: Tensor | None,
-        with_cell_states: bool,
-    ) -> tuple[Any, States, Any]:
+        wanted: Wanted,
+    ) -> tuple[tuple[Any, ...], States]:
         if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
             raise RuntimeError(
                 f"this exporter does not know birnn_cuda.{self._get_name()}: use "
@@ -157,13 +171,13 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             if lengths is not None:
                 raise ValueError("a PackedSequence carries its lengths: leave out lengths=")
             _refuse_resets(resets, "a PackedSequence", "pad_packed_sequence(input)")
-            return self._run_packed(input, states, with_cell_states)
+            return self._run_packed(input, states, wanted)
         num_dims = input.dim()
         if input.is_nested:
             if lengths is not None:
                 raise ValueError("a NestedTensor carries its lengths: leave out lengths=")
             _refuse_resets(resets, "a NestedTensor", "input.to_padded_tensor(0.0)")
-            return self._run_nested(input, states, with_cell_states)
+            return self._run_nested(input, states, wanted)
 
         if num_dims not in (2, 3):
             noun = " tensor" if self.mode.startswith("RNN") else ""
@@ -196,7 +210,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         given = states
         try:
             by_step, states = self._run_layers(
-                by_time, states, lengths, None, with_cell_states, checks_first, resets
+                by_time, states, lengths, None, wanted, checks_first, resets
             )
         except RuntimeError:
             if not checks_first:
@@ -208,26 +222,25 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         if not is_batched:
             by_step = tuple(values.squeeze(batch_dim) for values in by_step)
             states = tuple(state.squeeze(1) for state in states)
-        return by_step[0], states, by_step[1] if with_cell_states else None
+        return by_step, states
 
     def _run_packed(
-        self, input: PackedSequence, states: States | None, with_cell_states: bool
-    ) -> tuple[PackedSequence, States, PackedSequence | None]:
+        self, input: PackedSequence, states: States | None, wanted: Wanted
+    ) -> tuple[tuple[PackedSequence, ...], States]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if states is not None:
             states = _permute(states, sorted_indices)
         self._check_sizes(data, states, batch_sizes)
-        by_step, states = self._run_layers(data, states, None, batch_sizes, with_cell_states)
-        output, *cell_states = (
+        by_step, states = self._run_layers(data, states, None, batch_sizes, wanted)
+        packed = tuple(
             PackedSequence(values, batch_sizes, sorted_indices, unsorted_indices)
             for values in by_step
         )
-        states = _permute(states, unsorted_indices)
-        return output, states, cell_states[0] if with_cell_states else None
+        return packed, _permute(states, unsorted_indices)
 
     def _run_nested(
-        self, input: Tensor, states: States | None, with_cell_states: bool
-    ) -> tuple[Tensor, States, Tensor | None]:
+        self, input: Tensor, states: States | None, wanted: Wanted
+    ) -> tuple[tuple[Tensor, ...], States]:
         check_nested_form(input)
         if states is not None:
             self._check_states_dim(states, is_batched=True)
@@ -236,9 +249,8 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             self._check_sizes(padded.transpose(0, 1), states, None)
         else:
             self._check_sizes(padded, states, None)
-        by_step, states = self._run_layers(padded, states, lengths, None, with_cell_states)
-        output, *cell_states = (padded_to_nested(values, input) for values in by_step)
-        return output, states, cell_states[0] if with_cell_states else None
+        by_step, states = self._run_layers(padded, states, lengths, None, wanted)
+        return tuple(padded_to_nested(values, input) for values in by_step), states
 
     def _run_layers(
         self,
@@ -246,13 +258,13 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         states: States | None,  # [num_layers*D, B, P or H], [num_layers*D, B, H]
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
-        with_cell_states: bool,
+        wanted: Wanted,
         checks_kinds: bool = True,
         resets: Tensor | None = None,  # [T, B]
     ) -> tuple[tuple[Tensor, ...], States]:
         """All layers, one above the other, with dropout between them.
 
-        Returns the final states after the last layer's output and, if asked for, its cell states.
+        Returns as `_run`.
         """
         weights = self._flat_weights
         dtype = autocast_dtype(input.device.type)
@@ -267,8 +279,10 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         num_weights = len(weights) // self.num_layers
         precision = fp32_precision(input)
         output, h_n, c_n = input, [], []
+        outputs: list[Tensor] = []
         cell_states: list[Tensor] = []
         for layer in range(self.num_layers):
+            is_wanted = wanted.all_layers or layer == self.num_layers - 1
             if layer > 0 and self.dropout > 0 and self.training:
                 output = dropout(output, self.dropout)
             layer_states: tuple[Tensor | None, ...] = (None, None)
@@ -277,7 +291,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             elif states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
-            output, h, c, *cell_states = recurrent_layer(
+            output, h, c, *cells = recurrent_layer(
                 output,
                 layer_states[0],
                 layer_states[1],
@@ -287,14 +301,17 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
                 cell=CELL_OF_MODE[self.mode],
                 num_directions=num_directions,
                 precision=precision,
-                with_cell_states=with_cell_states and layer == self.num_layers - 1,
+                with_cell_states=wanted.cell_states and is_wanted,
                 recompute_activations=self.recompute_activations,
                 resets=resets,
             )
             h_n.append(h)
             c_n.append(c)
+            if is_wanted:
+                outputs.append(output)
+            cell_states += cells
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
-        return (output, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+        return (*outputs, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
 
 
 def is_plain(input: Tensor) -> bool:

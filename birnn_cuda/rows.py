@@ -101,7 +101,8 @@ class PackedRows:
             num_directions: D, 1 or 2.
 
         Returns:
-            ``[D, N, H]`` of N sequences, in the order given: of the last layer of a stack.
+            ``[D, N, H]`` of N sequences, in the order given: of the layer of a stack whose output
+            was given (``return_all_layers=True`` returns every layer's).
 
         Raises:
             ValueError: other sizes, or number of directions.

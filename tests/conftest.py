@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # What inductor keeps in /tmp for other processes does not know of which version of an operator its
@@ -66,6 +66,13 @@ def seed(request: pytest.FixtureRequest) -> int:
 def ieee(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 is exact on a GPU, unless a test asks for tf32."""
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+
+
+@pytest.fixture
+def forgets_compiled() -> Iterator[None]:
+    """What a test compiles does not count for another: Dynamo compiles a function a few times."""
+    yield
+    torch._dynamo.reset()
 
 
 def make_layer(package: Any, cell: str, input_size: int, hidden_size: int, **options: Any) -> Any:

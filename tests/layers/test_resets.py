@@ -367,6 +367,7 @@ def test_vmap(cell):
         assert_close([values[index]], [loss(weights, inputs[index], resets[index])], 1e-12)
 
 
+@pytest.mark.usefixtures("forgets_compiled")
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 def test_compile(cell, dynamic):
