@@ -491,6 +491,22 @@ def test_errors_of_the_operator():
         ops.forward(input.flatten(0, 1), *packed, torch.zeros(6, 3).bool())
 
 
+def test_onnx_has_no_such_node(tmp_path):
+    from birnn_cuda import onnx
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = birnn_cuda.GRU(3, 4)
+
+        def forward(self, input, resets):
+            return self.rnn(input, resets=resets)[0]
+
+    example = torch.randn(3, 2, 3), torch.zeros(3, 2, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="export the model without resets="):
+        onnx.export(Model().eval(), example, tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize("sizes", [(0, 3), (4, 0)], ids=str)
 def test_nothing_at_all(sizes):
     layer = birnn_cuda.LSTM(4, 5, bidirectional=True)
