@@ -25,7 +25,7 @@ class CpuCommand(MeasuringCommand):
     name = "cpu"
     help = "measure on CPU cores, against torch.nn, onnxruntime and OpenVINO"
     description = __doc__ or ""
-    budgets = "quick (under 1 minute), standard (under 10; the default) or full"
+    budgets = "quick (about 1 minute), standard (about 20; the default) or full"
     sections = SECTIONS
     presets = PRESETS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from benchmarks.measure.cases import PASSES, Case
@@ -16,6 +17,7 @@ from benchmarks.sections.busy import NEIGHBOURS
 from benchmarks.sections.lengths import PACKED, TORCH_PACKED
 
 MEBIBYTE = 2**20
+FEWER_BITS = ("bf16", "int8")  # of section dtypes
 
 
 def case_of(entry: Entry) -> Case:
@@ -107,7 +109,8 @@ class Mean:
 
 def means(results: Results) -> Iterator[Mean]:
     """Against each peer and in each pass; against torch.nn where both are given the same packed
-    sequences of unequal length; of streams, by layers and by cells; and beside other processes."""
+    sequences of unequal length; in fewer bits; of streams, by layers and by cells; and beside other
+    processes."""
     entries = results.section("layers")
     for peer in peer_names(entries):
         for pass_name in PASSES:
@@ -117,6 +120,11 @@ def means(results: Results) -> Iterator[Mean]:
         entries = _of_pass(results.section("lengths"), pass_name)
         ratios = [ratio_in_rounds(entry, TORCH_PACKED, PACKED) for entry in entries]
         yield from _mean(TORCH, f"{pass_name} on packed sequences", ratios)
+    for dtype, pass_name in product(FEWER_BITS, PASSES):
+        entries = _of_pass(results.section("dtypes"), pass_name)
+        for other in (f"{SUBJECT} fp32", f"{TORCH} {dtype}", f"onnxruntime {dtype}"):
+            ratios = [ratio_in_rounds(entry, other, f"{SUBJECT} {dtype}") for entry in entries]
+            yield from _mean(other, f"{pass_name} in {dtype}", ratios)
     streams = results.section("streaming")
     for name in peer_names(streams):
         ratios = [times_as_fast(entry, name) for entry in streams]

@@ -19,6 +19,7 @@ from benchmarks.measure.terminal import Table, Terminal
 from benchmarks.measure.timing import gemm_rate, median_ratio
 from benchmarks.peers.peer import GRAPH, SUBJECT, TORCH
 from benchmarks.report.metrics import (
+    FEWER_BITS,
     MEBIBYTE,
     describe,
     describe_device,
@@ -101,48 +102,67 @@ def shown() -> dict[Path, str]:
         parts.append(f"{NO_CUDA_RESULTS}\n")
     speeds = [speed_on_cuda(each) if each.device == "cuda" else speed(each) for each in results]
     return {
-        README: headlines(results, HEADS, {}),
-        README_ZH: headlines(results, HEADS_ZH, WORDS_ZH),
+        README: headlines(results, HEADS, {}, ERRORS),
+        README_ZH: headlines(results, HEADS_ZH, WORDS_ZH, ERRORS_ZH),
         SPEED: "\n".join(speeds),
         STREAMING: of_streams(Results.load(SHOWN_STREAMS)) if SHOWN_STREAMS.exists() else NOTHING,
         SUITE_README: "\n".join(parts),
     }
 
 
-HEADS = ("processor", "against", "pass", "cases", "times as fast", "worst")
-HEADS_ZH = ("处理器", "对比对象", "过程", "用例数", "平均加速比", "最低")
+HEADS = ("processor", "against", *PASSES)
+HEADS_ZH = ("处理器", "对比对象", "推理", "训练")
+ERRORS = "Largest error of an output against float64: {}."
+ERRORS_ZH = "输出相对 float64 的最大误差: {}。"
 WORDS_ZH = {
-    "inference": "推理",
-    "training": "训练",
-    " on packed sequences": " (打包序列)",
-    "streaming": "流式",
-    " by cells": " (单步单元)",
-    SPINNING: " (旁边有空转进程)",
-    SECOND: " (旁边有第二个同样的进程)",
+    "on packed sequences": "(打包序列)",
+    "in bf16": "(bf16)",
+    "in int8": "(int8)",
+    "streaming": "(流式)",
+    "by cells": "(单步单元)",
+    SPINNING.lstrip(", "): "(旁边有空转进程)",
+    SECOND.lstrip(", "): "(旁边有第二个同样的进程)",
 }
 
 
-def headlines(results: Sequence[Results], heads: Sequence[str], words: Mapping[str, str]) -> str:
-    """The geometric means, a line for each peer and pass; `words` are translated."""
-    columns = [heads[0], *heads[1:3]]
-    table = Table("", list(heads), columns)
+def headlines(
+    results: Sequence[Results], heads: Sequence[str], words: Mapping[str, str], errors: str
+) -> str:
+    """The geometric means, a line for each peer, and the worst cases; `words` are translated."""
+    table = Table("", list(heads), heads[:2])
     for each in results:
         where = (
             each.data["device"]["name"] if each.device == "cuda" else each.data["machine"]["cpu"]
         )
+        rows: dict[str, dict[str, str]] = {}
         for mean in means(each):
-            what = mean.what
+            pass_name = next((name for name in PASSES if mean.what.startswith(name)), PASSES[0])
+            # What the pass alone does not say: in which way, in fewer bits, beside whom.
+            way = mean.what.removeprefix(pass_name).lstrip(", ")
+            if way.endswith(tuple(f"in {name}" for name in FEWER_BITS)):
+                way = "" if mean.peer.endswith(way.removeprefix("in ")) else way
             for word, translated in words.items():
-                what = what.replace(word, translated)
-            table.add(
-                where,
-                mean.peer,
-                what,
-                str(len(mean.ratios)),
-                f"{mean.mean:.2f}",
-                f"{min(mean.ratios):.2f}",
-            )
-    return "\n".join(table.markdown()) + "\n"
+                way = way.replace(word, translated)
+            row = rows.setdefault(f"{mean.peer} {way}".strip(), {})
+            row[pass_name] = f"{mean.mean:.2f} ({min(mean.ratios):.2f})"
+        for against, figures in rows.items():
+            table.add(where, against, *(figures.get(name, NONE) for name in PASSES))
+    lines = table.markdown()
+    largest = [text for each in results if (text := _largest_errors(each))]
+    if largest:
+        lines += ["", errors.format("; ".join(largest))]
+    return "\n".join(lines) + "\n"
+
+
+def _largest_errors(results: Results) -> str:
+    """In fewer bits, of every entrant's outputs."""
+    found: dict[str, float] = {}
+    for entry in results.section("dtypes"):
+        for name, tensors in entry["errors"].items():
+            if name.endswith(FEWER_BITS):
+                found[name] = max(found.get(name, 0.0), *tensors["output"])
+    names = sorted(found, key=lambda name: FEWER_BITS.index(name.split()[-1]))
+    return ", ".join(f"{name} {found[name]:.0e}" for name in names)
 
 
 def everything(results: Results) -> str:
