@@ -1,7 +1,7 @@
 """Measure birnn_cuda against torch.nn and its other peers, and show what came out.
 
   quick look at this machine's CPU     python -m benchmarks cpu --preset quick
-  the CPU, in under 10 minutes         python -m benchmarks cpu
+  the CPU, in about 20 minutes         python -m benchmarks cpu
   the GPU, in under 10 minutes         python -m benchmarks cuda
   one kind of layer only               python -m benchmarks cuda --cell gru --hidden 256 512
   continue what was interrupted        python -m benchmarks cuda --resume
