@@ -136,6 +136,36 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+# Both directions of one layer, all strides plain, every gradient asked for: for tests that choose
+# cell and sizes themselves.
+PLAIN = Case(
+    cell="lstm",
+    dtype=torch.float32,
+    form="lengths",
+    seq_len=3,
+    batch_size=1,
+    input_size=1,
+    hidden_size=2,
+    lengths=(),
+    num_layers=1,
+    bidirectional=True,
+    bias=True,
+    batch_first=False,
+    lengths_dtype=torch.int64,
+    sorted_lengths=False,
+    with_states=True,
+    recompute=False,
+    input_strides="contiguous",
+    state_strides="contiguous",
+    cotangent_strides="contiguous",
+    grad_operands=(True, True, True),
+    grad_weights=(True,),
+    used_outputs=(True, True, True),
+    threads=1,
+    seed=0,
+)
+
+
 def check(case: Case) -> None:
     """Values, and gradients of what asks for them, against torch's own layer in fp64."""
     if case.sorted_lengths and case.form == "packed":

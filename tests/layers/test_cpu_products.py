@@ -17,14 +17,6 @@ import birnn_cuda, properties
 
 assert birnn_cuda.ops.build_info()["cpu_products"] == sys.argv[1]
 torch.manual_seed(int(sys.argv[2]))
-plain = properties.Case(
-    cell="lstm", dtype=torch.float32, form="lengths", seq_len=3, batch_size=1, input_size=1,
-    hidden_size=2, lengths=(), num_layers=1, bidirectional=True, bias=True, batch_first=False,
-    lengths_dtype=torch.int64, sorted_lengths=False, with_states=True, recompute=False,
-    input_strides="contiguous", state_strides="contiguous", cotangent_strides="contiguous",
-    grad_operands=(True, True, True), grad_weights=(True,), used_outputs=(True, True, True),
-    threads=1, seed=0,
-)
 for cell, T, B, I, H in [
     ("lstm", 1, 1, 1, 1), ("gru", 23, 17, 7, 64), ("lstm", 16, 16, 300, 37), ("gru", 9, 3, 289, 16),
     ("tanh", 30, 11, 33, 301), ("lstm", 16, 32, 256, 12),
@@ -32,7 +24,7 @@ for cell, T, B, I, H in [
     lengths = torch.randint(0, T + 1, (B,)).tolist()
     for full in (True, False):
         properties.check(dataclasses.replace(
-            plain, cell=cell, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
+            properties.PLAIN, cell=cell, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
             lengths=(T,) * B if full else tuple([T, *lengths[1:]]),
             used_outputs=(True, True, cell == "lstm"), seed=int(torch.randint(2**31, ())),
         ))

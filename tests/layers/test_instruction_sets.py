@@ -31,14 +31,6 @@ assert birnn_cuda.ops.build_info()["cpu_instruction_set"] == name
 torch.manual_seed(int(seed))
 # Steps, sequences, features, units: below, at and above tiles of rows, words and panels.
 sizes = [(3, 1, 7, 9), (3, 2, 40, 33), (2, 16, 64, 32), (3, 19, 33, 37)]
-plain = properties.Case(
-    cell="lstm", dtype=torch.float32, form="lengths", seq_len=3, batch_size=1, input_size=1,
-    hidden_size=2, lengths=(), num_layers=1, bidirectional=True, bias=True, batch_first=False,
-    lengths_dtype=torch.int64, sorted_lengths=False, with_states=True, recompute=False,
-    input_strides="contiguous", state_strides="contiguous", cotangent_strides="contiguous",
-    grad_operands=(True, True, True), grad_weights=(True,), used_outputs=(True, True, True),
-    threads=1, seed=0,
-)
 for cell, dtype, (T, B, I, H) in itertools.product(
     CELLS, (torch.float32, torch.bfloat16, torch.float16), sizes
 ):
@@ -48,7 +40,8 @@ for cell, dtype, (T, B, I, H) in itertools.product(
         continue  # differs from float32 by its loads, or not at all
     lengths = [T, *torch.randint(0, T + 1, (B - 1,)).tolist()]
     case = dataclasses.replace(
-        plain, cell=cell, dtype=dtype, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
+        properties.PLAIN,
+        cell=cell, dtype=dtype, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
         lengths=tuple(lengths), used_outputs=(True, True, cell.startswith("lstm")),
         seed=int(torch.randint(2**31, ())),
     )

@@ -1,5 +1,5 @@
 // The backward pass of a layer on the CPU: runs the recurrence in chunks of steps, and leaves the
-// gradients of input and weights to the BLAS.
+// gradients of input and weights to large products (gemm_cpu.h).
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
