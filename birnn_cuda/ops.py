@@ -48,6 +48,7 @@ __all__ = [
     "forward",
     "known_devices",
     "layer",
+    "pack_quantized",
     "plan",
     "quantized_forward",
 ]
@@ -61,6 +62,7 @@ cost_constants: Callable[[], dict[str, float]] = _C.cost_constants
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
 quantized_forward = torch.ops.birnn_cuda.quantized_forward
+pack_quantized = torch.ops.birnn_cuda.pack_quantized
 layer = torch.ops.birnn_cuda.layer
 
 
@@ -214,6 +216,7 @@ def _quantized_forward_fake(
     num_directions: int,
     with_reserve: bool,
     resets: Tensor | None = None,
+    packed_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = lengths, batch_sizes, cell, num_directions, with_reserve, "ieee", resets
     results: tuple[Tensor, Tensor, Tensor, Tensor] = _forward_fake(input, hx, cx, weights, *options)

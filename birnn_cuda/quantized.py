@@ -9,10 +9,12 @@ the scale of another. Sums are int32; biases, cell and states are float32.
 from __future__ import annotations
 
 import logging
-from typing import Any, TypeVar
+import operator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import ops
 from .layers import GRU, LSTM, RNN
@@ -64,6 +66,39 @@ class _Quantized(Recurrent):
         )
 
     _op_checks = False  # any dtype is made float32 before
+    def _packed_weights(
+        self, layer: int, weights: list[Tensor], scales: list[Tensor]
+    ) -> Tensor | None:
+        """A layer's matrices as the kernels read them, packed when they are not those of before.
+
+        None where a graph is recorded, which must not hold them, and where torch counts no changes
+        of a tensor: each call packs for itself then.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+            or is_in_torch_dispatch_mode()
+            or any(weight.is_inference() for weight in weights)
+        ):
+            return None
+        # By layer: the weights, the version of each when they were packed, and what came of it. An
+        # entry is replaced, not changed: another thread may be reading it.
+        kept = self.__dict__.setdefault("_kept_packed", {})
+        versions = [weight._version for weight in weights]
+        if layer in kept:
+            packed_weights, packed_versions, packed = kept[layer]
+            if versions == packed_versions and all(map(operator.is_, weights, packed_weights)):
+                return cast(Tensor, packed)
+        num_directions = 2 if self.bidirectional else 1
+        packed = ops.pack_quantized(weights, scales, CELL_OF_MODE[self.mode], num_directions)
+        kept[layer] = weights, versions, packed
+        return cast(Tensor, packed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and files go without what another processor may read in another order.
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_kept_packed", None)
+        return state
 
     def _run_layers(
         self,
@@ -87,9 +122,9 @@ class _Quantized(Recurrent):
                 f"{self._get_name()} has no gradient, but its input requires one: run it under "
                 "torch.no_grad(), or detach the input"
             )
-        weights = self._flat_weights
-        if input.device.type != "cpu" or weights[0].device.type != "cpu":
-            device = input.device if input.device.type != "cpu" else weights[0].device
+        first_weight = self._flat_weights[0]
+        if input.device.type != "cpu" or first_weight.device.type != "cpu":
+            device = input.device if input.device.type != "cpu" else first_weight.device
             raise RuntimeError(
                 f"{self._get_name()} runs on the CPU only, got {device}: move it and its input to "
                 "the CPU, or run the layer that it was made of, which also runs in float16 and "
@@ -108,17 +143,20 @@ class _Quantized(Recurrent):
                 layer_states = (*(state[here] for state in states), None)
             is_wanted = wanted.all_layers or layer == self.num_layers - 1
             source = output
+            weights, scales = self._weights_of(layer)
             output, h, c, reserve = ops.quantized_forward(
                 source,
                 layer_states[0],
                 layer_states[1],
-                *self._weights_of(layer),
+                weights,
+                scales,
                 lengths,
                 batch_sizes,
                 CELL_OF_MODE[self.mode],
                 num_directions,
                 wanted.cell_states and is_wanted,
                 resets,
+                self._packed_weights(layer, weights, scales),
             )
             if is_wanted:
                 outputs.append(output)
@@ -168,7 +206,10 @@ def quantize(model: ModuleT) -> ModuleT:
 
     An int8 layer has buffers instead of parameters: a quarter of the bytes, the same names in the
     state dict, and ``*_scale`` beside each ``weight_*``. To load one, quantize a new layer and load
-    the state dict into it. It is compiled like any other; :func:`to_torch` makes it ``torch.nn``'s
+    the state dict into it. Its weights are packed for the kernels by the first call, and again when
+    PyTorch has counted a change of one (``load_state_dict``, any operation in place, a new tensor):
+    what is written past PyTorch (through ``.data``, a NumPy array, another process) needs
+    ``weight.add_(0)`` to be seen. It is compiled like any other; :func:`to_torch` makes it ``torch.nn``'s
     float32 layer with the rounded weights, whose results differ by the rounding of x and h alone:
     the way to ONNX is :func:`replace_rnns` of that.
 
@@ -212,6 +253,8 @@ def quantize(model: ModuleT) -> ModuleT:
     return model
 
 
+@torch.inference_mode(False)  # of whose tensors torch counts no changes
+@torch.no_grad()
 def _quantize_layer(module: nn.Module) -> None:
     values = dict(module.named_parameters(recurse=False))
     module.__dict__.pop("_flat_weights", None)
@@ -239,6 +282,7 @@ def dequantize_layer(module: nn.Module, layer_class: type[nn.Module]) -> None:
             delattr(module, f"{name}_scale")
         delattr(module, name)
     module.__class__ = layer_class
+    module.__dict__.pop("_kept_packed", None)
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
     module._init_flat_weights()  # type: ignore[operator]

@@ -86,44 +86,77 @@ struct InPlace {
   }
 };
 
-// workspace: zeros [max(S, H)], then for each direction the packed weights, then a scratch for
-// each task. Forward and backward panels of one matrix need the same room up to padding.
-struct Workspace {
-  int64_t zeros, panels, panels_ih, panels_hr, scratch;
+// Where the packed weights of a direction lie, from where they begin. Forward and backward panels of
+// one matrix need the same room up to padding.
+struct PanelRoom {
+  int64_t hh, ih, hr;
 
-  explicit Workspace(const Layer& layer, InPlace in_place = {}) {
+  explicit PanelRoom(const Layer& layer, InPlace in_place = {}) {
     const RecurrenceShape& s = layer.shape;
     const KernelTable& kernels = *layer.kernels;
     const int gates = num_gates(s.cell);
     const int64_t H = s.hidden_size, S = s.state_size();
-    zeros = align(std::max(S, H) * int64_t(sizeof(double)));
-    panels = in_place.weight_hh ? 0
-                                : align(std::max(kernels.packed_bytes(H, gates, S),
-                                                 kernels.packed_bytes(S, 1, gates * H)));
-    panels_ih = in_place.weight_ih ? 0 : align(kernels.packed_bytes(H, gates, layer.input_size));
-    panels_hr = s.proj_size
-                    ? align(std::max(kernels.packed_bytes(S, 1, H), kernels.packed_bytes(H, 1, S)))
-                    : 0;
-    scratch = align(kernels.scratch_bytes(s, layer.input_size, s.batch_size));
+    hh = in_place.weight_hh ? 0
+                            : align(std::max(kernels.packed_bytes(H, gates, S),
+                                             kernels.packed_bytes(S, 1, gates * H)));
+    ih = in_place.weight_ih ? 0 : align(kernels.packed_bytes(H, gates, layer.input_size));
+    hr = s.proj_size
+             ? align(std::max(kernels.packed_bytes(S, 1, H), kernels.packed_bytes(H, 1, S)))
+             : 0;
+  }
+
+  int64_t bytes() const { return hh + ih + hr; }
+};
+
+// The panels of all directions, one after the other.
+template <class Memory>
+struct Panels {
+  Memory base;
+  PanelRoom room;
+
+  Memory hh(int direction) const { return base + direction * room.bytes(); }
+  Memory ih(int direction) const { return hh(direction) + room.hh; }
+  Memory hr(int direction) const { return ih(direction) + room.ih; }
+};
+
+// workspace: zeros [max(S, H)], the panels unless they lie elsewhere, then a scratch for each task.
+struct Workspace {
+  PanelRoom room;
+  int64_t zeros, panels, scratch;
+
+  explicit Workspace(const Layer& layer, InPlace in_place = {}, bool has_panels = true)
+      : room(layer, in_place) {
+    const RecurrenceShape& s = layer.shape;
+    zeros = align(std::max(s.state_size(), s.hidden_size) * int64_t(sizeof(double)));
+    panels = has_panels ? layer.num_directions * room.bytes() : 0;
+    scratch = align(layer.kernels->scratch_bytes(s, layer.input_size, s.batch_size));
   }
 
   int64_t bytes(const Layer& layer) const {
-    return zeros +
-           layer.num_directions * (panels + panels_ih + panels_hr + Split(layer).tasks * scratch);
+    return zeros + panels + layer.num_directions * Split(layer).tasks * scratch;
   }
-  char* panels_of(void* workspace, int direction) const {
-    return static_cast<char*>(workspace) + zeros + direction * (panels + panels_ih + panels_hr);
+  Panels<char*> panels_in(void* workspace) const {
+    return {static_cast<char*>(workspace) + zeros, room};
   }
-  char* panels_ih_of(void* workspace, int direction) const {
-    return panels_of(workspace, direction) + panels;
-  }
-  char* panels_hr_of(void* workspace, int direction) const {
-    return panels_ih_of(workspace, direction) + panels_ih;
-  }
-  char* scratch_of(void* workspace, const Layer& layer, int64_t task) const {
-    return panels_of(workspace, layer.num_directions) + task * scratch;
+  char* scratch_of(void* workspace, int64_t task) const {
+    return static_cast<char*>(workspace) + zeros + panels + task * scratch;
   }
 };
+
+// A share of the panels of W_hh, W_ih and, with a projection, W_hr that forward reads.
+void pack_share(const Layer& layer, const ForwardDirection& direction, const void* weight_ih,
+                InPlace in_place, int d, const UnitShare& share, const Panels<char*>& panels) {
+  const RecurrenceShape& s = layer.shape;
+  const KernelTable& kernels = *layer.kernels;
+  const int gates = num_gates(s.cell);
+  if (!in_place.weight_hh)
+    kernels.pack_rows(direction.weight_hh, gates, s.hidden_size, s.state_size(), share,
+                      panels.hh(d));
+  if (!in_place.weight_ih)
+    kernels.pack_rows(weight_ih, gates, s.hidden_size, layer.input_size, share, panels.ih(d));
+  if (s.proj_size)
+    kernels.pack_rows(direction.weight_hr, 1, s.proj_size, s.hidden_size, share, panels.hr(d));
+}
 
 // What a thread runs: sequences [b_begin, b_end) of direction d, and a share of its units.
 struct Part {
@@ -134,6 +167,19 @@ struct Part {
   int64_t scratch;  // index
 };
 
+// Calls of_direction(direction, shares of `tasks`, index of the first) until all have had their turn,
+// concurrently. A thread that was given several tasks of a direction has them all at once.
+template <class OfDirection>
+void for_each_direction(const Layer& layer, int64_t tasks, const OfDirection& of_direction) {
+  at::parallel_for(0, layer.num_directions * tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const int64_t d = i / tasks, next = std::min(end, (d + 1) * tasks);
+      of_direction(int(d), UnitShare{i - d * tasks, next - d * tasks, tasks}, i);
+      i = next;
+    }
+  });
+}
+
 // Runs pack(direction, share) for all shares of all directions' weights, unless nothing is packed,
 // and body(part) for all parts, one thread each. Who packs nothing for others does so in the region
 // where it computes: every parallel region less is a wake-up less, which counts when the whole pass
@@ -141,16 +187,9 @@ struct Part {
 template <class Pack, class Body>
 void for_each_part(const Layer& layer, const Split& split, bool packs, const Pack& pack,
                    const Body& body) {
-  const int64_t D = layer.num_directions, tasks = split.tasks;
+  const int64_t tasks = split.tasks;
   const auto run = [&](const auto& of_direction) {
-    // A thread that was given several tasks has them all at once.
-    at::parallel_for(0, D * tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end;) {
-        const int64_t d = i / tasks, next = std::min(end, (d + 1) * tasks);
-        of_direction(int(d), UnitShare{i - d * tasks, next - d * tasks, tasks}, i);
-        i = next;
-      }
-    });
+    for_each_direction(layer, tasks, of_direction);
   };
   if (split.by_units) {
     std::array<StepBarrier, 2> barriers{StepBarrier(tasks), StepBarrier(tasks)};
@@ -206,33 +245,41 @@ void write_final_state(const Layer& layer, const ForwardDirection& dir, const Pa
 
 }  // namespace
 
-int64_t forward_workspace_bytes(const Layer& layer) {
-  return Workspace(layer, InPlace(layer, Split(layer))).bytes(layer);
+int64_t packed_weights_bytes(const Layer& layer) {
+  return layer.num_directions * PanelRoom(layer).bytes();
+}
+
+void pack_weights(const Layer& layer, const ForwardDirection* directions,
+                  const void* const* weight_ih, void* packed) {
+  const Panels<char*> panels{static_cast<char*>(packed), PanelRoom(layer)};
+  for_each_direction(layer, at::get_num_threads(), [&](int d, const UnitShare& share, int64_t) {
+    pack_share(layer, directions[d], weight_ih[d], {}, d, share, panels);
+  });
+}
+
+int64_t forward_workspace_bytes(const Layer& layer, bool with_packed_weights) {
+  return Workspace(layer, InPlace(layer, Split(layer)), !with_packed_weights).bytes(layer);
 }
 
 int64_t backward_workspace_bytes(const Layer& layer) { return Workspace(layer).bytes(layer); }
 
 void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
              int64_t x_stride, const void* const* weight_ih, const WeightScales* scales,
-             void* workspace) {
+             const void* packed_weights, void* workspace) {
   const RecurrenceShape& s = layer.shape;
   const Split split(layer);
   const InPlace in_place(layer, split);
-  const Workspace layout(layer, in_place);
+  const Workspace layout(layer, in_place, !packed_weights);
   const KernelTable& kernels = *layer.kernels;
   const LayerInput input{x, x_stride, layer.input_size};
   std::memset(workspace, 0, layout.zeros);
-  const int gates = num_gates(s.cell);
+  const Panels<char*> to_pack = layout.panels_in(workspace);
+  const Panels<const char*> panels = packed_weights
+                                         ? Panels<const char*>{static_cast<const char*>(packed_weights),
+                                                               PanelRoom(layer)}
+                                         : Panels<const char*>{to_pack.base, layout.room};
   const auto pack = [&](int d, const UnitShare& share) {
-    if (!in_place.weight_hh)
-      kernels.pack_rows(directions[d].weight_hh, gates, s.hidden_size, s.state_size(), share,
-                        layout.panels_of(workspace, d));
-    if (!in_place.weight_ih)
-      kernels.pack_rows(weight_ih[d], gates, s.hidden_size, layer.input_size, share,
-                        layout.panels_ih_of(workspace, d));
-    if (s.proj_size)
-      kernels.pack_rows(directions[d].weight_hr, 1, s.proj_size, s.hidden_size, share,
-                        layout.panels_hr_of(workspace, d));
+    pack_share(layer, directions[d], weight_ih[d], in_place, d, share, to_pack);
   };
   const auto body = [&](const Part& part) {
     const ForwardDirection& dir = directions[part.direction];
@@ -241,48 +288,38 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
     RecurrenceShape shape = s;
     if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[part.b_begin];
     if (shape.seq_len > 0)
-      kernels.forward({&shape,
-                       &layer.sequences,
-                       &dir,
-                       &input,
-                       in_place.weight_hh ? Weights{dir.weight_hh, true}
-                                          : Weights{layout.panels_of(workspace, d), false},
-                       in_place.weight_ih ? Weights{weight_ih[d], true}
-                                          : Weights{layout.panels_ih_of(workspace, d), false},
-                       {layout.panels_hr_of(workspace, d), false},
-                       scales[d],
-                       workspace,
-                       dir.gates != nullptr,
-                       part.b_begin,
-                       part.b_end,
-                       part.units,
-                       part.barrier,
-                       layout.scratch_of(workspace, layer, part.scratch)});
+      kernels.forward(
+          {&shape, &layer.sequences, &dir, &input,
+           in_place.weight_hh ? Weights{dir.weight_hh, true} : Weights{panels.hh(d), false},
+           in_place.weight_ih ? Weights{weight_ih[d], true} : Weights{panels.ih(d), false},
+           {panels.hr(d), false}, scales[d], workspace, dir.gates != nullptr, part.b_begin,
+           part.b_end, part.units, part.barrier, layout.scratch_of(workspace, part.scratch)});
     write_final_state(layer, dir, part);
   };
-  for_each_part(layer, split, !in_place.weight_ih || !in_place.weight_hh, pack, body);
+  const bool packs = !packed_weights && (!in_place.weight_ih || !in_place.weight_hh);
+  for_each_part(layer, split, packs, pack, body);
 }
 
 void backward(const Layer& layer, const BackwardDirection* directions, int64_t step_begin,
               int64_t step_end, void* workspace) {
   const RecurrenceShape& s = layer.shape;
   const Workspace layout(layer);
+  const Panels<char*> panels = layout.panels_in(workspace);
   const KernelTable& kernels = *layer.kernels;
   const bool first = step_end == s.seq_len;
   if (first) std::memset(workspace, 0, layout.zeros);
   const auto pack = [&](int d, const UnitShare& share) {
     kernels.pack_columns(directions[d].weight_hh, s.state_size(), num_gates(s.cell) * s.hidden_size,
-                         share, layout.panels_of(workspace, d));
+                         share, panels.hh(d));
     if (s.proj_size)
       kernels.pack_columns(directions[d].weight_hr, s.hidden_size, s.proj_size, share,
-                           layout.panels_hr_of(workspace, d));
+                           panels.hr(d));
   };
   for_each_part(layer, Split(layer), first, pack, [&](const Part& part) {
     const int d = part.direction;
-    kernels.backward({&s, &layer.sequences, &directions[d], layout.panels_of(workspace, d),
-                      layout.panels_hr_of(workspace, d), workspace, part.b_begin, part.b_end,
-                      part.units, part.barrier, step_begin, step_end,
-                      layout.scratch_of(workspace, layer, part.scratch)});
+    kernels.backward({&s, &layer.sequences, &directions[d], panels.hh(d), panels.hr(d), workspace,
+                      part.b_begin, part.b_end, part.units, part.barrier, step_begin, step_end,
+                      layout.scratch_of(workspace, part.scratch)});
   });
 }
 

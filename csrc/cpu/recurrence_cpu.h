@@ -19,16 +19,22 @@ struct Layer {
   bool meets = true;  // whether threads may share units, and meet at each step
 };
 
+// All weights packed as forward() packs them itself unless it is given them, aligned to 64. Of the
+// shape only cell and sizes matter; of the directions only the weights.
+int64_t packed_weights_bytes(const Layer& layer);
+void pack_weights(const Layer& layer, const ForwardDirection* directions,
+                  const void* const* weight_ih, void* packed);
+
 // Bytes that a pass needs at `workspace`, aligned to 64.
-int64_t forward_workspace_bytes(const Layer& layer);
+int64_t forward_workspace_bytes(const Layer& layer, bool with_packed_weights);
 int64_t backward_workspace_bytes(const Layer& layer);
 
 // The input projection included: x [N, I] at x_stride; weight_ih of each direction [G*H, I], and
-// the scales of its weights if they are int8. The directions' `gates` receive the reserve, or are
-// null; cy must hold cx.
+// the scales of its weights if they are int8. `packed_weights` may be null. The directions' `gates`
+// receive the reserve, or are null; cy must hold cx.
 void forward(const Layer& layer, const ForwardDirection* directions, const void* x,
              int64_t x_stride, const void* const* weight_ih, const WeightScales* scales,
-             void* workspace);
+             const void* packed_weights, void* workspace);
 
 // Steps [step_begin, step_end) of every direction's forward walk, last to first. Calls walk from T
 // down to 0 in turn; the carried gradients are in dhx and dcx, the packed weights in the workspace.

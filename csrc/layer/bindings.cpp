@@ -260,8 +260,10 @@ TORCH_LIBRARY(birnn_cuda, m) {
   m.def(
       "quantized_forward(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor[] scales, "
       "Tensor? lengths, Tensor? batch_sizes, str cell, int num_directions, bool with_reserve, "
-      "Tensor? resets=None) -> "
+      "Tensor? resets=None, Tensor? packed_weights=None) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  m.def(
+      "pack_quantized(Tensor[] weights, Tensor[] scales, str cell, int num_directions) -> Tensor");
   m.def(
       "backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor input, Tensor? hx, "
       "Tensor? cx, Tensor[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor output, "
@@ -280,6 +282,7 @@ TORCH_LIBRARY(birnn_cuda, m) {
 TORCH_LIBRARY_IMPL(birnn_cuda, CPU, m) {
   m.impl("forward", birnn::layer_forward);
   m.impl("quantized_forward", birnn::layer_quantized_forward);
+  m.impl("pack_quantized", birnn::layer_pack_quantized);
   m.impl("backward", backward_op);
 }
 

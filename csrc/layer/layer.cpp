@@ -330,13 +330,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     at::TensorList scales, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    std::string cell, int64_t num_directions, bool with_reserve, const OptionalTensor& resets) {
+    std::string cell, int64_t num_directions, bool with_reserve, const OptionalTensor& resets,
+    const OptionalTensor& packed_weights) {
   TORCH_CHECK(input.scalar_type() == at::kFloat,
               "birnn_cuda: an int8 layer takes a float32 input, got ", input.scalar_type());
   TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
-  return forward_checked(check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
-                                       num_directions, "ieee", resets, scales),
-                         with_reserve);
+  Problem p = check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
+                            "ieee", resets, scales);
+  if (packed_weights) {
+    TORCH_CHECK(packed_weights->scalar_type() == at::kByte && packed_weights->dim() == 1 &&
+                    packed_weights->is_contiguous() && packed_weights->device().is_cpu(),
+                "birnn_cuda: expected packed_weights as pack_quantized makes them, uint8 of one "
+                "dimension on the CPU, got ",
+                packed_weights->scalar_type(), " of size ", packed_weights->sizes(), " on ",
+                packed_weights->device());
+    p.packed_weights = packed_weights;
+  }
+  return forward_checked(p, with_reserve);
+}
+
+Tensor layer_pack_quantized(at::TensorList weights, at::TensorList scales, std::string cell,
+                            int64_t num_directions) {
+  TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
+  TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
+              "birnn_cuda: expected weight_ih of 2 dimensions as the first of the weights");
+  const Tensor input = at::empty({0, 0, weights[0].size(1)},
+                                 weights[0].options().dtype(at::kFloat));
+  return pack_weights_cpu(check_problem(input, std::nullopt, std::nullopt, weights, std::nullopt,
+                                        std::nullopt, cell, num_directions, "ieee", std::nullopt,
+                                        scales));
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(

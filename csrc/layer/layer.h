@@ -29,6 +29,7 @@ struct Problem {
   std::vector<Tensor> weights;
   // Of int8 matrices: for each direction those of weight_ih, weight_hh and, projected, weight_hr.
   std::vector<Tensor> scales;
+  OptionalTensor packed_weights;  // uint8, of layer_pack_quantized
   int weights_per_direction = 0;
   bool has_bias = false;
   OptionalTensor lengths;      // [B], padded input only
@@ -110,6 +111,7 @@ BackwardDirection backward_direction(const Problem& p, const BackwardTensors& te
 // The backends. `problem` is checked and not empty (T, B > 0).
 ForwardResult forward_cpu(const Problem& problem, bool training);
 BackwardResult backward_cpu(const Problem& problem, const BackwardInputs& inputs);
+Tensor pack_weights_cpu(const Problem& problem);
 ForwardResult forward_cuda(const Problem& problem, bool training);
 BackwardResult backward_cuda(const Problem& problem, const BackwardInputs& inputs);
 
@@ -124,7 +126,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     at::TensorList scales, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-    std::string cell, int64_t num_directions, bool with_reserve, const OptionalTensor& resets);
+    std::string cell, int64_t num_directions, bool with_reserve, const OptionalTensor& resets,
+    const OptionalTensor& packed_weights);
+
+// int8 matrices as the kernels of this processor read them, [bytes]: to hand to every call.
+Tensor layer_pack_quantized(at::TensorList weights, at::TensorList scales, std::string cell,
+                            int64_t num_directions);
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import birnn_cuda
+from birnn_cuda import ops
 
 # Half a step of int8 is 4e-3 of a row's largest number, and all of them move results by about 1e-2.
 # What h is in float32 tips few of them the other way: the oracle's h is of float64.
@@ -187,6 +188,49 @@ def test_state_dict(cell, tmp_path):
     assert torch.equal(copy.deepcopy(own)(input)[0], own(input)[0])
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_are_packed_again_where_they_changed(cell, monkeypatch):
+    counted = []
+    pack = ops.pack_quantized
+    monkeypatch.setattr(ops, "pack_quantized", lambda *a: counted.append(0) or pack(*a))
+    options = {"num_layers": 2, "bidirectional": True}
+    own, other = (quantized(make_layer(birnn_cuda, cell, 6, 40, **options)) for _ in range(2))
+    input = torch.randn(3, 2, 6)
+
+    def without_packing(layer):
+        fresh = copy.deepcopy(layer)
+        fresh._packed_weights = lambda *_: None
+        return fresh(input)[0]
+
+    def check(packings):
+        counted.clear()
+        output = own(input)[0]
+        assert len(counted) == packings
+        assert torch.equal(output, own(input)[0]) and torch.equal(output, without_packing(own))
+        assert len(counted) == packings
+        return output
+
+    first = check(2)
+    own.load_state_dict(other.state_dict())
+    assert torch.equal(check(2), without_packing(other)) and not torch.equal(own(input)[0], first)
+    own.weight_hh_l1_reverse[1] = 0
+    check(1)
+    own.weight_ih_l0 = other.weight_ih_l0.flip(0)
+    check(1)
+    assert "_kept_packed" not in copy.deepcopy(own).__dict__
+    file = io.BytesIO()
+    torch.save(own, file)
+    assert file.getbuffer().nbytes < 2 * sum(v.nbytes for v in own.state_dict().values()) + 40000
+    with torch.inference_mode():
+        check(0)
+        own = quantized(make_layer(birnn_cuda, cell, 6, 40, **options))
+        check(2)
+        own.weight_hh_l0 = own.weight_hh_l0.flip(0)  # nobody counts its changes
+        own.weight_hh_l0[0] = 3
+        check(0)
+    assert "_kept_packed" not in birnn_cuda.to_torch(own).__dict__
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm_proj"])
 def test_compiled(cell):
     layer = quantized(make_layer(birnn_cuda, cell, 6, 8, bidirectional=True))
@@ -289,6 +333,12 @@ def test_errors():
     ):
         with pytest.raises(RuntimeError, match=message):
             run(input, None, None, wrong_weights, wrong_scales, None, None, "lstm", 1, False)
+        with pytest.raises(RuntimeError, match=message):
+            ops.pack_quantized(wrong_weights, wrong_scales, "lstm", 1)
+    packed = ops.pack_quantized(weights, scales, "lstm", 1)
+    for wrong in (packed[1:], packed.view(torch.int8), packed[None]):
+        with pytest.raises(RuntimeError, match="expected packed_weights"):
+            run(input, None, None, weights, scales, None, None, "lstm", 1, False, None, wrong)
 
 
 def test_error_is_no_more_than_that_of_quantize_dynamic():

@@ -57,15 +57,41 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     }
   }
 
-  const Tensor workspace =
-      cpu::empty_large({cpu::forward_workspace_bytes(layer)}, options.dtype(at::kByte));
+  if (p.packed_weights) {
+    const int64_t bytes = cpu::packed_weights_bytes(layer);
+    TORCH_CHECK(p.packed_weights->numel() == bytes, "birnn_cuda: expected packed_weights of ",
+                bytes, " bytes, as pack_quantized makes them of these weights, got ",
+                p.packed_weights->numel());
+  }
+  const void* packed = p.packed_weights ? p.packed_weights->const_data_ptr() : nullptr;
+  const Tensor workspace = cpu::empty_large(
+      {cpu::forward_workspace_bytes(layer, packed != nullptr)}, options.dtype(at::kByte));
   cpu::forward(layer, directions.data(), x.const_data_ptr(), x.stride(0), weight_ih.data(),
-               scales.data(), workspace.data_ptr());
+               scales.data(), packed, workspace.data_ptr());
 
   std::vector<int64_t> sizes = p.input.sizes().vec();
   sizes.back() = D * S;
   return {give_rows(tensors.output, rows, sizes, type), give_state(tensors.hy, rows, type),
           lstm ? give_state(tensors.cy, rows, type) : at::empty({0}, p.input.options()), reserve};
+}
+
+Tensor pack_weights_cpu(const Problem& given) {
+  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
+  const at::AutoDispatchBelowADInplaceOrView no_tracking;
+  Problem p = given;
+  p.weights = weights_for(given, numbers, false);
+  cpu::Layer layer{p.shape, {}, p.num_directions, p.input_size, numbers.kernels};
+  std::vector<const void*> weight_ih(p.num_directions);
+  std::vector<ForwardDirection> directions(p.num_directions);
+  for (int d = 0; d < p.num_directions; ++d) {
+    weight_ih[d] = p.weight_ih(d).const_data_ptr();
+    directions[d].weight_hh = p.weight_hh(d).const_data_ptr();
+    if (p.shape.proj_size) directions[d].weight_hr = p.weight_hr(d).const_data_ptr();
+  }
+  Tensor packed = cpu::empty_large({cpu::packed_weights_bytes(layer)},
+                                   p.input.options().dtype(at::kByte));
+  cpu::pack_weights(layer, directions.data(), weight_ih.data(), packed.data_ptr());
+  return packed;
 }
 
 }  // namespace birnn
