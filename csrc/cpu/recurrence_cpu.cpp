@@ -194,14 +194,16 @@ void for_each_part(const Layer& layer, const Split& split, bool packs, const Pac
   if (split.by_units) {
     std::array<StepBarrier, 2> barriers{StepBarrier(tasks), StepBarrier(tasks)};
     Crowding::begin_pass();
-    auto done = Crowding::Clock::now();  // by the caller, who then waits for the others
+    const auto begun = Crowding::Clock::now();
+    auto done = begun;  // by the caller, who then waits for the others
     run([&](int d, const UnitShare& share, int64_t i) {
       if (packs) pack(d, share);
       StepBarrier* barrier = share.end - share.begin < tasks ? &barriers[d] : nullptr;
       body(Part{d, 0, layer.shape.batch_size, share, barrier, i});
       if (i == 0) done = Crowding::Clock::now();
     });
-    return Crowding::note_wait(Crowding::Clock::now() - done);
+    Crowding::note_wait(done);
+    return Crowding::end_pass(begun);
   }
   if (packs && tasks > 1) run([&](int d, const UnitShare& share, int64_t) { pack(d, share); });
   run([&](int d, const UnitShare& share, int64_t i) {

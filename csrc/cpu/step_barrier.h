@@ -10,12 +10,13 @@ namespace birnn::cpu {
 
 // Whether the cores of this process are somebody else's as well. A thread whose core another
 // process has comes back after a slice of some milliseconds, in which whoever meets it stands
-// still: tens of steps, or tens of short calls. So passes that begin within a time after a meeting
-// that took so long meet nobody: eight times as long as was lost, so that one interruption costs
-// little; and where the next one follows soon, twice as long as the last time, up to a fifth of a
-// second. The first pass after it is not judged: it wakes threads that slept meanwhile, which takes
-// as long where a system wakes them on the caller's core. All threads share this; who reads a value
-// a moment old decides as well.
+// still: tens of steps, or tens of short calls. So where a pass lost a quarter of its time in waits
+// that long, those that begin within a time after it meet nobody: eight times as long as was lost,
+// so that one interruption costs little; and where the next one follows soon, twice as long as the
+// last time, up to a fifth of a second. A pass that lost less was faster than alone: two cores that
+// lose half of one's time are as fast as one. The first pass after it is not judged: it wakes
+// threads that slept meanwhile, which takes as long where a system wakes them on the caller's core.
+// All threads share this; who reads a value a moment old decides as well.
 class Crowding {
  public:
   using Clock = std::chrono::steady_clock;
@@ -24,17 +25,29 @@ class Crowding {
     return count(now.time_since_epoch()) < until_.load(std::memory_order_relaxed);
   }
 
-  static void begin_pass() { passes_.fetch_add(1, std::memory_order_relaxed); }
+  static void begin_pass() {
+    passes_.fetch_add(1, std::memory_order_relaxed);
+    lost_.store(0, std::memory_order_relaxed);
+  }
 
-  static void note_wait(Clock::duration waited, Clock::time_point ended = Clock::now()) {
+  // Threads that wait for the same one lose the same time, once.
+  static void note_wait(Clock::time_point since, Clock::time_point ended = Clock::now()) {
+    if (ended - since < kLong) return;
+    const int64_t end = count(ended.time_since_epoch());
+    const int64_t noted = noted_.exchange(end, std::memory_order_relaxed);
+    const int64_t lost = end - std::max(count(since.time_since_epoch()), noted);
+    if (lost > 0) lost_.fetch_add(lost, std::memory_order_relaxed);
+  }
+
+  static void end_pass(Clock::time_point begun, Clock::time_point ended = Clock::now()) {
     const int64_t passes = passes_.load(std::memory_order_relaxed);
-    if (waited < kLong || passes <= 1) return;
+    const int64_t lost = lost_.load(std::memory_order_relaxed);
+    if (lost == 0 || 4 * lost < count(ended - begun) || passes <= 1) return;
     const int64_t now = count(ended.time_since_epoch()),
                   last = apart_.load(std::memory_order_relaxed);
     const int64_t since = now - until_.load(std::memory_order_relaxed);
     const bool soon = passes <= kFewPasses || since < count(kFewSlices);
-    const int64_t apart =
-        std::min(std::max(8 * count(waited), soon ? 2 * last : 0), count(kLongest));
+    const int64_t apart = std::min(std::max(8 * lost, soon ? 2 * last : 0), count(kLongest));
     apart_.store(apart, std::memory_order_relaxed);
     until_.store(now + apart, std::memory_order_relaxed);
     passes_.store(0, std::memory_order_relaxed);
@@ -47,6 +60,7 @@ class Crowding {
   static constexpr std::chrono::milliseconds kFewSlices{16}, kLongest{200};
   static constexpr int64_t kFewPasses = 3;
   static inline std::atomic<int64_t> until_{0}, apart_{0}, passes_{0};  // passes since `until`
+  static inline std::atomic<int64_t> lost_{0}, noted_{0};  // in this pass; until when it is noted
 };
 
 // `shares` must arrive before any may go on. A thread may hold several of them: a parallel region
@@ -78,7 +92,7 @@ class StepBarrier {
     } while (Crowding::Clock::now() - start < kSpin);
     while (phase_.load(std::memory_order_acquire) == phase)
       phase_.wait(phase, std::memory_order_acquire);
-    Crowding::note_wait(Crowding::Clock::now() - start);
+    Crowding::note_wait(start);
   }
 
  private:

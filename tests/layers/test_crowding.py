@@ -22,41 +22,52 @@ void expect(bool holds, int line) {
 }
 #define EXPECT(condition) expect(condition, __LINE__)
 
+// A pass of so many milliseconds from `begun` on, the last of which are lost to a wait.
+void pass(Crowding::Clock::time_point begun, milliseconds takes, Crowding::Clock::duration lost) {
+  Crowding::begin_pass();
+  Crowding::note_wait(begun + takes - lost, begun + takes);
+  Crowding::end_pass(begun, begun + takes);
+}
+
 int main() {
   const Crowding::Clock::time_point start = Crowding::Clock::now();
   EXPECT(!Crowding::is_crowded(start));
   // The first pass wakes the threads: its waits say nothing.
+  pass(start, milliseconds(10), milliseconds(5));
+  EXPECT(!Crowding::is_crowded(start + milliseconds(10)));
+  // Short waits are no slices, and less than a quarter of a pass is worth meeting.
+  pass(start + milliseconds(20), milliseconds(1), microseconds(499));
+  EXPECT(!Crowding::is_crowded(start + milliseconds(21)));
+  pass(start + milliseconds(30), milliseconds(10), microseconds(2499));
+  EXPECT(!Crowding::is_crowded(start + milliseconds(40)));
+  // Eight times as long as was lost, however many waited for it.
   Crowding::begin_pass();
-  Crowding::note_wait(milliseconds(5), start);
-  EXPECT(!Crowding::is_crowded(start));
-  Crowding::begin_pass();
-  Crowding::note_wait(microseconds(499), start);
-  EXPECT(!Crowding::is_crowded(start));
-  // Eight times as long as was lost.
-  Crowding::note_wait(milliseconds(2), start);
-  EXPECT(Crowding::is_crowded(start + microseconds(15999)));
-  EXPECT(!Crowding::is_crowded(start + milliseconds(16)));
+  for (int waiter = 0; waiter < 3; ++waiter)
+    Crowding::note_wait(start + milliseconds(51), start + milliseconds(52));
+  Crowding::note_wait(start + milliseconds(57), start + milliseconds(58));
+  Crowding::end_pass(start + milliseconds(50), start + milliseconds(58));
+  const auto first = start + milliseconds(58);
+  EXPECT(Crowding::is_crowded(first + microseconds(15999)));
+  EXPECT(!Crowding::is_crowded(first + milliseconds(16)));
   // The first pass after it, again; then twice as long.
-  const auto second = start + milliseconds(17);
-  Crowding::begin_pass();
-  Crowding::note_wait(milliseconds(2), second);
-  EXPECT(!Crowding::is_crowded(second));
-  Crowding::begin_pass();
-  Crowding::note_wait(milliseconds(2), second);
+  pass(first + milliseconds(17), milliseconds(4), milliseconds(2));
+  EXPECT(!Crowding::is_crowded(first + milliseconds(21)));
+  pass(first + milliseconds(22), milliseconds(4), milliseconds(2));
+  const auto second = first + milliseconds(26);
   EXPECT(Crowding::is_crowded(second + microseconds(31999)));
   EXPECT(!Crowding::is_crowded(second + milliseconds(32)));
   // Many passes and some time later it is as if it were the first, and never more than a fifth of a
   // second.
   const auto third = second + milliseconds(100);
-  for (int pass = 0; pass < 4; ++pass) Crowding::begin_pass();
-  Crowding::note_wait(milliseconds(1), third);
-  EXPECT(Crowding::is_crowded(third + microseconds(7999)));
-  EXPECT(!Crowding::is_crowded(third + milliseconds(8)));
+  for (int idle = 0; idle < 3; ++idle) pass(third, milliseconds(1), milliseconds(0));
+  pass(third, milliseconds(2), milliseconds(1));
+  EXPECT(Crowding::is_crowded(third + microseconds(9999)));
+  EXPECT(!Crowding::is_crowded(third + milliseconds(10)));
   const auto fourth = third + milliseconds(100);
-  for (int pass = 0; pass < 4; ++pass) Crowding::begin_pass();
-  Crowding::note_wait(milliseconds(300), fourth);
-  EXPECT(Crowding::is_crowded(fourth + milliseconds(199)));
-  EXPECT(!Crowding::is_crowded(fourth + milliseconds(200)));
+  for (int idle = 0; idle < 3; ++idle) pass(fourth, milliseconds(1), milliseconds(0));
+  pass(fourth, milliseconds(400), milliseconds(300));
+  EXPECT(Crowding::is_crowded(fourth + milliseconds(599)));
+  EXPECT(!Crowding::is_crowded(fourth + milliseconds(600)));
 }
 """
 
