@@ -2,7 +2,8 @@
 
 They are made from the committed results files, benchmarks/results/cpu.json, cpu_*.json of other
 processors and, once there is one, cuda.json; those of docs/streaming.md from streaming.json, which
-`make streaming-figures` measures. A test fails when they differ.
+`make streaming-figures` measures, and streaming_*.json of other processors. A test fails when they
+differ.
 """
 
 from __future__ import annotations
@@ -52,7 +53,6 @@ STREAMING = ROOT / "docs" / "streaming.md"
 SUITE_README = ROOT / "benchmarks" / "README.md"
 IMAGES = ROOT / "docs" / "images"
 SHOWN = ROOT / "benchmarks" / "results" / "cpu.json"
-SHOWN_STREAMS = ROOT / "benchmarks" / "results" / "streaming.json"
 SHOWN_CUDA = ROOT / "benchmarks" / "results" / "cuda.json"
 NO_CUDA_RESULTS = "Results of a GPU have not been committed yet."
 NOTHING = "Results have not been committed yet.\n"
@@ -92,6 +92,11 @@ def on_processors() -> list[Results]:
     return [Results.load(path) for path in (SHOWN, *sorted(SHOWN.parent.glob("cpu_*.json")))]
 
 
+def streams() -> list[Results]:
+    """The committed results of streaming, of each processor."""
+    return [Results.load(path) for path in sorted(SHOWN.parent.glob("streaming*.json"))]
+
+
 def shown() -> dict[Path, str]:
     """What stands between the markers of each file."""
     results = on_processors()
@@ -102,16 +107,16 @@ def shown() -> dict[Path, str]:
         parts.append(f"{NO_CUDA_RESULTS}\n")
     speeds = [speed_on_cuda(each) if each.device == "cuda" else speed(each) for each in results]
     return {
-        README: headlines(results, HEADS, {}, ERRORS),
-        README_ZH: headlines(results, HEADS_ZH, WORDS_ZH, ERRORS_ZH),
+        README: headlines(results, AGAINST, {name: name for name in PASSES}, {}, ERRORS),
+        README_ZH: headlines(results, AGAINST_ZH, PASSES_ZH, WORDS_ZH, ERRORS_ZH),
         SPEED: "\n".join(speeds),
-        STREAMING: of_streams(Results.load(SHOWN_STREAMS)) if SHOWN_STREAMS.exists() else NOTHING,
+        STREAMING: "\n".join(map(of_streams, streams())) or NOTHING,
         SUITE_README: "\n".join(parts),
     }
 
 
-HEADS = ("processor", "against", *PASSES)
-HEADS_ZH = ("处理器", "对比对象", "推理", "训练")
+AGAINST, AGAINST_ZH = "against", "对比对象"
+PASSES_ZH = dict(zip(PASSES, ("推理", "训练"), strict=True))
 ERRORS = "Largest error of an output against float64: {}."
 ERRORS_ZH = "输出相对 float64 的最大误差: {}。"
 WORDS_ZH = {
@@ -126,15 +131,21 @@ WORDS_ZH = {
 
 
 def headlines(
-    results: Sequence[Results], heads: Sequence[str], words: Mapping[str, str], errors: str
+    results: Sequence[Results],
+    against: str,
+    passes: Mapping[str, str],
+    words: Mapping[str, str],
+    errors: str,
 ) -> str:
     """The geometric means, a line for each peer, and the worst cases; `words` are translated."""
-    table = Table("", list(heads), heads[:2])
+    rows: dict[str, dict[int, str]] = {}  # by column
+    heads = [against]
     for each in results:
         where = (
             each.data["device"]["name"] if each.device == "cuda" else each.data["machine"]["cpu"]
         )
-        rows: dict[str, dict[str, str]] = {}
+        columns = {name: len(heads) + i for i, name in enumerate(PASSES)}
+        heads += [f"{where} {passes[name]}" for name in PASSES]
         for mean in means(each):
             pass_name = next((name for name in PASSES if mean.what.startswith(name)), PASSES[0])
             # What the pass alone does not say: in which way, in fewer bits, beside whom.
@@ -144,20 +155,20 @@ def headlines(
             for word, translated in words.items():
                 way = way.replace(word, translated)
             row = rows.setdefault(f"{mean.peer} {way}".strip(), {})
-            row[pass_name] = f"{mean.mean:.2f} ({min(mean.ratios):.2f})"
-        for against, figures in rows.items():
-            table.add(where, against, *(figures.get(name, NONE) for name in PASSES))
+            row[columns[pass_name]] = f"{mean.mean:.2f} ({min(mean.ratios):.2f})"
+    table = Table("", heads, [against])
+    for peer, figures in rows.items():
+        table.add(peer, *(figures.get(column, NONE) for column in range(1, len(heads))))
     lines = table.markdown()
-    largest = [text for each in results if (text := _largest_errors(each))]
-    if largest:
-        lines += ["", errors.format("; ".join(largest))]
+    if largest := _largest_errors(results):
+        lines += ["", errors.format(largest)]
     return "\n".join(lines) + "\n"
 
 
-def _largest_errors(results: Results) -> str:
-    """In fewer bits, of every entrant's outputs."""
+def _largest_errors(results: Sequence[Results]) -> str:
+    """In fewer bits, of every entrant's outputs, on any of the machines."""
     found: dict[str, float] = {}
-    for entry in results.section("dtypes"):
+    for entry in (entry for each in results for entry in each.section("dtypes")):
         for name, tensors in entry["errors"].items():
             if name.endswith(FEWER_BITS):
                 found[name] = max(found.get(name, 0.0), *tensors["output"])
