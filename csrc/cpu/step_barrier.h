@@ -10,13 +10,14 @@ namespace birnn::cpu {
 
 // Whether the cores of this process are somebody else's as well. A thread whose core another
 // process has comes back after a slice of some milliseconds, in which whoever meets it stands
-// still: tens of steps, or tens of short calls. So where a pass lost a quarter of its time in waits
-// that long, those that begin within a time after it meet nobody: eight times as long as was lost,
-// so that one interruption costs little; and where the next one follows soon, twice as long as the
-// last time, up to a fifth of a second. A pass that lost less was faster than alone: two cores that
-// lose half of one's time are as fast as one. The first pass after it is not judged: it wakes
-// threads that slept meanwhile, which takes as long where a system wakes them on the caller's core.
-// All threads share this; who reads a value a moment old decides as well.
+// still: tens of steps, or tens of short calls; and who slept meanwhile is woken late. So where a
+// pass lost a third of its time in waits of more than a tenth of a millisecond, those that begin
+// within a time after it meet nobody: eight times as long as was lost, so that one interruption
+// costs little; and where the next one follows soon, twice as long as the last time, up to a fifth
+// of a second. A pass that lost less was faster than on one core: two are as slow where half of the
+// time is lost. The first pass after it is not judged: it wakes threads that slept meanwhile, which
+// takes as long where a system wakes them on the caller's core. All threads share this; who reads a
+// value a moment old decides as well.
 class Crowding {
  public:
   using Clock = std::chrono::steady_clock;
@@ -42,7 +43,7 @@ class Crowding {
   static void end_pass(Clock::time_point begun, Clock::time_point ended = Clock::now()) {
     const int64_t passes = passes_.load(std::memory_order_relaxed);
     const int64_t lost = lost_.load(std::memory_order_relaxed);
-    if (lost == 0 || 4 * lost < count(ended - begun) || passes <= 1) return;
+    if (lost == 0 || 3 * lost < count(ended - begun) || passes <= 1) return;
     const int64_t now = count(ended.time_since_epoch()),
                   last = apart_.load(std::memory_order_relaxed);
     const int64_t since = now - until_.load(std::memory_order_relaxed);
@@ -56,7 +57,7 @@ class Crowding {
  private:
   static int64_t count(std::chrono::nanoseconds time) { return time.count(); }
 
-  static constexpr std::chrono::microseconds kLong{500};
+  static constexpr std::chrono::microseconds kLong{100};
   static constexpr std::chrono::milliseconds kFewSlices{16}, kLongest{200};
   static constexpr int64_t kFewPasses = 3;
   static inline std::atomic<int64_t> until_{0}, apart_{0}, passes_{0};  // passes since `until`

@@ -23,7 +23,7 @@ void expect(bool holds, int line) {
 #define EXPECT(condition) expect(condition, __LINE__)
 
 // A pass of so many milliseconds from `begun` on, the last of which are lost to a wait.
-void pass(Crowding::Clock::time_point begun, milliseconds takes, Crowding::Clock::duration lost) {
+void pass(Crowding::Clock::time_point begun, Crowding::Clock::duration takes, Crowding::Clock::duration lost) {
   Crowding::begin_pass();
   Crowding::note_wait(begun + takes - lost, begun + takes);
   Crowding::end_pass(begun, begun + takes);
@@ -35,18 +35,18 @@ int main() {
   // The first pass wakes the threads: its waits say nothing.
   pass(start, milliseconds(10), milliseconds(5));
   EXPECT(!Crowding::is_crowded(start + milliseconds(10)));
-  // Short waits are no slices, and less than a quarter of a pass is worth meeting.
-  pass(start + milliseconds(20), milliseconds(1), microseconds(499));
+  // Short waits are no slices, and who loses less than a third gains by meeting.
+  pass(start + milliseconds(20), microseconds(200), microseconds(99));
   EXPECT(!Crowding::is_crowded(start + milliseconds(21)));
-  pass(start + milliseconds(30), milliseconds(10), microseconds(2499));
+  pass(start + milliseconds(30), milliseconds(10), microseconds(3332));
   EXPECT(!Crowding::is_crowded(start + milliseconds(40)));
   // Eight times as long as was lost, however many waited for it.
   Crowding::begin_pass();
   for (int waiter = 0; waiter < 3; ++waiter)
     Crowding::note_wait(start + milliseconds(51), start + milliseconds(52));
-  Crowding::note_wait(start + milliseconds(57), start + milliseconds(58));
-  Crowding::end_pass(start + milliseconds(50), start + milliseconds(58));
-  const auto first = start + milliseconds(58);
+  Crowding::note_wait(start + milliseconds(54), start + milliseconds(55));
+  Crowding::end_pass(start + milliseconds(50), start + milliseconds(55));
+  const auto first = start + milliseconds(55);
   EXPECT(Crowding::is_crowded(first + microseconds(15999)));
   EXPECT(!Crowding::is_crowded(first + milliseconds(16)));
   // The first pass after it, again; then twice as long.
