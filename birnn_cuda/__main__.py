@@ -55,6 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--resets", action="store_true", help="several sequences in a row, one after another (GPU)"
     )
+    plan.add_argument(
+        "--recurrent-dropout",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="of h before its product, in training (GPU)",
+    )
+    plan.add_argument(
+        "--zoneout",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="of a unit keeping its state (GPU)",
+    )
     return parser
 
 
@@ -66,6 +80,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, got {value}")
     return value
 
 
@@ -135,6 +156,8 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         training=not options.inference,
         lengths=options.lengths,
         resets=options.resets,
+        recurrent_dropout=options.recurrent_dropout > 0 and not options.inference,
+        zoneout=options.zoneout > 0,
         captured=options.captured,
         kernel=options.kernel,
     )

@@ -14,6 +14,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .functional import recurrent_layer
 from .interop import ReportsTorchClass, check_weights, warn_of_quantization
+from .ops import batch_size_of
+from .regularisers import (
+    Regularisers,
+    by_state,
+    check_input_dropout_mask,
+    check_probability,
+    check_zoneout,
+    draw_recurrent_mask,
+    drop_by_sequence,
+    zoneout_shares,
+)
 from .sequences import (
     check_lengths_form,
     check_nested_form,
@@ -33,6 +44,7 @@ class Wanted(NamedTuple):
 
 
 OUTPUT_ALONE = Wanted()
+NO_REGULARISERS = Regularisers()
 
 CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 
@@ -49,7 +61,34 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
     """What the three layers share: everything but the constructor and the form of the states."""
 
     recompute_activations: bool = False
+    recurrent_dropout: float = 0.0
+    input_dropout_mask: str = "element"
+    zoneout: float | tuple[float, float] = 0.0
     _op_checks = True  # the operator refuses whatever does not fit
+
+    def __init__(
+        self,
+        mode: str,
+        *args: Any,
+        recurrent_dropout: float = 0.0,
+        input_dropout_mask: str = "element",
+        zoneout: float | tuple[float, float] = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
+        check_input_dropout_mask(input_dropout_mask)
+        zoneout = check_zoneout(zoneout, has_c=mode == "LSTM")
+        super().__init__(mode, *args, **kwargs)
+        self.recurrent_dropout = recurrent_dropout
+        self.input_dropout_mask = input_dropout_mask
+        self.zoneout = zoneout
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        for name in ("recurrent_dropout", "input_dropout_mask", "zoneout"):
+            if (value := getattr(self, name)) != getattr(Recurrent, name):
+                text += f", {name}={value}"
+        return text
 
     # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
     # ---- is read from the parameters whenever asked for, so it cannot be stale. A list that was
@@ -284,13 +323,19 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         for layer in range(self.num_layers):
             is_wanted = wanted.all_layers or layer == self.num_layers - 1
             if layer > 0 and self.dropout > 0 and self.training:
-                output = dropout(output, self.dropout)
+                if self.input_dropout_mask == "sequence":
+                    output = drop_by_sequence(output, batch_sizes, self.dropout)
+                else:
+                    output = dropout(output, self.dropout)
             layer_states: tuple[Tensor | None, ...] = (None, None)
             if states is not None and self.num_layers == 1:
                 layer_states = (*states, None)
             elif states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
+            regularisers = NO_REGULARISERS
+            if self.recurrent_dropout or self.zoneout:
+                regularisers = self._draw_regularisers(output, layer_states[0], batch_sizes)
             output, h, c, *cells = recurrent_layer(
                 output,
                 layer_states[0],
@@ -304,6 +349,9 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
                 with_cell_states=wanted.cell_states and is_wanted,
                 recompute_activations=self.recompute_activations,
                 resets=resets,
+                recurrent_mask=regularisers.recurrent_mask,
+                zoneout_h=regularisers.zoneout_h,
+                zoneout_c=regularisers.zoneout_c,
             )
             h_n.append(h)
             c_n.append(c)
@@ -312,6 +360,26 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             cell_states += cells
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
         return (*outputs, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+
+    def _draw_regularisers(
+        self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+    ) -> Regularisers:
+        """Of one layer's call: masks by torch's generator, in this order."""
+        num_directions = 2 if self.bidirectional else 1
+        state_size = self.proj_size or self.hidden_size
+        mask = zoneout_h = zoneout_c = None
+        if self.recurrent_dropout > 0 and self.training:
+            size = batch_size_of(input, hx, batch_sizes)
+            mask = draw_recurrent_mask(
+                input, num_directions, size, state_size, self.recurrent_dropout
+            )
+        of_h, of_c = by_state(self.zoneout)
+        if of_h > 0:
+            zoneout_h = zoneout_shares(input, num_directions * state_size, of_h, self.training)
+        if of_c > 0 and self.mode == "LSTM":
+            features = num_directions * self.hidden_size
+            zoneout_c = zoneout_shares(input, features, of_c, self.training)
+        return Regularisers(mask, zoneout_h, zoneout_c)
 
 
 def is_plain(input: Tensor) -> bool:

@@ -12,6 +12,11 @@
 //   LSTM   i, f, o = sigma(a_i, a_f, a_o)              g = tanh(a_g)
 //          c' = f * c + i * g                          h' = o * tanh(c')
 //
+// Zoneout (Krueger et al. 2017, arXiv 1606.01305) mixes the states above with those before, by
+// shares d_h and d_c; an LSTM's h' comes of its c' as it was before it was mixed:
+//
+//          h' <- d_h * h + (1 - d_h) * h'              c' <- d_c * c + (1 - d_c) * c'
+//
 // `Math` supplies the value type and the transcendental functions: a SIMD vector on the CPU, a
 // float or double in a CUDA thread.
 #pragma once
@@ -45,6 +50,21 @@ template <Cell kCell>
 BIRNN_CELL_FN int gate_of_bias_hh(int block) {
   return kCell == Cell::kGru ? block - 1 : block;
 }
+
+template <class Math>
+struct Zoneout {
+  using Value = typename Math::Value;
+  // A share of 0 or 1 gives one of the two, bit for bit.
+  BIRNN_CELL_FN Value mix(Value state, Value before, Value share) {
+    return share * before + (Math::one() - share) * state;
+  }
+  // Takes what goes straight to the state before out of d, and returns it.
+  BIRNN_CELL_FN Value backward(Value& d, Value share) {
+    const Value direct = share * d;
+    d = (Math::one() - share) * d;
+    return direct;
+  }
+};
 
 template <class Math>
 struct TanhCell {

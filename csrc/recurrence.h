@@ -50,8 +50,30 @@ struct RecurrenceShape {
   int64_t batch_size = 0;   // B
   int64_t hidden_size = 0;  // H
   int64_t proj_size = 0;    // P, 0 for none (LSTM only)
+  // Whether there are Regularisers: a mask of h; shares of the states before.
+  bool recurrent_dropout = false, zoneout = false;
 
   int64_t state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
+};
+
+// With zoneout a step of a vanilla RNN keeps its h as it is without, and one of an LSTM its c, in
+// a block behind the others.
+constexpr int reserve_blocks(const RecurrenceShape& shape) {
+  return reserve_blocks(shape.cell) + (shape.zoneout && shape.cell != Cell::kGru ? 1 : 0);
+}
+// The block of the c that an LSTM's h is made of.
+constexpr int output_c_block(const RecurrenceShape& shape) { return shape.zoneout ? 5 : 4; }
+
+// Of one direction. Recurrent dropout (Gal & Ghahramani 2016): h enters its product with W_hh times
+// a mask that is the same at each step, and everything else as it is. Zoneout (Krueger et al.
+// 2017): a share of each unit's new state is its old one's, in training all of it or nothing. In
+// the type of the biases on a CPU, of the elements on a GPU.
+struct Regularisers {
+  const void* recurrent_mask = nullptr;  // [B, S], null: none
+  const void* zoneout_h = nullptr;       // [N, S] at zoneout_h_stride, null: zeros
+  int64_t zoneout_h_stride = 0;          // 0: one row for all
+  const void* zoneout_c = nullptr;       // [N, H] at zoneout_c_stride, null: zeros (LSTM only)
+  int64_t zoneout_c_stride = 0;
 };
 
 // Where step t of sequence b lies: row_offsets[t] + b if there are offsets (rows of a packed

@@ -50,6 +50,7 @@ struct ForwardTask {
   const RecurrenceShape* shape;
   const SequenceRows* sequences;
   const ForwardDirection* direction;
+  const Regularisers* regularisers;  // null: none
   const LayerInput* input;
   Weights weight_hh, weight_ih, weight_hr;
   WeightScales scales;
@@ -65,6 +66,7 @@ struct BackwardTask {
   const RecurrenceShape* shape;
   const SequenceRows* sequences;
   const BackwardDirection* direction;
+  const Regularisers* regularisers;  // null: none
   const void* panels;
   const void* panels_hr;
   const void* zeros;
@@ -76,8 +78,8 @@ struct BackwardTask {
 };
 
 struct KernelTable {
-  // What x, hx, output, dy and dgates are made of. Biases, reserve, cx, cy, dhx and dcx are float,
-  // or double where this is.
+  // What x, hx, output, dy and dgates are made of. Biases, regularisers, reserve, cx, cy, dhx and
+  // dcx are float, or double where this is.
   Element rows;
   // Whether a product of few rows can read W where it lies, and units can be shared out.
   bool reads_in_place, shares_units;

@@ -125,6 +125,10 @@ struct Workspace {
   }
 };
 
+const Regularisers* regularisers_of(const Layer& layer, int direction) {
+  return layer.regularisers ? layer.regularisers + direction : nullptr;
+}
+
 // What a thread runs: sequences [b_begin, b_end) of direction d, and a share of its units.
 struct Part {
   int direction;
@@ -244,6 +248,7 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
       kernels.forward({&shape,
                        &layer.sequences,
                        &dir,
+                       regularisers_of(layer, d),
                        &input,
                        in_place.weight_hh ? Weights{dir.weight_hh, true}
                                           : Weights{layout.panels_of(workspace, d), false},
@@ -279,9 +284,9 @@ void backward(const Layer& layer, const BackwardDirection* directions, int64_t s
   };
   for_each_part(layer, Split(layer), first, pack, [&](const Part& part) {
     const int d = part.direction;
-    kernels.backward({&s, &layer.sequences, &directions[d], layout.panels_of(workspace, d),
-                      layout.panels_hr_of(workspace, d), workspace, part.b_begin, part.b_end,
-                      part.units, part.barrier, step_begin, step_end,
+    kernels.backward({&s, &layer.sequences, &directions[d], regularisers_of(layer, d),
+                      layout.panels_of(workspace, d), layout.panels_hr_of(workspace, d), workspace,
+                      part.b_begin, part.b_end, part.units, part.barrier, step_begin, step_end,
                       layout.scratch_of(workspace, layer, part.scratch)});
   });
 }

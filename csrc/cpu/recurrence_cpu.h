@@ -16,6 +16,7 @@ struct Layer {
   int num_directions = 1;
   int64_t input_size = 0;
   const KernelTable* kernels = nullptr;
+  const Regularisers* regularisers = nullptr;  // [num_directions], null: none
   bool meets = true;  // whether threads may share units, and meet at each step
 };
 

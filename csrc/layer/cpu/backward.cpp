@@ -39,10 +39,25 @@ const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t c
   return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
 }
 
-// The states that the rows of steps [t_begin, t_end) continue, [rows, S]: of packed rows, where
-// they lie at no fixed distance, and of those where several sequences lie.
+// row *= factors, numbers of `to` and of `factors_type`.
+void multiply_row(char* row, const char* factors, int64_t size, at::ScalarType type,
+                  at::ScalarType factors_type) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, type, "multiply_row", [&] {
+    using Row = scalar_t;
+    AT_DISPATCH_FLOATING_TYPES(factors_type, "multiply_row", [&] {
+      for (int64_t i = 0; i < size; ++i) {
+        Row& to = reinterpret_cast<Row*>(row)[i];
+        to = static_cast<Row>(static_cast<scalar_t>(to) *
+                              reinterpret_cast<const scalar_t*>(factors)[i]);
+      }
+    });
+  });
+}
+
+// The states that the rows of steps [t_begin, t_end) multiply W_hh by, [rows, S]: of packed rows,
+// where they lie at no fixed distance, of those where several sequences lie, and of masked ones.
 Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
-                       int d, int64_t t_begin, int64_t t_end) {
+                       const Tensor& mask, int d, int64_t t_begin, int64_t t_end) {
   const int64_t S = p.shape.state_size();
   const SequenceRows at_rows = rows.pointers();
   const auto offset = [&](int64_t t) {
@@ -65,6 +80,9 @@ Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output,
         std::memcpy(to, direction_row_pointer(hx, d, b), bytes);
       else
         std::memset(to, 0, bytes);
+      if (mask.defined())
+        multiply_row(to, direction_row_pointer(mask, d, b), S, states.scalar_type(),
+                     mask.scalar_type());
     }
   return states;
 }
@@ -94,7 +112,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const Rows rows = rows_of(given);
   Problem p = given;
   p.weights = weights_for(given, numbers, true);
-  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
+  const RegulariserOperands regularisers(p, rows, numbers.sums);
+  const cpu::Layer layer = cpu_layer(p, rows, regularisers, numbers.kernels);
   const RecurrenceShape& s = layer.shape;
   const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
   const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell), N = rows.num_rows;
@@ -182,8 +201,9 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
         multiply(product, direction_row_pointer(dgates, d, row - first, recurrent_column), states,
                  dw_hh[d].sum.data_ptr(), !one_product);
       };
-      if (rows.lengths.defined() || rows.resets.defined()) {
-        const Tensor states = previous_states(p, rows, output, hx, d, t_begin, t_end);
+      if (rows.lengths.defined() || rows.resets.defined() || s.recurrent_dropout) {
+        const Tensor states =
+            previous_states(p, rows, output, hx, regularisers.recurrent_mask, d, t_begin, t_end);
         add(first, count, states.const_data_ptr(), S);
       } else {
         // Padded rows continue the rows one step, B rows, away; the first step continues hx.
@@ -279,8 +299,10 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     }
     if (s.proj_size && needed(d, per_direction - 1)) {
       const Tensor saved = in.reserve[d].narrow(0, 0, N);
-      const Tensor h =
-          saved.narrow(1, 4 * H, H).tanh().mul_(saved.narrow(1, 3 * H, H)).to(numbers.rows);
+      const Tensor h = saved.narrow(1, output_c_block(s) * H, H)
+                           .tanh()
+                           .mul_(saved.narrow(1, 3 * H, H))
+                           .to(numbers.rows);
       const Tensor dw = at::empty({S, H}, options);
       GemmShape product;  // dW_hr = dproj^T h
       product.transpose_a = true;
