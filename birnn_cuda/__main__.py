@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         help="of a unit keeping its state (GPU)",
     )
+    plan.add_argument("--layer-norm", action="store_true", help="a layer-normalised GRU or LSTM")
     return parser
 
 
@@ -120,6 +121,14 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
     )
     if options.captured and device != "cpu":
         shape += ", captured in a CUDA graph"
+    if options.layer_norm and options.cell not in ("gru", "lstm"):
+        raise ValueError(f"--layer-norm is for gru and lstm, got {options.cell}")
+    if options.layer_norm and device != "cpu":
+        reason = (
+            "a norm needs all sums of a step before the cell reads one, which no kernel here waits "
+            "for: each step is operators of torch, and their derivatives torch's"
+        )
+        return [("shape", shape), ("kernel", "stepwise, by torch"), ("because", reason)]
     if device == "cpu":
         info = ops.build_info()
         # float64 is computed by the kernels' sets of float32.

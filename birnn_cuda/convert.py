@@ -78,9 +78,9 @@ def to_torch(model: ModuleT) -> ModuleT:
         ``model``, changed in place.
 
     Raises:
-        ValueError: a layer whose results torch's would not give: it has ``zoneout``, or it is in
-            training mode and has ``recurrent_dropout`` or dropout with masks by the sequence.
-            Nothing is changed then.
+        ValueError: a layer whose results torch's would not give: it has ``layer_norm`` or
+            ``zoneout``, or it is in training mode and has ``recurrent_dropout``, or dropout with
+            masks by the sequence. Nothing is changed then.
     """
     for name, module in model.named_modules():
         if type(module) in _TORCHS:
@@ -90,7 +90,9 @@ def to_torch(model: ModuleT) -> ModuleT:
 
 def _refuse_regularisers(module: nn.Module, name: str) -> None:
     option: Any = None
-    if zoneout := zoneout_of(module):
+    if getattr(module, "layer_norm", False):
+        option, remedy = "layer_norm=True", "use a layer without it"
+    elif zoneout := zoneout_of(module):
         option, remedy = f"zoneout={zoneout}", "use a layer with zoneout=0"
     elif isinstance(module, nn.RNNBase) and module.training:
         remedy = "call eval(), where it does nothing"

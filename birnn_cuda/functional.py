@@ -12,7 +12,7 @@ derivative, and every one after it, is right for each cell.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import flops as flops  # registers the formulas
 from . import ops, reference
+from .second_derivatives import differentiate_twice
 
-__all__ = ["recurrent_cell", "recurrent_layer"]
+__all__ = [
+    "in_forward_mode",
+    "may_need_grad",
+    "recurrent_cell",
+    "recurrent_layer",
+]
 
 
 def recurrent_layer(
@@ -108,7 +114,7 @@ def recurrent_layer(
             zoneout_c=zoneout_c,
         )
         return overridden
-    if _in_forward_mode():
+    if in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):
             results = reference.forward_with_cell_states(
                 input,
@@ -132,7 +138,7 @@ def recurrent_layer(
             input, hx, cx, weights, lengths, batch_sizes, *options, resets, *regularisers
         )
         return eager if with_cell_states else eager[:3]
-    if _may_need_grad((input, hx, cx, *weights)):
+    if may_need_grad((input, hx, cx, *weights)):
         output, h_n, c_n, _, *cell_states = _Layer.apply(
             input, hx, cx, lengths, batch_sizes, resets, *regularisers, *options, *weights
         )
@@ -180,7 +186,7 @@ def recurrent_cell(
     """
     is_eager = not (
         has_torch_function((input, hx, cx, *weights))
-        or _in_forward_mode()
+        or in_forward_mode()
         or _is_transformed()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
@@ -206,7 +212,7 @@ def recurrent_cell(
     return h[added], c[added] if cell == "lstm" else c
 
 
-def _in_forward_mode() -> bool:
+def in_forward_mode() -> bool:
     """Whether a forward-mode level is open (torch.autograd.forward_ad, torch.func.jvp)."""
     return forward_ad._current_level >= 0
 
@@ -220,7 +226,7 @@ def _is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
+def may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
     if not torch.is_grad_enabled():
         return False
     # Inside a torch.func transform a tensor does not tell whether one of the levels below it is
@@ -391,35 +397,20 @@ class _LayerBackward(Function):
         input, hx, cx, lengths, batch_sizes, *constants = ctx.saved_tensors[4:13]
         weights = ctx.saved_tensors[13:]
         cell, num_directions = ctx.options
-        operands = (input, hx, cx, *weights)
-        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[19:])
-        outer = [i for i, d in enumerate(cotangents) if d is not None]
-        inner = [i for i, g in enumerate(gg) if g is not None and ctx.needs_grad[i]]
-        wanted = [i for i, needed in enumerate(needs_operands) if needed]
-        if not inner:
-            return (None,) * len(ctx.needs_input_grad)
 
-        def gradients_of(*tensors: Tensor) -> Any:
-            """The gradients at `inner`, of the cotangents at `outer`, the operands at `wanted`."""
-            now = _replace(operands, wanted, tensors[len(outer) :])
-
-            def outputs_of(*tensors: Tensor) -> Any:
-                input, hx, cx, *weights = _replace(now, inner, tensors)
-                outputs = reference.forward_with_cell_states(
-                    input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, *constants
-                )
-                return tuple(outputs[i] for i in outer)
-
-            pull_back = _vjp(outputs_of, [now[i] for i in inner])
-            return pull_back(tensors[: len(outer)])
-
-        with torch.autocast(input.device.type, enabled=False):
-            pull_back = _vjp(
-                gradients_of, [cotangents[i] for i in outer] + [operands[i] for i in wanted]
+        def outputs_of(input: Tensor, hx: Any, cx: Any, *weights: Tensor) -> Any:
+            return reference.forward_with_cell_states(
+                input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, *constants
             )
-            gradients = pull_back(tuple(gg[i] for i in inner))
-        d_cotangents = _replace([None] * 4, outer, gradients[: len(outer)])
-        d_operands = _replace([None] * len(operands), wanted, gradients[len(outer) :])
+
+        d_cotangents, d_operands = differentiate_twice(
+            outputs_of,
+            cotangents,
+            (input, hx, cx, *weights),
+            gg,
+            ctx.needs_grad,
+            (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[19:]),
+        )
         return (*d_cotangents, *d_operands[:3], *[None] * 12, *d_operands[3:])
 
 
@@ -453,16 +444,3 @@ for _function in _functions:
 
 
 ops.extension.set_python_functions(_LayerBackward.apply, ops.cell_states)
-
-
-def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:
-    replaced = list(tensors)
-    for position, tensor in zip(positions, by, strict=True):
-        replaced[position] = tensor
-    return replaced
-
-
-def _vjp(function: Callable[..., Any], primals: Sequence[Any]) -> Callable[..., Any]:
-    """`function`'s vector-Jacobian product at `primals`."""
-    pull_back: Callable[..., Any] = torch.func.vjp(function, *primals)[1]
-    return pull_back

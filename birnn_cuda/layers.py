@@ -227,7 +227,7 @@ class RNN(_SingleState):
 class GRU(_SingleState):
     """GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None, *,
-    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0)
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False)
 
     Gated recurrent unit, in place of :class:`torch.nn.GRU`; the reset gate applies after the
     recurrent product, as in cuDNN::
@@ -242,17 +242,21 @@ class GRU(_SingleState):
             :class:`RNN`.
         device, dtype: of the parameters.
         recurrent_dropout, input_dropout_mask, zoneout: as of :class:`RNN`.
+        layer_norm: normalise ``W_ih x`` and ``W_hh h``, each over all gates together, before the
+            biases are added; computed in float32 or float64. Not beside recurrent dropout and
+            zoneout. On a GPU the recurrence is then one of torch's operators, step by step.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 3*H
             rows: gates r, z, n.
+        norm_ih_l{k}.weight, norm_hh_l{k}.weight: ``[3*H]``, with layer_norm; initially ones.
         recompute_activations: as of :class:`RNN`.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range, as torch's own.
 
     Sources: Cho et al. 2014, arXiv 1406.1078; Schuster & Paliwal 1997, IEEE Transactions on
-    Signal Processing 45(11).
+    Signal Processing 45(11); Ba, Kiros & Hinton 2016, arXiv 1607.06450 (layer_norm).
     """
 
     torch_class = nn.GRU
@@ -273,6 +277,7 @@ class GRU(_SingleState):
         recurrent_dropout: float = 0.0,
         input_dropout_mask: str = "element",
         zoneout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload
@@ -286,7 +291,7 @@ class GRU(_SingleState):
 class LSTM(Recurrent):
     """LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, *,
-    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0)
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False)
 
     Long short-term memory, in place of :class:`torch.nn.LSTM`::
 
@@ -302,12 +307,16 @@ class LSTM(Recurrent):
         recurrent_dropout, input_dropout_mask: as of :class:`RNN`.
         zoneout: as of :class:`RNN`, of h and of c; a pair ``(h, c)`` gives each its own. h comes of
             c before that is mixed. Kept for backward: P or H, and 2*H.
+        layer_norm: as of :class:`GRU`, and h comes of a normalised c: ``o * tanh(norm_c(c_t))``.
+            Not beside proj_size.
         proj_size: features of h, P, when it is projected; 0: it is not, and h has H.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 4*H
             rows: gates i, f, g, o; with proj_size ``weight_hh`` is ``[4*H, P]``, and in above
             layer 0 is D*P.
+        norm_ih_l{k}.weight, norm_hh_l{k}.weight, norm_c_l{k}.weight, norm_c_l{k}.bias: ``[4*H]``
+            twice and ``[H]`` twice, with layer_norm; initially ones, the bias zeros.
         recompute_activations: as of :class:`RNN`.
         weight_hr_l{k}: ``[P, H]``, with proj_size.
 
@@ -316,7 +325,8 @@ class LSTM(Recurrent):
 
     Sources: Hochreiter & Schmidhuber 1997, Neural Computation 9(8); Gers, Schmidhuber & Cummins
     2000, Neural Computation 12(10); Sak, Senior & Beaufays 2014, arXiv 1402.1128 (projection);
-    Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45(11).
+    Ba, Kiros & Hinton 2016, arXiv 1607.06450 (layer_norm); Schuster & Paliwal 1997, IEEE
+    Transactions on Signal Processing 45(11).
     """
 
     torch_class = nn.LSTM
@@ -343,6 +353,7 @@ class LSTM(Recurrent):
         recurrent_dropout: float = 0.0,
         input_dropout_mask: str = "element",
         zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload

@@ -50,6 +50,8 @@ __all__ = [
     "forward",
     "known_devices",
     "layer",
+    "normalised_backward",
+    "normalised_forward",
     "plan",
     "quantized_forward",
 ]
@@ -63,6 +65,8 @@ cost_constants: Callable[[], dict[str, float]] = _C.cost_constants
 forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
 quantized_forward = torch.ops.birnn_cuda.quantized_forward
+normalised_forward = torch.ops.birnn_cuda.normalised_forward
+normalised_backward = torch.ops.birnn_cuda.normalised_backward
 layer = torch.ops.birnn_cuda.layer
 
 
@@ -269,6 +273,57 @@ def _backward_fake(
     return d_input, d_hx, d_cx, d_weights
 
 
+@torch.library.register_fake("birnn_cuda::normalised_forward")  # type: ignore[untyped-decorator]
+def _normalised_forward_fake(
+    gates_x: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    cell: str,
+    num_directions: int,
+    eps: float,
+    training: bool,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(gates_x, lengths, hx, cx, resets, *weights)
+    seq_len, batch_size, hidden_size = *gates_x.shape[:2], weights[0].size(1)
+    output = gates_x.new_empty(seq_len, batch_size, num_directions * hidden_size)
+    h_n = gates_x.new_empty(num_directions, batch_size, hidden_size)
+    c_n = gates_x.new_empty((num_directions, batch_size, hidden_size) if cell == "lstm" else (0,))
+    if not training:
+        return output, h_n, c_n, gates_x.new_empty(0)
+    # r z n q or i f g o c, then what was normalised and two scales (csrc/recurrence.h).
+    width = (10 if cell == "lstm" else 7) * hidden_size + 2
+    return output, h_n, c_n, gates_x.new_empty(num_directions, seq_len * batch_size, width)
+
+
+@torch.library.register_fake("birnn_cuda::normalised_backward")  # type: ignore[untyped-decorator]
+def _normalised_backward_fake(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    d_cell_states: Tensor | None,
+    gates_x: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    cell: str,
+    num_directions: int,
+    eps: float,
+    needs_grad: Sequence[bool],
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    d_gates, d_hx, d_cx, *d_weights = (
+        gates_x.new_empty(operand.shape if operand is not None and needed else (0,))
+        for operand, needed in zip((gates_x, hx, cx, *weights), needs_grad, strict=True)
+    )
+    return d_gates, d_hx, d_cx, d_weights
+
+
 def _is_batched(in_dim: Any) -> bool:
     """Whether vmap maps this argument, given its entry of ``in_dims``."""
     return any(map(_is_batched, in_dim)) if isinstance(in_dim, list | tuple) else in_dim is not None
@@ -368,6 +423,16 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
     return _loop_over_batch(backward, info.batch_size, in_dims, args)
 
 
+@torch.library.register_vmap("birnn_cuda::normalised_forward")  # type: ignore[untyped-decorator]
+def _normalised_forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _loop_over_batch(normalised_forward, info.batch_size, in_dims, args)
+
+
+@torch.library.register_vmap("birnn_cuda::normalised_backward")  # type: ignore[untyped-decorator]
+def _normalised_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _loop_over_batch(normalised_backward, info.batch_size, in_dims, args)
+
+
 # torch.autograd.grad(..., is_grads_batched=True), torch.autograd.functional.jacobian(...,
 # vectorize=True) and gradcheck still map over the backward by the vmap that came before
 # torch.func's. Its fallback takes no op that returns a list, so it needs a rule of its own.
@@ -401,3 +466,5 @@ def _older_vmap_rule(op: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[
 _older_vmap = torch.library.Library("birnn_cuda", "IMPL")
 _older_vmap.impl("forward", _older_vmap_rule(forward), "Batched")
 _older_vmap.impl("backward", _older_vmap_rule(backward), "Batched")
+_older_vmap.impl("normalised_forward", _older_vmap_rule(normalised_forward), "Batched")
+_older_vmap.impl("normalised_backward", _older_vmap_rule(normalised_backward), "Batched")

@@ -183,8 +183,8 @@ def quantize(model: ModuleT) -> ModuleT:
         ``model``, changed in place: ``quantize(copy.deepcopy(model))`` leaves ``model`` as it is.
 
     Raises:
-        ValueError: a layer with ``zoneout``, in training mode, on a device other than the CPU, or
-            with weights that are not finite. Nothing is changed then.
+        ValueError: a layer with ``layer_norm`` or ``zoneout``, in training mode, on a device other
+            than the CPU, or with weights that are not finite. Nothing is changed then.
     """
     found = []
     for name, module in model.named_modules():
@@ -198,6 +198,11 @@ def quantize(model: ModuleT) -> ModuleT:
         if "forward" in module.__dict__:
             _logger.warning("left alone: %s: its forward was replaced on the instance", label)
             continue
+        if getattr(module, "layer_norm", False):
+            raise ValueError(
+                f"{label} has layer_norm=True, which an int8 layer does not have: run it as it is, "
+                "or quantize a layer trained without"
+            )
         if zoneout := zoneout_of(module):
             raise ValueError(
                 f"{label} has zoneout={zoneout}, which an int8 layer does not have: run it in "

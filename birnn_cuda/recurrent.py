@@ -14,11 +14,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .functional import recurrent_layer
 from .interop import ReportsTorchClass, check_weights, warn_of_quantization
+from .normalised import normalised_layer
 from .ops import batch_size_of
 from .regularisers import (
     Regularisers,
     by_state,
     check_input_dropout_mask,
+    check_layer_norm,
     check_probability,
     check_zoneout,
     draw_recurrent_mask,
@@ -44,7 +46,6 @@ class Wanted(NamedTuple):
 
 
 OUTPUT_ALONE = Wanted()
-NO_REGULARISERS = Regularisers()
 
 CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 
@@ -64,6 +65,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
     recurrent_dropout: float = 0.0
     input_dropout_mask: str = "element"
     zoneout: float | tuple[float, float] = 0.0
+    layer_norm: bool = False
     _op_checks = True  # the operator refuses whatever does not fit
 
     def __init__(
@@ -73,19 +75,55 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         recurrent_dropout: float = 0.0,
         input_dropout_mask: str = "element",
         zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
         check_input_dropout_mask(input_dropout_mask)
         zoneout = check_zoneout(zoneout, has_c=mode == "LSTM")
+        check_layer_norm(layer_norm, mode, kwargs, recurrent_dropout, zoneout)
         super().__init__(mode, *args, **kwargs)
+        if layer_norm:
+            self._add_norms()
         self.recurrent_dropout = recurrent_dropout
         self.input_dropout_mask = input_dropout_mask
         self.zoneout = zoneout
+        self.layer_norm = layer_norm
+
+    def _add_norms(self) -> None:
+        weight, hidden_size = self._flat_weights[0], self.hidden_size
+        options = {"device": weight.device, "dtype": weight.dtype}
+        for suffix in self._suffixes():
+            for name in ("norm_ih", "norm_hh"):  # bias_ih and bias_hh are added to what they give
+                norm = nn.LayerNorm(weight.size(0), bias=False, **options)
+                self.add_module(f"{name}_{suffix}", norm)
+            if self.mode == "LSTM":
+                self.add_module(f"norm_c_{suffix}", nn.LayerNorm(hidden_size, **options))
+
+    def _suffixes(self) -> list[str]:
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"l{k}{direction}" for k in range(self.num_layers) for direction in directions]
+
+    def _norms(self) -> list[Tensor]:
+        """Of each layer and direction norm_ih, norm_hh and, of an LSTM, norm_c and its bias."""
+        norms: list[Any] = []
+        for suffix in self._suffixes():
+            norms += [getattr(self, f"{name}_{suffix}").weight for name in ("norm_ih", "norm_hh")]
+            if self.mode == "LSTM":
+                norm = getattr(self, f"norm_c_{suffix}")
+                norms += [norm.weight, norm.bias]
+        return norms
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: uniform in +-1/sqrt(H); norms begin as ones, their bias as 0."""
+        super().reset_parameters()
+        for module in self.children():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        for name in ("recurrent_dropout", "input_dropout_mask", "zoneout"):
+        for name in ("recurrent_dropout", "input_dropout_mask", "zoneout", "layer_norm"):
             if (value := getattr(self, name)) != getattr(Recurrent, name):
                 text += f", {name}={value}"
         return text
@@ -311,8 +349,11 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             input = autocast(input, dtype)
             weights = [autocast(weight, dtype) for weight in weights]
             states = None if states is None else tuple(autocast(s, dtype) for s in states)
+        norms = self._norms() if self.layer_norm else []
+        if dtype is not None:
+            norms = [autocast(norm, dtype) for norm in norms]
         if checks_kinds:
-            self._check_kinds(input, states, weights)
+            self._check_kinds(input, states, [*weights, *norms])
 
         num_directions = 2 if self.bidirectional else 1
         num_weights = len(weights) // self.num_layers
@@ -333,26 +374,27 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             elif states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
-            regularisers = NO_REGULARISERS
-            if self.recurrent_dropout or self.zoneout:
-                regularisers = self._draw_regularisers(output, layer_states[0], batch_sizes)
-            output, h, c, *cells = recurrent_layer(
-                output,
-                layer_states[0],
-                layer_states[1],
-                weights[layer * num_weights : (layer + 1) * num_weights],
-                lengths=lengths,
-                batch_sizes=batch_sizes,
-                cell=CELL_OF_MODE[self.mode],
-                num_directions=num_directions,
-                precision=precision,
-                with_cell_states=wanted.cell_states and is_wanted,
-                recompute_activations=self.recompute_activations,
-                resets=resets,
-                recurrent_mask=regularisers.recurrent_mask,
-                zoneout_h=regularisers.zoneout_h,
-                zoneout_c=regularisers.zoneout_c,
-            )
+            hx, cx = layer_states[:2]
+            of_layer = weights[layer * num_weights : (layer + 1) * num_weights]
+            options: dict[str, Any] = {
+                "lengths": lengths,
+                "batch_sizes": batch_sizes,
+                "cell": CELL_OF_MODE[self.mode],
+                "num_directions": num_directions,
+                "with_cell_states": wanted.cell_states and is_wanted,
+                "recompute_activations": self.recompute_activations,
+                "resets": resets,
+            }
+            if self.layer_norm:
+                count = len(norms) // self.num_layers
+                own_norms = norms[layer * count : (layer + 1) * count]
+                results = normalised_layer(output, hx, cx, of_layer, own_norms, **options)
+            else:
+                if self.recurrent_dropout or self.zoneout:
+                    drawn = self._draw_regularisers(output, hx, batch_sizes)
+                    options |= drawn._asdict()
+                results = recurrent_layer(output, hx, cx, of_layer, precision=precision, **options)
+            output, h, c, *cells = results
             h_n.append(h)
             c_n.append(c)
             if is_wanted:

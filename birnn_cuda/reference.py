@@ -36,14 +36,14 @@ The rows of the weights hold the gates in PyTorch's order: r, z, n and i, f, g, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .sequences import packed_lengths, packed_to_padded, padded_to_packed, padding_mask
 
-__all__ = ["forward", "forward_with_cell_states"]
+__all__ = ["forward", "forward_with_cell_states", "gru", "walk"]
 
 
 def forward(
@@ -188,16 +188,39 @@ def _one_direction(
         hidden_size = weight_hh.size(1) if weight_hr is None else weight_hr.size(1)
         c = input.new_zeros(batch_size, hidden_size)
 
-    if seq_len == 0:
-        return input.new_empty(0, *h.shape), input.new_empty(0, *c.shape), h, c
     gates_x = _linear(input, weight_ih, bias_ih)  # [T, B, G*H]
-    output: list[Tensor] = [h] * seq_len
-    cell_states: list[Tensor] = [c] * seq_len
 
     def step(t: int, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         new_h, new_c = _step(cell, gates_x[t], h, c, mask, weight_hh, bias_hh, weight_hr)
         return _mix(new_h, h, zoneout_h, t), _mix(new_c, c, zoneout_c, t)
 
+    return walk(step, seq_len, h, c, inside, resets, reverse)
+
+
+def walk(
+    step: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    seq_len: int,
+    h: Tensor,
+    c: Tensor,
+    inside: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction by its step, (t, h, c) to h' and c'.
+
+    Args:
+        step, seq_len: T of them.
+        h, c: ``[B, ...]``, the states before the first.
+        inside, resets: ``[T, B, 1]``, whether a step lies inside its sequence, and begins one.
+        reverse: from the last step to the first.
+
+    Returns:
+        h and c of every step, ``[T, B, ...]``, and those of the last.
+    """
+    if seq_len == 0:
+        return h.new_empty(0, *h.shape), c.new_empty(0, *c.shape), h, c
+    output: list[Tensor] = [h] * seq_len
+    cell_states: list[Tensor] = [c] * seq_len
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
         border = (
             t + 1 if reverse else t
@@ -235,17 +258,22 @@ def _step(
     if cell == "relu":
         return torch.relu(gates_x + gates_h), c
     if cell == "gru":
-        x_r, x_z, x_n = gates_x.chunk(3, 1)
-        h_r, h_z, h_n = gates_h.chunk(3, 1)
-        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-        n = torch.tanh(x_n + r * h_n)
-        return (1 - z) * n + z * h, c
+        return gru(gates_x, gates_h, h), c
     if cell == "lstm":
         i, f, g, o = (gates_x + gates_h).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         return (h if weight_hr is None else _linear(h, weight_hr, None)), c
     raise ValueError(f'cell must be "tanh", "relu", "gru" or "lstm", got "{cell}"')
+
+
+def gru(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
+    """A GRU's h' of its two sums, ``[B, 3*H]`` each."""
+    x_r, x_z, x_n = gates_x.chunk(3, 1)
+    h_r, h_z, h_n = gates_h.chunk(3, 1)
+    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (1 - z) * n + z * h
 
 
 def _shares_of(

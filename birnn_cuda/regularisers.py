@@ -18,6 +18,7 @@ __all__ = [
     "Regularisers",
     "by_state",
     "check_input_dropout_mask",
+    "check_layer_norm",
     "check_probability",
     "check_zoneout",
     "draw_recurrent_mask",
@@ -92,6 +93,38 @@ def zoneout_of(module: Any) -> float | tuple[float, float]:
     """Of a layer of this package, if it is not 0; 0 of any other module."""
     zoneout: float | tuple[float, float] = getattr(module, "zoneout", 0.0)
     return zoneout if isinstance(module, nn.RNNBase) and max(by_state(zoneout)) > 0 else 0.0
+
+
+def check_layer_norm(
+    value: Any,
+    mode: str,
+    options: dict[str, Any],
+    recurrent_dropout: float,
+    zoneout: float | tuple[float, float],
+) -> None:
+    """Check ``layer_norm`` beside the options that it does not go with.
+
+    Raises:
+        TypeError: it is no bool.
+        ValueError: it is True for an RNN, or beside projection, recurrent dropout or zoneout.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"layer_norm must be True or False, got {type(value).__name__}: {value!r}")
+    if not value:
+        return
+    if mode not in ("GRU", "LSTM"):
+        raise ValueError("layer_norm=True is for GRU and LSTM, got an RNN: use one of these")
+    given = {
+        "proj_size": options.get("proj_size", 0),
+        "recurrent_dropout": recurrent_dropout,
+        "zoneout": max(by_state(zoneout)),
+    }
+    for name, number in given.items():
+        if number:
+            raise ValueError(
+                f"layer_norm=True does not go with {name}={number}: leave one of them out; dropout "
+                "between layers and weight drop go with both"
+            )
 
 
 def by_state(zoneout: float | tuple[float, float]) -> tuple[float, float]:

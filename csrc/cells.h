@@ -51,6 +51,22 @@ BIRNN_CELL_FN int gate_of_bias_hh(int block) {
   return kCell == Cell::kGru ? block - 1 : block;
 }
 
+// Layer normalisation (Ba et al. 2016, arXiv 1607.06450) of n numbers x with mean m and variance v:
+//
+//   normalised = (x - m) * scale, scale = 1 / sqrt(v + eps)
+//
+// In a normalised GRU or LSTM each W_hh h above is norm_hh * normalised(W_hh h), over all gates at
+// once, so is each W_ih x, and an LSTM's h' = o * tanh(norm_c * normalised(c') + bias_c).
+template <class Math>
+struct LayerNorm {
+  using Value = typename Math::Value;
+  // d: the gradient of `normalised`; mean_d and mean_product: the means of d and d * normalised.
+  BIRNN_CELL_FN Value backward(Value d, Value normalised, Value mean_d, Value mean_product,
+                               Value scale) {
+    return scale * (d - mean_d - normalised * mean_product);
+  }
+};
+
 template <class Math>
 struct Zoneout {
   using Value = typename Math::Value;
@@ -150,18 +166,32 @@ struct LstmCell {
     return output(out.o, c);
   }
 
-  // c_new is the state that forward left; dc its gradient from the step after.
-  BIRNN_CELL_FN Gradients backward(Value dh, Value dc, const Activations& act, Value c_new,
-                                   Value c_old) {
+  // The two halves of backward, for callers that have the output made of another c.
+  struct OutputGradients {
+    Value o, c;  // of the pre-activation, and of the c that output was given
+  };
+  BIRNN_CELL_FN OutputGradients output_backward(Value dh, Value o, Value c) {
+    const Value one = Math::one(), tanh_c = Math::tanh(c);
+    return {dh * tanh_c * o * (one - o), dh * o * (one - tanh_c * tanh_c)};
+  }
+  // dc: of the c that update returned. d.o and act.o have no part in it.
+  BIRNN_CELL_FN Gradients update_backward(Value dc, const Activations& act, Value c_old) {
     const Value one = Math::one();
-    const Value tanh_c = Math::tanh(c_new);
     Gradients d;
-    d.o = dh * tanh_c * act.o * (one - act.o);
-    dc = dc + dh * act.o * (one - tanh_c * tanh_c);
+    d.o = Value{};
     d.i = dc * act.g * act.i * (one - act.i);
     d.g = dc * act.i * (one - act.g * act.g);
     d.f = dc * c_old * act.f * (one - act.f);
     d.c = dc * act.f;
+    return d;
+  }
+
+  // c_new is the state that forward left; dc its gradient from the step after.
+  BIRNN_CELL_FN Gradients backward(Value dh, Value dc, const Activations& act, Value c_new,
+                                   Value c_old) {
+    const OutputGradients of_output = output_backward(dh, act.o, c_new);
+    Gradients d = update_backward(dc + of_output.c, act, c_old);
+    d.o = of_output.o;
     return d;
   }
 };

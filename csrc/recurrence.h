@@ -89,6 +89,46 @@ struct SequenceRows {
   const bool* step_resets = nullptr;     // [T], whether one does in any row, null with `resets`
 };
 
+// A direction of a layer-normalised GRU or LSTM (cells.h), of float or double: its input is
+// projected and normalised already.
+struct NormalisedDirection {
+  bool reverse = false;
+  double eps = 0;                 // added to variances
+  const void* gates_x = nullptr;  // [N, G*H] at gates_x_stride, with bias_ih
+  int64_t gates_x_stride = 0;
+  const void* weight_hh = nullptr;  // [G*H, H]
+  const void* norm_hh = nullptr;    // [G*H]: what the normalised W_hh h is multiplied by
+  const void* bias_hh = nullptr;    // [G*H]
+  const void* norm_c = nullptr;     // [H] (LSTM only), as are those of c
+  const void* bias_c = nullptr;     // [H]
+  const void* hx = nullptr;         // [B, H], null: zeros
+  const void* cx = nullptr;         // [B, H], null: zeros
+  void* output = nullptr;           // [N, H] at output_stride
+  int64_t output_stride = 0;
+  void* reserve = nullptr;  // [N, normalised_reserve_size], null: none is kept
+  int64_t reserve_stride = 0;
+  void* hy = nullptr;  // [B, H]
+  void* cy = nullptr;  // [B, H]: the cell state while the recurrence runs
+  // Backward.
+  const void* dy = nullptr;  // [N, H] at dy_stride, null: zeros
+  int64_t dy_stride = 0;
+  const void* dc = nullptr;  // [N, H] at dc_stride, null: zeros
+  int64_t dc_stride = 0;
+  void* dgates = nullptr;   // [N, dgates_blocks * H]
+  void* dsums = nullptr;    // [N, G*H]: the gradient of W_hh h
+  void* dnorm_c = nullptr;  // [N, H]: the gradient of c, normalised, scaled and shifted
+  void* dhx = nullptr;      // [B, H]: holds dhy on entry, the gradient of hx on return
+  void* dcx = nullptr;      // [B, H]: holds dcy on entry, the gradient of cx on return
+};
+
+// A row of its reserve: r z n q or i f g o c, the normalised c, the normalised W_hh h by gate, and
+// what the deviations of these two from their means were multiplied by, c's last.
+template <Cell kCell>
+constexpr int kNormalisedBlock = kCell == Cell::kLstm ? 6 : 4;
+constexpr int64_t normalised_reserve_size(Cell cell, int64_t hidden_size) {
+  return (cell == Cell::kLstm ? 10 : 7) * hidden_size + 2;
+}
+
 struct ForwardDirection {
   bool reverse = false;             // walks from each sequence's own end to its start
   const void* weight_hh = nullptr;  // [G*H, S], contiguous

@@ -52,8 +52,8 @@ def export(
 
     Raises:
         NotImplementedError: the target does not run the model right, or ONNX has no such layer
-            (``proj_size``, packed sequences, cell states of every step, ``zoneout``); says which
-            and why.
+            (``proj_size``, packed sequences, cell states of every step, ``zoneout``,
+            ``layer_norm``); says which and why.
         ValueError: there is no such target, or the model is in training mode.
         TypeError: parameters of a layer are not float32.
         ImportError: onnx or onnxscript is missing.
@@ -89,6 +89,11 @@ def _check(model: nn.Module) -> None:
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before exporting it")
     for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and getattr(module, "layer_norm", False):
+            raise NotImplementedError(
+                f"{name or 'the layer'} has layer_norm=True: no node of ONNX normalises inside a "
+                "recurrence. Export a model without it"
+            )
         if zoneout := zoneout_of(module):
             raise NotImplementedError(
                 f"{name or 'the layer'} has zoneout={zoneout}, whose expectation mixes each state "

@@ -179,7 +179,8 @@ void for_each_part(const Layer& layer, const Split& split, bool packs, const Pac
   });
 }
 
-void write_final_state(const Layer& layer, const ForwardDirection& dir, const Part& part) {
+template <class Direction>
+void write_final_state(const Layer& layer, const Direction& dir, const Part& part) {
   const RecurrenceShape& s = layer.shape;
   const int64_t S = s.state_size(), bytes = element_bytes(s.element);
   const SequenceRows& rows = layer.sequences;
@@ -289,6 +290,87 @@ void backward(const Layer& layer, const BackwardDirection* directions, int64_t s
                       part.b_begin, part.b_end, part.units, part.barrier, step_begin, step_end,
                       layout.scratch_of(workspace, layer, part.scratch)});
   });
+}
+
+namespace {
+
+// A norm needs all sums of a row, so directions are split by sequences alone.
+Split split_of_normalised(const Layer& layer) {
+  Layer alone = layer;
+  alone.meets = false;
+  Split split(alone);
+  split.by_units = false;
+  return split;
+}
+
+int64_t normalised_panels(const Layer& layer) {
+  const int64_t H = layer.shape.hidden_size;
+  const int gates = num_gates(layer.shape.cell);
+  return align(std::max(layer.kernels->packed_bytes(H, gates, H),
+                        layer.kernels->packed_bytes(H, 1, gates * H)));
+}
+
+int64_t normalised_scratch(const Layer& layer) {
+  return align(layer.kernels->normalised_scratch_bytes(layer.shape, layer.shape.batch_size));
+}
+
+// workspace: zeros [H], the packed weights of each direction, a scratch for each task.
+template <class Pack, class Run>
+void run_normalised(const Layer& layer, const NormalisedDirection* directions, void* workspace,
+                    const Pack& pack_share, const Run& run) {
+  const int64_t zeros = align(layer.shape.hidden_size * int64_t(sizeof(double)));
+  const int64_t panels = normalised_panels(layer), scratch = normalised_scratch(layer);
+  char* const first_panels = static_cast<char*>(workspace) + zeros;
+  char* const first_scratch = first_panels + layer.num_directions * panels;
+  std::memset(workspace, 0, zeros);
+  const auto pack = [&](int d, const UnitShare& share) {
+    pack_share(directions[d], share, first_panels + d * panels);
+  };
+  for_each_part(layer, split_of_normalised(layer), true, pack, [&](const Part& part) {
+    const int d = part.direction;
+    RecurrenceShape shape = layer.shape;
+    if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[part.b_begin];
+    run({&shape, &layer.sequences, &directions[d], first_panels + d * panels, workspace,
+         part.b_begin, part.b_end, first_scratch + part.scratch * scratch},
+        part);
+  });
+}
+
+}  // namespace
+
+int64_t normalised_workspace_bytes(const Layer& layer) {
+  return align(layer.shape.hidden_size * int64_t(sizeof(double))) +
+         layer.num_directions * (normalised_panels(layer) +
+                                 split_of_normalised(layer).tasks * normalised_scratch(layer));
+}
+
+void normalised_forward(const Layer& layer, const NormalisedDirection* directions,
+                        void* workspace) {
+  const KernelTable& kernels = *layer.kernels;
+  const int64_t H = layer.shape.hidden_size;
+  const int gates = num_gates(layer.shape.cell);
+  run_normalised(
+      layer, directions, workspace,
+      [&](const NormalisedDirection& dir, const UnitShare& share, void* panels) {
+        kernels.pack_rows(dir.weight_hh, gates, H, H, share, panels);
+      },
+      [&](const NormalisedTask& task, const Part& part) {
+        if (task.shape->seq_len > 0) kernels.normalised_forward(task);
+        write_final_state(layer, directions[part.direction], part);
+      });
+}
+
+void normalised_backward(const Layer& layer, const NormalisedDirection* directions,
+                         void* workspace) {
+  const KernelTable& kernels = *layer.kernels;
+  const int64_t H = layer.shape.hidden_size;
+  const int gates = num_gates(layer.shape.cell);
+  run_normalised(
+      layer, directions, workspace,
+      [&](const NormalisedDirection& dir, const UnitShare& share, void* panels) {
+        kernels.pack_columns(dir.weight_hh, H, gates * H, share, panels);
+      },
+      [&](const NormalisedTask& task, const Part&) { kernels.normalised_backward(task); });
 }
 
 }  // namespace birnn::cpu

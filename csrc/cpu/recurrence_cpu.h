@@ -36,4 +36,11 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
 void backward(const Layer& layer, const BackwardDirection* directions, int64_t step_begin,
               int64_t step_end, void* workspace);
 
+// The recurrence of a layer-normalised GRU or LSTM, all steps of it: cy must hold cx, dhx and dcx
+// the gradients of hy and cy. `layer` has no input and no projection.
+int64_t normalised_workspace_bytes(const Layer& layer);
+void normalised_forward(const Layer& layer, const NormalisedDirection* directions, void* workspace);
+void normalised_backward(const Layer& layer, const NormalisedDirection* directions,
+                         void* workspace);
+
 }  // namespace birnn::cpu

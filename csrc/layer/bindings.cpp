@@ -12,6 +12,7 @@
 #include "cuda/plan/residency.h"
 #include "layer/autograd.h"
 #include "layer/layer.h"
+#include "layer/normalised.h"
 #if defined(BIRNN_WITH_CUDA)
 #include "layer/cuda/runtime.h"
 #endif
@@ -275,6 +276,16 @@ TORCH_LIBRARY(birnn_cuda, m) {
       "Tensor? d_cell_states=None, Tensor? resets=None, Tensor? recurrent_mask=None, "
       "Tensor? zoneout_h=None, Tensor? zoneout_c=None) -> "
       "(Tensor d_input, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
+  m.def(
+      "normalised_forward(Tensor gates_x, Tensor? hx, Tensor? cx, Tensor[] weights, "
+      "Tensor? lengths, str cell, int num_directions, float eps, bool training, "
+      "Tensor? resets=None) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  m.def(
+      "normalised_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, "
+      "Tensor? d_cell_states, Tensor gates_x, Tensor? hx, Tensor? cx, Tensor[] weights, "
+      "Tensor? lengths, Tensor output, Tensor reserve, str cell, int num_directions, float eps, "
+      "bool[] needs_grad, Tensor? resets=None) -> "
+      "(Tensor d_gates_x, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
   // For what records operators and runs them later, as torch.jit.trace does.
   m.def(
       "layer(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor? lengths, "
@@ -288,6 +299,8 @@ TORCH_LIBRARY(birnn_cuda, m) {
 TORCH_LIBRARY_IMPL(birnn_cuda, CPU, m) {
   m.impl("forward", birnn::layer_forward);
   m.impl("quantized_forward", birnn::layer_quantized_forward);
+  m.impl("normalised_forward", birnn::normalised_forward);
+  m.impl("normalised_backward", birnn::normalised_backward);
   m.impl("backward", backward_op);
 }
 

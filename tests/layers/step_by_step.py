@@ -1,4 +1,4 @@
-"""The oracle of the regularisers: a stack of layers, one sequence and one step at a time."""
+"""The oracle of the regularisers and norms: a stack of layers, one sequence and step at a time."""
 
 from __future__ import annotations
 
@@ -86,8 +86,15 @@ def _one_sequence(
     h = states[0] if states else input.new_zeros(S)
     c = states[1] if len(states) == 2 else input.new_zeros(H)
     is_reverse = layer.bidirectional and number % 2 == 1
+    suffix = f"l{number // 2 if layer.bidirectional else number}" + "_reverse" * is_reverse
     outputs = [input.new_zeros(S)] * len(input)
     cells = [input.new_zeros(H)] * len(input)
+
+    def norm(name: str, values: Tensor) -> Tensor:
+        if not layer.layer_norm:
+            return values
+        normalised: Tensor = getattr(layer, f"norm_{name}_{suffix}")(values)
+        return normalised
 
     def mixed(new: Tensor, old: Tensor, kept: Tensor | None, t: int) -> Tensor:
         if kept is None:
@@ -99,8 +106,8 @@ def _one_sequence(
         border = t + 1 if is_reverse else t
         if begins is not None and border < length and begins[border]:
             h, c = torch.zeros_like(h), torch.zeros_like(c)
-        x = weight_ih @ input[t] + bias_ih
-        q = weight_hh @ (h if mask is None else mask * h) + bias_hh
+        x = norm("ih", weight_ih @ input[t]) + bias_ih
+        q = norm("hh", weight_hh @ (h if mask is None else mask * h)) + bias_hh
         new_c = c
         if layer.mode == "RNN_TANH":
             new_h = torch.tanh(x + q)
@@ -113,7 +120,7 @@ def _one_sequence(
         else:
             i, f, g, o = (x + q).chunk(4)
             new_c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            new_h = torch.sigmoid(o) * torch.tanh(new_c)
+            new_h = torch.sigmoid(o) * torch.tanh(norm("c", new_c))
             if layer.proj_size:
                 new_h = weights[-1] @ new_h
         h, c = mixed(new_h, h, shares[0], t), mixed(new_c, c, shares[1], t)
