@@ -18,6 +18,9 @@ def eager_layer(
     with_cell_states: bool,
     recompute_activations: bool,
     resets: Tensor | None,
+    recurrent_mask: Tensor | None,
+    zoneout_h: Tensor | None,
+    zoneout_c: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
 def eager_cell(
     input: Tensor,
@@ -48,6 +51,8 @@ def plan(
     training: bool = True,
     lengths: bool = False,
     resets: bool = False,
+    recurrent_dropout: bool = False,
+    zoneout: bool = False,
     captured: bool = False,
     kernel: str = "",
     forward: dict[str, Any] | None = None,

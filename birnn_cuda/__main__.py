@@ -55,6 +55,21 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--resets", action="store_true", help="several sequences in a row, one after another (GPU)"
     )
+    plan.add_argument(
+        "--recurrent-dropout",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="of h before its product, in training (GPU)",
+    )
+    plan.add_argument(
+        "--zoneout",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="of a unit keeping its state (GPU)",
+    )
+    plan.add_argument("--layer-norm", action="store_true", help="a layer-normalised GRU or LSTM")
     return parser
 
 
@@ -66,6 +81,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, got {value}")
     return value
 
 
@@ -99,6 +121,14 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
     )
     if options.captured and device != "cpu":
         shape += ", captured in a CUDA graph"
+    if options.layer_norm and options.cell not in ("gru", "lstm"):
+        raise ValueError(f"--layer-norm is for gru and lstm, got {options.cell}")
+    if options.layer_norm and device != "cpu":
+        reason = (
+            "a norm needs all sums of a step before the cell reads one, which no kernel here waits "
+            "for: each step is operators of torch, and their derivatives torch's"
+        )
+        return [("shape", shape), ("kernel", "stepwise, by torch"), ("because", reason)]
     if device == "cpu":
         info = ops.build_info()
         # float64 is computed by the kernels' sets of float32.
@@ -135,6 +165,8 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         training=not options.inference,
         lengths=options.lengths,
         resets=options.resets,
+        recurrent_dropout=options.recurrent_dropout > 0 and not options.inference,
+        zoneout=options.zoneout > 0,
         captured=options.captured,
         kernel=options.kernel,
     )

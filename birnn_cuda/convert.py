@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, dequantize_layer
+from .regularisers import zoneout_of
 
 __all__ = ["replace_rnns", "to_torch"]
 
@@ -66,6 +67,7 @@ def to_torch(model: ModuleT) -> ModuleT:
     torch's layers do not have is then no longer understood: ``lengths=``, ``resets=``, nested
     tensors, ``return_cell_states=``, ``return_all_layers=``. A layer of :func:`quantize` becomes a
     float32 one with the weights that 8 bits left; what it multiplies them by is no longer rounded.
+    Recurrent dropout and masks by the sequence, which do nothing in eval mode, are forgotten.
 
     To ONNX goes :func:`birnn_cuda.onnx.export`, which needs no such copy.
 
@@ -74,8 +76,32 @@ def to_torch(model: ModuleT) -> ModuleT:
 
     Returns:
         ``model``, changed in place.
+
+    Raises:
+        ValueError: a layer whose results torch's would not give: it has ``layer_norm`` or
+            ``zoneout``, or it is in training mode and has ``recurrent_dropout``, or dropout with
+            masks by the sequence. Nothing is changed then.
     """
+    for name, module in model.named_modules():
+        if type(module) in _TORCHS:
+            _refuse_regularisers(module, f"{name or 'the module itself'}")
     return _swap(model, _TORCHS)
+
+
+def _refuse_regularisers(module: nn.Module, name: str) -> None:
+    option: Any = None
+    if getattr(module, "layer_norm", False):
+        option, remedy = "layer_norm=True", "use a layer without it"
+    elif zoneout := zoneout_of(module):
+        option, remedy = f"zoneout={zoneout}", "use a layer with zoneout=0"
+    elif isinstance(module, nn.RNNBase) and module.training:
+        remedy = "call eval(), where it does nothing"
+        if probability := getattr(module, "recurrent_dropout", 0.0):
+            option = f"recurrent_dropout={probability}"
+        elif module.dropout and module.input_dropout_mask == "sequence":
+            option = f"dropout={module.dropout} with input_dropout_mask='sequence'"
+    if option is not None:
+        raise ValueError(f"{name} has {option}, which torch's layer does not have: {remedy}")
 
 
 def _swap(model: ModuleT, classes: dict[type[nn.Module], type[nn.Module]]) -> ModuleT:

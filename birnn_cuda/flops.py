@@ -72,9 +72,9 @@ def _backward_flops(
     precision: str,
     needs_grad: Sequence[bool],
     d_cell_states: Tensor | None = None,
-    resets: Tensor | None = None,
-    *,
+    *regularisers: Any,
     out_val: Any = None,
+    **named_regularisers: Any,
 ) -> int:
     sizes = _matrix_sizes(weights)
     per_direction = len(weights) // num_directions

@@ -12,7 +12,7 @@ derivative, and every one after it, is right for each cell.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import flops as flops  # registers the formulas
 from . import ops, reference
+from .second_derivatives import differentiate_twice
 
-__all__ = ["recurrent_cell", "recurrent_layer"]
+__all__ = [
+    "in_forward_mode",
+    "may_need_grad",
+    "recurrent_cell",
+    "recurrent_layer",
+]
 
 
 def recurrent_layer(
@@ -41,6 +47,9 @@ def recurrent_layer(
     with_cell_states: bool = False,
     recompute_activations: bool = False,
     resets: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run one layer, one or two directions; time-major throughout.
 
@@ -63,6 +72,14 @@ def recurrent_layer(
         resets: bool ``[T, B]`` on the device of ``input``, true where a sequence begins inside its
             row: the forward direction enters such a step with zero states, and the reverse one
             leaves it with zero states towards the step before; only with a 3-D input.
+        recurrent_mask: ``[D, B, P or H]``, by which h is multiplied, at every step, where it enters
+            its product with ``weight_hh``, and nowhere else.
+        zoneout_h: ``[T, B, D*(P or H)]`` or packed ``[N, D*(P or H)]``, or one row for all,
+            ``[1, 1, D*(P or H)]`` or ``[1, D*(P or H)]``: the share of the h before in each new h.
+        zoneout_c: the same of c, LSTM only, with D*H for D*(P or H). An LSTM's h comes of its c
+            as it is before zoneout.
+
+    The last three are in the dtype of ``input``; there is no gradient of them.
 
     Returns:
         ``output`` (``[T, B, D*(P or H)]`` or ``[N, D*(P or H)]``), ``h_n`` (``[D, B, P or H]``)
@@ -74,7 +91,8 @@ def recurrent_layer(
         RuntimeError: shapes, dtypes or devices that do not fit together.
         ValueError: on the CPU, a length outside ``[0, T]``, or a reset past a length.
     """
-    tensors = (input, hx, cx, lengths, resets, *weights)
+    regularisers = (recurrent_mask, zoneout_h, zoneout_c)
+    tensors = (input, hx, cx, lengths, resets, *regularisers, *weights)
     if has_torch_function(tensors):
         overridden: tuple[Tensor, ...] = handle_torch_function(
             recurrent_layer,
@@ -91,12 +109,24 @@ def recurrent_layer(
             with_cell_states=with_cell_states,
             recompute_activations=recompute_activations,
             resets=resets,
+            recurrent_mask=recurrent_mask,
+            zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c,
         )
         return overridden
-    if _in_forward_mode():
+    if in_forward_mode():
         with torch.autocast(input.device.type, enabled=False):
             results = reference.forward_with_cell_states(
-                input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, resets
+                input,
+                hx,
+                cx,
+                weights,
+                lengths,
+                batch_sizes,
+                cell,
+                num_directions,
+                resets,
+                *regularisers,
             )
         return results if with_cell_states else results[:3]
     options = (cell, num_directions, precision, with_cell_states, recompute_activations)
@@ -105,12 +135,12 @@ def recurrent_layer(
         is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
         run: Any = ops.layer if is_traced else ops.extension.eager_layer
         eager: tuple[Tensor, ...] = run(
-            input, hx, cx, weights, lengths, batch_sizes, *options, resets
+            input, hx, cx, weights, lengths, batch_sizes, *options, resets, *regularisers
         )
         return eager if with_cell_states else eager[:3]
-    if _may_need_grad((input, hx, cx, *weights)):
+    if may_need_grad((input, hx, cx, *weights)):
         output, h_n, c_n, _, *cell_states = _Layer.apply(
-            input, hx, cx, lengths, batch_sizes, resets, *options, *weights
+            input, hx, cx, lengths, batch_sizes, resets, *regularisers, *options, *weights
         )
         return output, h_n, c_n, *cell_states
     output, h_n, c_n, reserve = ops.forward(
@@ -125,9 +155,10 @@ def recurrent_layer(
         with_cell_states,  # the reserve holds them
         precision,
         resets,
+        *regularisers,
     )
     if with_cell_states:
-        return output, h_n, c_n, ops.cell_states(input, reserve, lengths, batch_sizes)
+        return output, h_n, c_n, ops.cell_states(input, c_n, reserve, lengths, batch_sizes)
     return output, h_n, c_n
 
 
@@ -155,7 +186,7 @@ def recurrent_cell(
     """
     is_eager = not (
         has_torch_function((input, hx, cx, *weights))
-        or _in_forward_mode()
+        or in_forward_mode()
         or _is_transformed()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
@@ -181,7 +212,7 @@ def recurrent_cell(
     return h[added], c[added] if cell == "lstm" else c
 
 
-def _in_forward_mode() -> bool:
+def in_forward_mode() -> bool:
     """Whether a forward-mode level is open (torch.autograd.forward_ad, torch.func.jvp)."""
     return forward_ad._current_level >= 0
 
@@ -195,7 +226,7 @@ def _is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
+def may_need_grad(tensors: Sequence[Tensor | None]) -> bool:
     if not torch.is_grad_enabled():
         return False
     # Inside a torch.func transform a tensor does not tell whether one of the levels below it is
@@ -221,6 +252,9 @@ class _Layer(Function):
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
         resets: Tensor | None,
+        recurrent_mask: Tensor | None,
+        zoneout_h: Tensor | None,
+        zoneout_c: Tensor | None,
         cell: str,
         num_directions: int,
         precision: str,
@@ -229,11 +263,12 @@ class _Layer(Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         options = (cell, num_directions, with_cell_states or not recompute_activations, precision)
+        regularisers = recurrent_mask, zoneout_h, zoneout_c
         output, h_n, c_n, reserve = ops.forward(
-            input, hx, cx, weights, lengths, batch_sizes, *options, resets
+            input, hx, cx, weights, lengths, batch_sizes, *options, resets, *regularisers
         )
         if with_cell_states:
-            cell_states = ops.cell_states(input, reserve, lengths, batch_sizes)
+            cell_states = ops.cell_states(input, c_n, reserve, lengths, batch_sizes)
             if recompute_activations:
                 reserve = reserve.new_empty(0)
             return output, h_n, c_n, reserve, cell_states
@@ -241,10 +276,10 @@ class _Layer(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        *operands, cell, num_directions, precision, _, recompute_activations = inputs[:11]
+        *operands, cell, num_directions, precision, _, recompute_activations = inputs[:14]
         output, _, c_n, reserve = outputs[:4]
         kept = None if recompute_activations else reserve
-        ctx.save_for_backward(*operands, output, kept, *inputs[11:])
+        ctx.save_for_backward(*operands, output, kept, *inputs[14:])
         ctx.options = cell, num_directions, precision
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*((reserve,) if cell == "lstm" else (c_n, reserve)))
@@ -258,9 +293,9 @@ class _Layer(Function):
         _: None,
         d_cell_states: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        *operands, output, reserve = ctx.saved_tensors[:8]
-        weights = ctx.saved_tensors[8:]
-        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[11:])
+        *operands, output, reserve = ctx.saved_tensors[:11]
+        weights = ctx.saved_tensors[11:]
+        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[14:])
         if ctx.options[0] != "lstm":
             d_c_n = None  # compiled code hands zeros even where there is no gradient
         # The Function is for second derivatives. Dynamo cannot trace it inside a backward, and
@@ -285,7 +320,7 @@ class _Layer(Function):
             gradient if needed else None
             for gradient, needed in zip(gradients, needs_grad, strict=True)
         )
-        return d_input, d_hx, d_cx, *[None] * 8, *d_weights
+        return d_input, d_hx, d_cx, *[None] * 11, *d_weights
 
 
 class _LayerBackward(Function):
@@ -310,6 +345,9 @@ class _LayerBackward(Function):
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
         resets: Tensor | None,
+        recurrent_mask: Tensor | None,
+        zoneout_h: Tensor | None,
+        zoneout_c: Tensor | None,
         output: Tensor,
         reserve: Tensor | None,
         cell: str,
@@ -318,11 +356,13 @@ class _LayerBackward(Function):
         needs_grad: tuple[bool, ...],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
+        regularisers = recurrent_mask, zoneout_h, zoneout_c
         if reserve is None:
             options = (cell, num_directions, True, precision)
             *_, reserve = ops.forward(
-                input, hx, cx, weights, lengths, batch_sizes, *options, resets
+                input, hx, cx, weights, lengths, batch_sizes, *options, resets, *regularisers
             )
+        defaults = d_cell_states, resets, *regularisers
         d_input, d_hx, d_cx, d_weights = ops.backward(
             d_output,
             d_h_n,
@@ -339,14 +379,14 @@ class _LayerBackward(Function):
             num_directions,
             precision,
             needs_grad,
-            *(() if d_cell_states is None and resets is None else (d_cell_states, resets)),
+            *(() if all(tensor is None for tensor in defaults) else defaults),
         )
         return d_input, d_hx, d_cx, *d_weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:16]
-        ctx.save_for_backward(*tensors, *inputs[16:])
+        *tensors, _, _, cell, num_directions, _, needs_grad = inputs[:19]
+        ctx.save_for_backward(*tensors, *inputs[19:])
         ctx.options = cell, num_directions
         ctx.needs_grad = needs_grad
         ctx.set_materialize_grads(False)
@@ -354,38 +394,24 @@ class _LayerBackward(Function):
     @staticmethod
     def backward(ctx: Any, *gg: Tensor | None) -> tuple[Tensor | None, ...]:
         cotangents = ctx.saved_tensors[:4]
-        input, hx, cx, lengths, batch_sizes, resets, *weights = ctx.saved_tensors[4:]
+        input, hx, cx, lengths, batch_sizes, *constants = ctx.saved_tensors[4:13]
+        weights = ctx.saved_tensors[13:]
         cell, num_directions = ctx.options
-        operands = (input, hx, cx, *weights)
-        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[16:])
-        outer = [i for i, d in enumerate(cotangents) if d is not None]
-        inner = [i for i, g in enumerate(gg) if g is not None and ctx.needs_grad[i]]
-        wanted = [i for i, needed in enumerate(needs_operands) if needed]
-        if not inner:
-            return (None,) * len(ctx.needs_input_grad)
 
-        def gradients_of(*tensors: Tensor) -> Any:
-            """The gradients at `inner`, of the cotangents at `outer`, the operands at `wanted`."""
-            now = _replace(operands, wanted, tensors[len(outer) :])
-
-            def outputs_of(*tensors: Tensor) -> Any:
-                input, hx, cx, *weights = _replace(now, inner, tensors)
-                outputs = reference.forward_with_cell_states(
-                    input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, resets
-                )
-                return tuple(outputs[i] for i in outer)
-
-            pull_back = _vjp(outputs_of, [now[i] for i in inner])
-            return pull_back(tensors[: len(outer)])
-
-        with torch.autocast(input.device.type, enabled=False):
-            pull_back = _vjp(
-                gradients_of, [cotangents[i] for i in outer] + [operands[i] for i in wanted]
+        def outputs_of(input: Tensor, hx: Any, cx: Any, *weights: Tensor) -> Any:
+            return reference.forward_with_cell_states(
+                input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, *constants
             )
-            gradients = pull_back(tuple(gg[i] for i in inner))
-        d_cotangents = _replace([None] * 4, outer, gradients[: len(outer)])
-        d_operands = _replace([None] * len(operands), wanted, gradients[len(outer) :])
-        return (*d_cotangents, *d_operands[:3], *[None] * 9, *d_operands[3:])
+
+        d_cotangents, d_operands = differentiate_twice(
+            outputs_of,
+            cotangents,
+            (input, hx, cx, *weights),
+            gg,
+            ctx.needs_grad,
+            (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[19:]),
+        )
+        return (*d_cotangents, *d_operands[:3], *[None] * 12, *d_operands[3:])
 
 
 class _Positional(inspect.Signature):
@@ -418,16 +444,3 @@ for _function in _functions:
 
 
 ops.extension.set_python_functions(_LayerBackward.apply, ops.cell_states)
-
-
-def _replace(tensors: Sequence[Any], positions: Sequence[int], by: Sequence[Tensor]) -> list[Any]:
-    replaced = list(tensors)
-    for position, tensor in zip(positions, by, strict=True):
-        replaced[position] = tensor
-    return replaced
-
-
-def _vjp(function: Callable[..., Any], primals: Sequence[Any]) -> Callable[..., Any]:
-    """`function`'s vector-Jacobian product at `primals`."""
-    pull_back: Callable[..., Any] = torch.func.vjp(function, *primals)[1]
-    return pull_back

@@ -2,8 +2,8 @@
 
 Same constructors, parameters, initial weights, state dict, results and errors; the base class is
 torch's own ``RNNBase``. What is added: ``lengths=`` for padded batches, ``resets=`` for several
-sequences in a row, nested tensors, the cell states of every step, and gradients where torch has
-none on CUDA (in eval mode, of gradients, under vmap).
+sequences in a row, nested tensors, the cell states of every step, dropout within the recurrence,
+and gradients where torch has none on CUDA (in eval mode, of gradients, under vmap).
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class _SingleState(Recurrent):
 
 class RNN(_SingleState):
     """RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True,
-    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None, *,
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0)
 
     Elman's recurrent layer, in place of :class:`torch.nn.RNN`::
 
@@ -158,6 +159,15 @@ class RNN(_SingleState):
         dropout: probability of dropping an element between two layers while training.
         bidirectional: a second direction walks from each sequence's end to its start.
         device, dtype: of the parameters.
+        recurrent_dropout: probability of dropping an element of h where it enters its product with
+            ``weight_hh``, while training: one mask a sequence (with ``resets=`` a row), direction
+            and call, the same at every step; what stays is divided by 1 - p. Not on the output.
+        input_dropout_mask: "element": ``dropout`` draws a mask for each step, as torch. "sequence":
+            one a sequence (with ``resets=`` a row), the same at every step.
+        zoneout: probability with which a unit keeps its h from a step to the next, drawn for each
+            unit and step while training; in evaluation h is the mean, ``p * h_{t-1} + (1 - p) *
+            h_t``. While training the masks are kept for backward: H numbers of each step,
+            sequence and direction, and as many again for an RNN.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: ``[H, in]``, ``[H, H]``,
@@ -172,7 +182,8 @@ class RNN(_SingleState):
         TypeError, ValueError: an option of the wrong type or out of range, as torch's own.
 
     Sources: Elman 1990, Cognitive Science 14(2); Schuster & Paliwal 1997, IEEE Transactions on
-    Signal Processing 45(11).
+    Signal Processing 45(11); Gal & Ghahramani 2016, arXiv 1512.05287 (recurrent dropout, masks by
+    the sequence); Krueger et al. 2017, arXiv 1606.01305 (zoneout).
     """
 
     torch_class = nn.RNN
@@ -190,6 +201,10 @@ class RNN(_SingleState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        input_dropout_mask: str = "element",
+        zoneout: float = 0.0,
     ) -> None: ...
 
     @overload
@@ -211,7 +226,8 @@ class RNN(_SingleState):
 
 class GRU(_SingleState):
     """GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None)
+    bidirectional=False, device=None, dtype=None, *,
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False)
 
     Gated recurrent unit, in place of :class:`torch.nn.GRU`; the reset gate applies after the
     recurrent product, as in cuDNN::
@@ -225,17 +241,22 @@ class GRU(_SingleState):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
             :class:`RNN`.
         device, dtype: of the parameters.
+        recurrent_dropout, input_dropout_mask, zoneout: as of :class:`RNN`.
+        layer_norm: normalise ``W_ih x`` and ``W_hh h``, each over all gates together, before the
+            biases are added; computed in float32 or float64. Not beside recurrent dropout and
+            zoneout. On a GPU the recurrence is then one of torch's operators, step by step.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 3*H
             rows: gates r, z, n.
+        norm_ih_l{k}.weight, norm_hh_l{k}.weight: ``[3*H]``, with layer_norm; initially ones.
         recompute_activations: as of :class:`RNN`.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range, as torch's own.
 
     Sources: Cho et al. 2014, arXiv 1406.1078; Schuster & Paliwal 1997, IEEE Transactions on
-    Signal Processing 45(11).
+    Signal Processing 45(11); Ba, Kiros & Hinton 2016, arXiv 1607.06450 (layer_norm).
     """
 
     torch_class = nn.GRU
@@ -252,6 +273,11 @@ class GRU(_SingleState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        input_dropout_mask: str = "element",
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload
@@ -264,7 +290,8 @@ class GRU(_SingleState):
 
 class LSTM(Recurrent):
     """LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None)
+    bidirectional=False, proj_size=0, device=None, dtype=None, *,
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False)
 
     Long short-term memory, in place of :class:`torch.nn.LSTM`::
 
@@ -277,12 +304,19 @@ class LSTM(Recurrent):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
             :class:`RNN`.
         device, dtype: of the parameters.
+        recurrent_dropout, input_dropout_mask: as of :class:`RNN`.
+        zoneout: as of :class:`RNN`, of h and of c; a pair ``(h, c)`` gives each its own. h comes of
+            c before that is mixed. Kept for backward: P or H, and 2*H.
+        layer_norm: as of :class:`GRU`, and h comes of a normalised c: ``o * tanh(norm_c(c_t))``.
+            Not beside proj_size.
         proj_size: features of h, P, when it is projected; 0: it is not, and h has H.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 4*H
             rows: gates i, f, g, o; with proj_size ``weight_hh`` is ``[4*H, P]``, and in above
             layer 0 is D*P.
+        norm_ih_l{k}.weight, norm_hh_l{k}.weight, norm_c_l{k}.weight, norm_c_l{k}.bias: ``[4*H]``
+            twice and ``[H]`` twice, with layer_norm; initially ones, the bias zeros.
         recompute_activations: as of :class:`RNN`.
         weight_hr_l{k}: ``[P, H]``, with proj_size.
 
@@ -291,7 +325,8 @@ class LSTM(Recurrent):
 
     Sources: Hochreiter & Schmidhuber 1997, Neural Computation 9(8); Gers, Schmidhuber & Cummins
     2000, Neural Computation 12(10); Sak, Senior & Beaufays 2014, arXiv 1402.1128 (projection);
-    Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45(11).
+    Ba, Kiros & Hinton 2016, arXiv 1607.06450 (layer_norm); Schuster & Paliwal 1997, IEEE
+    Transactions on Signal Processing 45(11).
     """
 
     torch_class = nn.LSTM
@@ -314,6 +349,11 @@ class LSTM(Recurrent):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        input_dropout_mask: str = "element",
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload

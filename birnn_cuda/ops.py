@@ -9,7 +9,8 @@ One call is one layer, one or two directions; shapes are those of :func:`referen
 ``forward`` returns ``(output, h_n, c_n, reserve)``; with ``training`` the reserve
 ``[D, rows, reserve_width]`` holds the activations that ``backward`` needs, rows being T*B, or N of
 a packed batch on the CPU.
-With ``resets``, bool ``[T, B]``, a row holds several sequences (see :func:`reference.forward`).
+With ``resets``, bool ``[T, B]``, a row holds several sequences (see :func:`reference.forward`);
+``recurrent_mask``, ``zoneout_h`` and ``zoneout_c`` are there too.
 ``backward`` returns ``(d_input, d_hx, d_cx, d_weights)``, a tensor of shape ``[0]`` standing for
 each gradient that ``needs_grad`` (input, hx, cx, *weights) did not ask for. It also takes the
 gradient of what :func:`cell_states` returns.
@@ -39,6 +40,7 @@ except ImportError as error:
 
 __all__ = [
     "backward",
+    "batch_size_of",
     "build_info",
     "cell_states",
     "cost_constants",
@@ -48,6 +50,8 @@ __all__ = [
     "forward",
     "known_devices",
     "layer",
+    "normalised_backward",
+    "normalised_forward",
     "pack_quantized",
     "plan",
     "quantized_forward",
@@ -63,6 +67,8 @@ forward = torch.ops.birnn_cuda.forward
 backward = torch.ops.birnn_cuda.backward
 quantized_forward = torch.ops.birnn_cuda.quantized_forward
 pack_quantized = torch.ops.birnn_cuda.pack_quantized
+normalised_forward = torch.ops.birnn_cuda.normalised_forward
+normalised_backward = torch.ops.birnn_cuda.normalised_backward
 layer = torch.ops.birnn_cuda.layer
 
 
@@ -96,25 +102,31 @@ def forced_kernel(
         _C.force(*before)
 
 
-# Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn.
+# Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn. With
+# zoneout the state that it mixes with the one before, too.
 _RESERVE_WIDTH = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
+_RESERVE_WIDTH_WITH_ZONEOUT = {"tanh": 1, "relu": 1, "gru": 4, "lstm": 6}
 
 
 def cell_states(
-    input: Tensor, reserve: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None
+    input: Tensor,
+    c_n: Tensor,
+    reserve: Tensor,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
 ) -> Tensor:
     """The cell state that every step of an LSTM left, taken from the reserve of ``forward``.
 
     Args:
         input, lengths, batch_sizes: as given to ``forward``.
-        reserve: what ``forward`` returned with ``training``.
+        c_n, reserve: what ``forward`` returned with ``training``.
 
     Returns:
         ``[T, B, D*H]``, zeros past the lengths, or packed ``[N, D*H]``, in the dtype of ``input``
         and memory of its own.
     """
-    hidden_size = reserve.size(2) // _RESERVE_WIDTH["lstm"]
-    rows = reserve[..., 4 * hidden_size :]  # [D, N, H]
+    hidden_size = c_n.size(2)
+    rows = reserve[..., 4 * hidden_size : 5 * hidden_size]  # [D, N, H]
     on_cuda = input.device.type == "cuda"
     if batch_sizes is not None and on_cuda:  # its rows are padded
         padded = torch.unflatten(rows, 1, (batch_sizes.size(0), -1)).movedim(0, 2)
@@ -136,7 +148,8 @@ def cell_states(
     return torch.where(inside.unsqueeze(2), states, 0)
 
 
-def _batch_size(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> int:
+def batch_size_of(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> int:
+    """The number of sequences of a padded or a packed input."""
     if batch_sizes is None:
         return input.size(1)
     if hx is not None:
@@ -180,9 +193,13 @@ def _forward_fake(
     training: bool,
     precision: str,
     resets: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_devices(input, lengths, hx, cx, resets, *weights)
-    batch_size = _batch_size(input, hx, batch_sizes)
+    regularisers = recurrent_mask, zoneout_h, zoneout_c
+    _check_devices(input, lengths, hx, cx, resets, *regularisers, *weights)
+    batch_size = batch_size_of(input, hx, batch_sizes)
     hidden_size = _hidden_size(weights, num_directions)
     state_size = weights[1].size(1)  # P or H
     output = input.new_empty(*input.shape[:-1], num_directions * state_size)
@@ -197,8 +214,10 @@ def _forward_fake(
         rows = batch_sizes.size(0) * batch_size
     else:
         rows = input.size(0)
+    has_zoneout = zoneout_h is not None or zoneout_c is not None
+    width = (_RESERVE_WIDTH_WITH_ZONEOUT if has_zoneout else _RESERVE_WIDTH)[cell]
     reserve = input.new_empty(
-        num_directions, rows, _RESERVE_WIDTH[cell] * hidden_size, dtype=_reserve_dtype(input)
+        num_directions, rows, width * hidden_size, dtype=_reserve_dtype(input)
     )
     return output, h_n, c_n, reserve
 
@@ -242,14 +261,70 @@ def _backward_fake(
     needs_grad: Sequence[bool],
     d_cell_states: Tensor | None = None,
     resets: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     gradients = (d_output, d_h_n, d_c_n, d_cell_states)
-    _check_devices(input, lengths, hx, cx, resets, *weights, output, reserve, *gradients)
+    regularisers = recurrent_mask, zoneout_h, zoneout_c
+    _check_devices(input, lengths, hx, cx, resets, *regularisers, *weights, output, reserve)
+    _check_devices(input, None, *gradients)
     d_input, d_hx, d_cx, *d_weights = (
         input.new_empty(operand.shape if operand is not None and needed else (0,))
         for operand, needed in zip((input, hx, cx, *weights), needs_grad, strict=True)
     )
     return d_input, d_hx, d_cx, d_weights
+
+
+@torch.library.register_fake("birnn_cuda::normalised_forward")  # type: ignore[untyped-decorator]
+def _normalised_forward_fake(
+    gates_x: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    cell: str,
+    num_directions: int,
+    eps: float,
+    training: bool,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(gates_x, lengths, hx, cx, resets, *weights)
+    seq_len, batch_size, hidden_size = *gates_x.shape[:2], weights[0].size(1)
+    output = gates_x.new_empty(seq_len, batch_size, num_directions * hidden_size)
+    h_n = gates_x.new_empty(num_directions, batch_size, hidden_size)
+    c_n = gates_x.new_empty((num_directions, batch_size, hidden_size) if cell == "lstm" else (0,))
+    if not training:
+        return output, h_n, c_n, gates_x.new_empty(0)
+    # r z n q or i f g o c, then what was normalised and two scales (csrc/recurrence.h).
+    width = (10 if cell == "lstm" else 7) * hidden_size + 2
+    return output, h_n, c_n, gates_x.new_empty(num_directions, seq_len * batch_size, width)
+
+
+@torch.library.register_fake("birnn_cuda::normalised_backward")  # type: ignore[untyped-decorator]
+def _normalised_backward_fake(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    d_cell_states: Tensor | None,
+    gates_x: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    cell: str,
+    num_directions: int,
+    eps: float,
+    needs_grad: Sequence[bool],
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    d_gates, d_hx, d_cx, *d_weights = (
+        gates_x.new_empty(operand.shape if operand is not None and needed else (0,))
+        for operand, needed in zip((gates_x, hx, cx, *weights), needs_grad, strict=True)
+    )
+    return d_gates, d_hx, d_cx, d_weights
 
 
 def _is_batched(in_dim: Any) -> bool:
@@ -288,16 +363,21 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
     """Fold the mapped dimension into the batch where the weights are shared.
 
     Not with both lengths and a reserve: only without lengths are the rows of the reserve known to
-    be those of the batch, step by step.
+    be those of the batch, step by step. Nor with zoneout, whose shares may stand for all rows.
     """
-    args, in_dims = ((*given, None)[:11] for given in (args, in_dims))  # without resets
-    input, hx, cx, weights, lengths, batch_sizes, *options, resets = args
-    input_dim, hx_dim, cx_dim, weights_dim, lengths_dim, *_, resets_dim = in_dims
+    # The arguments that have defaults may be left out.
+    args, in_dims = ((*given, None, None, None, None)[:14] for given in (args, in_dims))
+    input, hx, cx, weights, lengths, batch_sizes, *options, resets, mask, zoneout_h, zoneout_c = (
+        args
+    )
+    input_dim, hx_dim, cx_dim, weights_dim, lengths_dim, *_, resets_dim, mask_dim, _, _ = in_dims
     training = options[2]
     if (
         batch_sizes is not None
         or _is_batched(weights_dim)
         or (lengths is not None and training)
+        or zoneout_h is not None
+        or zoneout_c is not None
         or info.batch_size == 0
     ):
         return _loop_over_batch(forward, info.batch_size, in_dims, args)
@@ -323,6 +403,7 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
         None,
         *options,
         fold(resets, resets_dim, 1),
+        fold(mask, mask_dim, 1),
     )
     mapped = info.batch_size
     batch_size = output.size(1) // mapped
@@ -343,6 +424,16 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any,
 @torch.library.register_vmap("birnn_cuda::backward")  # type: ignore[untyped-decorator]
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     return _loop_over_batch(backward, info.batch_size, in_dims, args)
+
+
+@torch.library.register_vmap("birnn_cuda::normalised_forward")  # type: ignore[untyped-decorator]
+def _normalised_forward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _loop_over_batch(normalised_forward, info.batch_size, in_dims, args)
+
+
+@torch.library.register_vmap("birnn_cuda::normalised_backward")  # type: ignore[untyped-decorator]
+def _normalised_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _loop_over_batch(normalised_backward, info.batch_size, in_dims, args)
 
 
 # torch.autograd.grad(..., is_grads_batched=True), torch.autograd.functional.jacobian(...,
@@ -378,3 +469,5 @@ def _older_vmap_rule(op: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[
 _older_vmap = torch.library.Library("birnn_cuda", "IMPL")
 _older_vmap.impl("forward", _older_vmap_rule(forward), "Batched")
 _older_vmap.impl("backward", _older_vmap_rule(backward), "Batched")
+_older_vmap.impl("normalised_forward", _older_vmap_rule(normalised_forward), "Batched")
+_older_vmap.impl("normalised_backward", _older_vmap_rule(normalised_backward), "Batched")

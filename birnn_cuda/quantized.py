@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from . import ops
 from .layers import GRU, LSTM, RNN
 from .recurrent import CELL_OF_MODE, Recurrent, States, Wanted
+from .regularisers import zoneout_of
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "dequantize_layer", "quantize"]
 
@@ -161,7 +162,7 @@ class _Quantized(Recurrent):
             if is_wanted:
                 outputs.append(output)
                 if wanted.cell_states:
-                    cell_states.append(ops.cell_states(source, reserve, lengths, batch_sizes))
+                    cell_states.append(ops.cell_states(source, c, reserve, lengths, batch_sizes))
             h_n.append(h)
             c_n.append(c)
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
@@ -223,8 +224,8 @@ def quantize(model: ModuleT) -> ModuleT:
         ``model``, changed in place: ``quantize(copy.deepcopy(model))`` leaves ``model`` as it is.
 
     Raises:
-        ValueError: a layer in training mode, on a device other than the CPU, or with weights that
-            are not finite. Nothing is changed then.
+        ValueError: a layer with ``layer_norm`` or ``zoneout``, in training mode, on a device other
+            than the CPU, or with weights that are not finite. Nothing is changed then.
     """
     found = []
     for name, module in model.named_modules():
@@ -238,6 +239,16 @@ def quantize(model: ModuleT) -> ModuleT:
         if "forward" in module.__dict__:
             _logger.warning("left alone: %s: its forward was replaced on the instance", label)
             continue
+        if getattr(module, "layer_norm", False):
+            raise ValueError(
+                f"{label} has layer_norm=True, which an int8 layer does not have: run it as it is, "
+                "or quantize a layer trained without"
+            )
+        if zoneout := zoneout_of(module):
+            raise ValueError(
+                f"{label} has zoneout={zoneout}, which an int8 layer does not have: run it in "
+                "bfloat16, or quantize a layer trained with zoneout=0"
+            )
         if module.training:
             raise ValueError(f"{label} is in training mode, but int8 is for inference: call eval()")
         for parameter, value in module.named_parameters(recurse=False):

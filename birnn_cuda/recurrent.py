@@ -14,6 +14,19 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .functional import recurrent_layer
 from .interop import ReportsTorchClass, check_weights, warn_of_quantization
+from .normalised import normalised_layer
+from .ops import batch_size_of
+from .regularisers import (
+    Regularisers,
+    by_state,
+    check_input_dropout_mask,
+    check_layer_norm,
+    check_probability,
+    check_zoneout,
+    draw_recurrent_mask,
+    drop_by_sequence,
+    zoneout_shares,
+)
 from .sequences import (
     check_lengths_form,
     check_nested_form,
@@ -49,7 +62,71 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
     """What the three layers share: everything but the constructor and the form of the states."""
 
     recompute_activations: bool = False
+    recurrent_dropout: float = 0.0
+    input_dropout_mask: str = "element"
+    zoneout: float | tuple[float, float] = 0.0
+    layer_norm: bool = False
     _op_checks = True  # the operator refuses whatever does not fit
+
+    def __init__(
+        self,
+        mode: str,
+        *args: Any,
+        recurrent_dropout: float = 0.0,
+        input_dropout_mask: str = "element",
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
+        check_input_dropout_mask(input_dropout_mask)
+        zoneout = check_zoneout(zoneout, has_c=mode == "LSTM")
+        check_layer_norm(layer_norm, mode, kwargs, recurrent_dropout, zoneout)
+        super().__init__(mode, *args, **kwargs)
+        if layer_norm:
+            self._add_norms()
+        self.recurrent_dropout = recurrent_dropout
+        self.input_dropout_mask = input_dropout_mask
+        self.zoneout = zoneout
+        self.layer_norm = layer_norm
+
+    def _add_norms(self) -> None:
+        weight, hidden_size = self._flat_weights[0], self.hidden_size
+        options = {"device": weight.device, "dtype": weight.dtype}
+        for suffix in self._suffixes():
+            for name in ("norm_ih", "norm_hh"):  # bias_ih and bias_hh are added to what they give
+                norm = nn.LayerNorm(weight.size(0), bias=False, **options)
+                self.add_module(f"{name}_{suffix}", norm)
+            if self.mode == "LSTM":
+                self.add_module(f"norm_c_{suffix}", nn.LayerNorm(hidden_size, **options))
+
+    def _suffixes(self) -> list[str]:
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"l{k}{direction}" for k in range(self.num_layers) for direction in directions]
+
+    def _norms(self) -> list[Tensor]:
+        """Of each layer and direction norm_ih, norm_hh and, of an LSTM, norm_c and its bias."""
+        norms: list[Any] = []
+        for suffix in self._suffixes():
+            norms += [getattr(self, f"{name}_{suffix}").weight for name in ("norm_ih", "norm_hh")]
+            if self.mode == "LSTM":
+                norm = getattr(self, f"norm_c_{suffix}")
+                norms += [norm.weight, norm.bias]
+        return norms
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: uniform in +-1/sqrt(H); norms begin as ones, their bias as 0."""
+        super().reset_parameters()
+        for module in self.children():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        for name in ("recurrent_dropout", "input_dropout_mask", "zoneout", "layer_norm"):
+            if (value := getattr(self, name)) != getattr(Recurrent, name):
+                text += f", {name}={value}"
+        return text
 
     # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
     # ---- is read from the parameters whenever asked for, so it cannot be stale. A list that was
@@ -272,8 +349,11 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             input = autocast(input, dtype)
             weights = [autocast(weight, dtype) for weight in weights]
             states = None if states is None else tuple(autocast(s, dtype) for s in states)
+        norms = self._norms() if self.layer_norm else []
+        if dtype is not None:
+            norms = [autocast(norm, dtype) for norm in norms]
         if checks_kinds:
-            self._check_kinds(input, states, weights)
+            self._check_kinds(input, states, [*weights, *norms])
 
         num_directions = 2 if self.bidirectional else 1
         num_weights = len(weights) // self.num_layers
@@ -284,27 +364,37 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         for layer in range(self.num_layers):
             is_wanted = wanted.all_layers or layer == self.num_layers - 1
             if layer > 0 and self.dropout > 0 and self.training:
-                output = dropout(output, self.dropout)
+                if self.input_dropout_mask == "sequence":
+                    output = drop_by_sequence(output, batch_sizes, self.dropout)
+                else:
+                    output = dropout(output, self.dropout)
             layer_states: tuple[Tensor | None, ...] = (None, None)
             if states is not None and self.num_layers == 1:
                 layer_states = (*states, None)
             elif states is not None:
                 here = slice(layer * num_directions, (layer + 1) * num_directions)
                 layer_states = (*(state[here] for state in states), None)
-            output, h, c, *cells = recurrent_layer(
-                output,
-                layer_states[0],
-                layer_states[1],
-                weights[layer * num_weights : (layer + 1) * num_weights],
-                lengths=lengths,
-                batch_sizes=batch_sizes,
-                cell=CELL_OF_MODE[self.mode],
-                num_directions=num_directions,
-                precision=precision,
-                with_cell_states=wanted.cell_states and is_wanted,
-                recompute_activations=self.recompute_activations,
-                resets=resets,
-            )
+            hx, cx = layer_states[:2]
+            of_layer = weights[layer * num_weights : (layer + 1) * num_weights]
+            options: dict[str, Any] = {
+                "lengths": lengths,
+                "batch_sizes": batch_sizes,
+                "cell": CELL_OF_MODE[self.mode],
+                "num_directions": num_directions,
+                "with_cell_states": wanted.cell_states and is_wanted,
+                "recompute_activations": self.recompute_activations,
+                "resets": resets,
+            }
+            if self.layer_norm:
+                count = len(norms) // self.num_layers
+                own_norms = norms[layer * count : (layer + 1) * count]
+                results = normalised_layer(output, hx, cx, of_layer, own_norms, **options)
+            else:
+                if self.recurrent_dropout or self.zoneout:
+                    drawn = self._draw_regularisers(output, hx, batch_sizes)
+                    options |= drawn._asdict()
+                results = recurrent_layer(output, hx, cx, of_layer, precision=precision, **options)
+            output, h, c, *cells = results
             h_n.append(h)
             c_n.append(c)
             if is_wanted:
@@ -312,6 +402,26 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             cell_states += cells
         final = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
         return (*outputs, *cell_states), tuple(s[0] if len(s) == 1 else torch.cat(s) for s in final)
+
+    def _draw_regularisers(
+        self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+    ) -> Regularisers:
+        """Of one layer's call: masks by torch's generator, in this order."""
+        num_directions = 2 if self.bidirectional else 1
+        state_size = self.proj_size or self.hidden_size
+        mask = zoneout_h = zoneout_c = None
+        if self.recurrent_dropout > 0 and self.training:
+            size = batch_size_of(input, hx, batch_sizes)
+            mask = draw_recurrent_mask(
+                input, num_directions, size, state_size, self.recurrent_dropout
+            )
+        of_h, of_c = by_state(self.zoneout)
+        if of_h > 0:
+            zoneout_h = zoneout_shares(input, num_directions * state_size, of_h, self.training)
+        if of_c > 0 and self.mode == "LSTM":
+            features = num_directions * self.hidden_size
+            zoneout_c = zoneout_shares(input, features, of_c, self.training)
+        return Regularisers(mask, zoneout_h, zoneout_c)
 
 
 def is_plain(input: Tensor) -> bool:

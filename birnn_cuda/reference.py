@@ -23,19 +23,27 @@ projection W_hr: Sak et al. 2014, arXiv 1402.1128)::
     c' = f * c + i * g
     h' = o * tanh(c')                                   or W_hr (o * tanh(c'))
 
+Recurrent dropout (Gal & Ghahramani 2016, arXiv 1512.05287): the h of each product ``W_hh h`` above
+is times a mask; in ``z * h`` it is not.
+
+Zoneout (Krueger et al. 2017, arXiv 1606.01305), of shares ``d_h`` and ``d_c``; the h' of an LSTM
+comes of its c' as above, before it is mixed::
+
+    h' <- d_h * h + (1 - d_h) * h'          c' <- d_c * c + (1 - d_c) * c'
+
 The rows of the weights hold the gates in PyTorch's order: r, z, n and i, f, g, o.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .sequences import packed_lengths, packed_to_padded, padded_to_packed, padding_mask
 
-__all__ = ["forward", "forward_with_cell_states"]
+__all__ = ["forward", "forward_with_cell_states", "gru", "walk"]
 
 
 def forward(
@@ -48,6 +56,9 @@ def forward(
     cell: str,
     num_directions: int,
     resets: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer; the arguments are those of the op ``birnn_cuda::forward``.
 
@@ -63,13 +74,18 @@ def forward(
         num_directions: 1 or 2.
         resets: bool ``[T, B]``, true where a sequence begins inside a row: nothing crosses from
             one sequence to the other, in either direction; only with a 3-D input.
+        recurrent_mask: ``[D, B, P or H]``, of h where it is multiplied by ``weight_hh``.
+        zoneout_h: in the form of ``output``, or one row for all (``[1, 1, D*(P or H)]``, ``[1,
+            D*(P or H)]``): the share of the h before in each new one.
+        zoneout_c: the same of c, with D*H features.
 
     Returns:
         ``output`` (``[T, B, D*(P or H)]``, zeros past the lengths, or packed ``[N, D*(P or H)]``),
         ``h_n`` (``[D, B, P or H]``) and ``c_n`` (``[D, B, H]``; for a cell other than the LSTM of
         shape ``[0]``), in the dtype of ``input``; fp16 and bf16 are computed in fp32.
     """
-    options = lengths, batch_sizes, cell, num_directions, resets
+    regularisers = recurrent_mask, zoneout_h, zoneout_c
+    options = lengths, batch_sizes, cell, num_directions, resets, *regularisers
     return forward_with_cell_states(input, hx, cx, weights, *options)[:3]
 
 
@@ -83,6 +99,9 @@ def forward_with_cell_states(
     cell: str,
     num_directions: int,
     resets: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`forward`, and the cell state that each step leaves.
 
@@ -94,7 +113,15 @@ def forward_with_cell_states(
     if dtype in (torch.float16, torch.bfloat16):
         input, hx, cx = input.float(), _as_float(hx), _as_float(cx)
         weights = [weight.float() for weight in weights]
+        recurrent_mask = _as_float(recurrent_mask)
+        zoneout_h, zoneout_c = _as_float(zoneout_h), _as_float(zoneout_c)
     if batch_sizes is not None:
+        zoneout_h, zoneout_c = (
+            shares
+            if shares is None or shares.size(0) < input.size(0)
+            else packed_to_padded(shares, batch_sizes)
+            for shares in (zoneout_h, zoneout_c)
+        )
         input = packed_to_padded(input, batch_sizes)
         lengths = packed_lengths(batch_sizes)
     inside = None
@@ -116,6 +143,9 @@ def forward_with_cell_states(
             weights[direction * num_weights : (direction + 1) * num_weights],
             inside,
             resets,
+            None if recurrent_mask is None else recurrent_mask[direction],
+            _shares_of(zoneout_h, direction, num_directions, input.size(0)),
+            _shares_of(zoneout_c, direction, num_directions, input.size(0)),
             cell,
             reverse=direction == 1,
         )
@@ -141,6 +171,9 @@ def _one_direction(
     weights: Sequence[Tensor],
     inside: Tensor | None,  # [T, B, 1]
     resets: Tensor | None,  # [T, B, 1]
+    mask: Tensor | None,  # [B, P or H]
+    zoneout_h: Tensor | None,  # [T, B or 1, P or H]
+    zoneout_c: Tensor | None,  # [T, B or 1, H]
     cell: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -155,9 +188,37 @@ def _one_direction(
         hidden_size = weight_hh.size(1) if weight_hr is None else weight_hr.size(1)
         c = input.new_zeros(batch_size, hidden_size)
 
-    if seq_len == 0:
-        return input.new_empty(0, *h.shape), input.new_empty(0, *c.shape), h, c
     gates_x = _linear(input, weight_ih, bias_ih)  # [T, B, G*H]
+
+    def step(t: int, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        new_h, new_c = _step(cell, gates_x[t], h, c, mask, weight_hh, bias_hh, weight_hr)
+        return _mix(new_h, h, zoneout_h, t), _mix(new_c, c, zoneout_c, t)
+
+    return walk(step, seq_len, h, c, inside, resets, reverse)
+
+
+def walk(
+    step: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    seq_len: int,
+    h: Tensor,
+    c: Tensor,
+    inside: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction by its step, (t, h, c) to h' and c'.
+
+    Args:
+        step, seq_len: T of them.
+        h, c: ``[B, ...]``, the states before the first.
+        inside, resets: ``[T, B, 1]``, whether a step lies inside its sequence, and begins one.
+        reverse: from the last step to the first.
+
+    Returns:
+        h and c of every step, ``[T, B, ...]``, and those of the last.
+    """
+    if seq_len == 0:
+        return h.new_empty(0, *h.shape), c.new_empty(0, *c.shape), h, c
     output: list[Tensor] = [h] * seq_len
     cell_states: list[Tensor] = [c] * seq_len
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
@@ -167,13 +228,13 @@ def _one_direction(
         if resets is not None and border < seq_len:
             h, c = torch.where(resets[border], 0, h), torch.where(resets[border], 0, c)
         if inside is None:
-            h, c = _step(cell, gates_x[t], h, c, weight_hh, bias_hh, weight_hr)
+            h, c = step(t, h, c)
             output[t], cell_states[t] = h, c
             continue
         # Past a sequence's end the state is put aside before the step as well as after it: a NaN
         # in it must not reach the gradients of the weights.
         live_h, live_c = torch.where(inside[t], h, 0), torch.where(inside[t], c, 0)
-        live_h, live_c = _step(cell, gates_x[t], live_h, live_c, weight_hh, bias_hh, weight_hr)
+        live_h, live_c = step(t, live_h, live_c)
         h, c = torch.where(inside[t], live_h, h), torch.where(inside[t], live_c, c)
         output[t] = torch.where(inside[t], live_h, 0)
         cell_states[t] = torch.where(inside[t], live_c, 0)
@@ -185,28 +246,50 @@ def _step(
     gates_x: Tensor,  # [B, G*H]
     h: Tensor,
     c: Tensor,
+    mask: Tensor | None,
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     weight_hr: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The cell equations of this file's head: h' and c'."""
-    gates_h = _linear(h, weight_hh, bias_hh)
+    """The cell equations of this file's head: h' and c', before zoneout."""
+    gates_h = _linear(h if mask is None else h * mask, weight_hh, bias_hh)
     if cell == "tanh":
         return torch.tanh(gates_x + gates_h), c
     if cell == "relu":
         return torch.relu(gates_x + gates_h), c
     if cell == "gru":
-        x_r, x_z, x_n = gates_x.chunk(3, 1)
-        h_r, h_z, h_n = gates_h.chunk(3, 1)
-        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-        n = torch.tanh(x_n + r * h_n)
-        return (1 - z) * n + z * h, c
+        return gru(gates_x, gates_h, h), c
     if cell == "lstm":
         i, f, g, o = (gates_x + gates_h).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         return (h if weight_hr is None else _linear(h, weight_hr, None)), c
     raise ValueError(f'cell must be "tanh", "relu", "gru" or "lstm", got "{cell}"')
+
+
+def gru(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
+    """A GRU's h' of its two sums, ``[B, 3*H]`` each."""
+    x_r, x_z, x_n = gates_x.chunk(3, 1)
+    h_r, h_z, h_n = gates_h.chunk(3, 1)
+    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (1 - z) * n + z * h
+
+
+def _shares_of(
+    shares: Tensor | None, direction: int, num_directions: int, seq_len: int
+) -> Tensor | None:
+    """One direction's share of the state before, [T, B or 1, features]."""
+    if shares is None:
+        return None
+    if shares.dim() == 2:  # one row for all of a packed batch
+        shares = shares.unsqueeze(0)
+    own = shares.chunk(num_directions, 2)[direction]
+    return own if own.size(0) == seq_len else own.expand(seq_len, -1, -1)
+
+
+def _mix(state: Tensor, before: Tensor, shares: Tensor | None, t: int) -> Tensor:
+    return state if shares is None else shares[t] * before + (1 - shares[t]) * state
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

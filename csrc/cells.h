@@ -12,6 +12,11 @@
 //   LSTM   i, f, o = sigma(a_i, a_f, a_o)              g = tanh(a_g)
 //          c' = f * c + i * g                          h' = o * tanh(c')
 //
+// Zoneout (Krueger et al. 2017, arXiv 1606.01305) mixes the states above with those before, by
+// shares d_h and d_c; an LSTM's h' comes of its c' as it was before it was mixed:
+//
+//          h' <- d_h * h + (1 - d_h) * h'              c' <- d_c * c + (1 - d_c) * c'
+//
 // `Math` supplies the value type and the transcendental functions: a SIMD vector on the CPU, a
 // float or double in a CUDA thread.
 #pragma once
@@ -45,6 +50,37 @@ template <Cell kCell>
 BIRNN_CELL_FN int gate_of_bias_hh(int block) {
   return kCell == Cell::kGru ? block - 1 : block;
 }
+
+// Layer normalisation (Ba et al. 2016, arXiv 1607.06450) of n numbers x with mean m and variance v:
+//
+//   normalised = (x - m) * scale, scale = 1 / sqrt(v + eps)
+//
+// In a normalised GRU or LSTM each W_hh h above is norm_hh * normalised(W_hh h), over all gates at
+// once, so is each W_ih x, and an LSTM's h' = o * tanh(norm_c * normalised(c') + bias_c).
+template <class Math>
+struct LayerNorm {
+  using Value = typename Math::Value;
+  // d: the gradient of `normalised`; mean_d and mean_product: the means of d and d * normalised.
+  BIRNN_CELL_FN Value backward(Value d, Value normalised, Value mean_d, Value mean_product,
+                               Value scale) {
+    return scale * (d - mean_d - normalised * mean_product);
+  }
+};
+
+template <class Math>
+struct Zoneout {
+  using Value = typename Math::Value;
+  // A share of 0 or 1 gives one of the two, bit for bit.
+  BIRNN_CELL_FN Value mix(Value state, Value before, Value share) {
+    return share * before + (Math::one() - share) * state;
+  }
+  // Takes what goes straight to the state before out of d, and returns it.
+  BIRNN_CELL_FN Value backward(Value& d, Value share) {
+    const Value direct = share * d;
+    d = (Math::one() - share) * d;
+    return direct;
+  }
+};
 
 template <class Math>
 struct TanhCell {
@@ -130,18 +166,32 @@ struct LstmCell {
     return output(out.o, c);
   }
 
-  // c_new is the state that forward left; dc its gradient from the step after.
-  BIRNN_CELL_FN Gradients backward(Value dh, Value dc, const Activations& act, Value c_new,
-                                   Value c_old) {
+  // The two halves of backward, for callers that have the output made of another c.
+  struct OutputGradients {
+    Value o, c;  // of the pre-activation, and of the c that output was given
+  };
+  BIRNN_CELL_FN OutputGradients output_backward(Value dh, Value o, Value c) {
+    const Value one = Math::one(), tanh_c = Math::tanh(c);
+    return {dh * tanh_c * o * (one - o), dh * o * (one - tanh_c * tanh_c)};
+  }
+  // dc: of the c that update returned. d.o and act.o have no part in it.
+  BIRNN_CELL_FN Gradients update_backward(Value dc, const Activations& act, Value c_old) {
     const Value one = Math::one();
-    const Value tanh_c = Math::tanh(c_new);
     Gradients d;
-    d.o = dh * tanh_c * act.o * (one - act.o);
-    dc = dc + dh * act.o * (one - tanh_c * tanh_c);
+    d.o = Value{};
     d.i = dc * act.g * act.i * (one - act.i);
     d.g = dc * act.i * (one - act.g * act.g);
     d.f = dc * c_old * act.f * (one - act.f);
     d.c = dc * act.f;
+    return d;
+  }
+
+  // c_new is the state that forward left; dc its gradient from the step after.
+  BIRNN_CELL_FN Gradients backward(Value dh, Value dc, const Activations& act, Value c_new,
+                                   Value c_old) {
+    const OutputGradients of_output = output_backward(dh, act.o, c_new);
+    Gradients d = update_backward(dc + of_output.c, act, c_old);
+    d.o = of_output.o;
     return d;
   }
 };

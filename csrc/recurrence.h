@@ -50,8 +50,30 @@ struct RecurrenceShape {
   int64_t batch_size = 0;   // B
   int64_t hidden_size = 0;  // H
   int64_t proj_size = 0;    // P, 0 for none (LSTM only)
+  // Whether there are Regularisers: a mask of h; shares of the states before.
+  bool recurrent_dropout = false, zoneout = false;
 
   int64_t state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
+};
+
+// With zoneout a step of a vanilla RNN keeps its h as it is without, and one of an LSTM its c, in
+// a block behind the others.
+constexpr int reserve_blocks(const RecurrenceShape& shape) {
+  return reserve_blocks(shape.cell) + (shape.zoneout && shape.cell != Cell::kGru ? 1 : 0);
+}
+// The block of the c that an LSTM's h is made of.
+constexpr int output_c_block(const RecurrenceShape& shape) { return shape.zoneout ? 5 : 4; }
+
+// Of one direction. Recurrent dropout (Gal & Ghahramani 2016): h enters its product with W_hh times
+// a mask that is the same at each step, and everything else as it is. Zoneout (Krueger et al.
+// 2017): a share of each unit's new state is its old one's, in training all of it or nothing. In
+// the type of the biases on a CPU, of the elements on a GPU.
+struct Regularisers {
+  const void* recurrent_mask = nullptr;  // [B, S], null: none
+  const void* zoneout_h = nullptr;       // [N, S] at zoneout_h_stride, null: zeros
+  int64_t zoneout_h_stride = 0;          // 0: one row for all
+  const void* zoneout_c = nullptr;       // [N, H] at zoneout_c_stride, null: zeros (LSTM only)
+  int64_t zoneout_c_stride = 0;
 };
 
 // Where step t of sequence b lies: row_offsets[t] + b if there are offsets (rows of a packed
@@ -66,6 +88,46 @@ struct SequenceRows {
   const bool* resets = nullptr;          // [N], true where a sequence begins, null: nowhere
   const bool* step_resets = nullptr;     // [T], whether one does in any row, null with `resets`
 };
+
+// A direction of a layer-normalised GRU or LSTM (cells.h), of float or double: its input is
+// projected and normalised already.
+struct NormalisedDirection {
+  bool reverse = false;
+  double eps = 0;                 // added to variances
+  const void* gates_x = nullptr;  // [N, G*H] at gates_x_stride, with bias_ih
+  int64_t gates_x_stride = 0;
+  const void* weight_hh = nullptr;  // [G*H, H]
+  const void* norm_hh = nullptr;    // [G*H]: what the normalised W_hh h is multiplied by
+  const void* bias_hh = nullptr;    // [G*H]
+  const void* norm_c = nullptr;     // [H] (LSTM only), as are those of c
+  const void* bias_c = nullptr;     // [H]
+  const void* hx = nullptr;         // [B, H], null: zeros
+  const void* cx = nullptr;         // [B, H], null: zeros
+  void* output = nullptr;           // [N, H] at output_stride
+  int64_t output_stride = 0;
+  void* reserve = nullptr;  // [N, normalised_reserve_size], null: none is kept
+  int64_t reserve_stride = 0;
+  void* hy = nullptr;  // [B, H]
+  void* cy = nullptr;  // [B, H]: the cell state while the recurrence runs
+  // Backward.
+  const void* dy = nullptr;  // [N, H] at dy_stride, null: zeros
+  int64_t dy_stride = 0;
+  const void* dc = nullptr;  // [N, H] at dc_stride, null: zeros
+  int64_t dc_stride = 0;
+  void* dgates = nullptr;   // [N, dgates_blocks * H]
+  void* dsums = nullptr;    // [N, G*H]: the gradient of W_hh h
+  void* dnorm_c = nullptr;  // [N, H]: the gradient of c, normalised, scaled and shifted
+  void* dhx = nullptr;      // [B, H]: holds dhy on entry, the gradient of hx on return
+  void* dcx = nullptr;      // [B, H]: holds dcy on entry, the gradient of cx on return
+};
+
+// A row of its reserve: r z n q or i f g o c, the normalised c, the normalised W_hh h by gate, and
+// what the deviations of these two from their means were multiplied by, c's last.
+template <Cell kCell>
+constexpr int kNormalisedBlock = kCell == Cell::kLstm ? 6 : 4;
+constexpr int64_t normalised_reserve_size(Cell cell, int64_t hidden_size) {
+  return (cell == Cell::kLstm ? 10 : 7) * hidden_size + 2;
+}
 
 struct ForwardDirection {
   bool reverse = false;             // walks from each sequence's own end to its start

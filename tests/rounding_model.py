@@ -27,6 +27,9 @@ class Operands:
     cx: Tensor | None = None  # [D, B, H]
     lengths: Tensor | None = None  # [B], in 0..T
     resets: Tensor | None = None  # bool [T, B], true where a sequence begins inside its row
+    recurrent_mask: Tensor | None = None  # [D, B, S], of h in its product
+    zoneout_h: Tensor | None = None  # [D, T, B, S], the share of the h before; T and B may be 1
+    zoneout_c: Tensor | None = None  # the same of c, H for S
 
 
 class Model:
@@ -72,10 +75,21 @@ class Model:
             begins = operands.resets & (step < lengths)
             before = torch.cat([begins[1:], torch.zeros_like(begins[:1])])  # of reverse steps
             self.anew = self._turn(torch.stack([begins, before][:D]).view(D, 1, T, B, 1))
+        mask = operands.recurrent_mask
+        self.mask: Tensor | float = 1.0 if mask is None else mask.unsqueeze(1)
+        self.share_h, self.share_c = (
+            None if shares is None else self._turn(shares.expand(-1, T, B, -1).unsqueeze(1))
+            for shares in (operands.zoneout_h, operands.zoneout_c)
+        )
 
     def _turn(self, by_time: Tensor) -> Tensor:
         """[D, M, T, B, n] by step in place of by time, and back."""
         return torch.take_along_dim(by_time, self.rows, 2)
+
+    def _mix(self, state: Tensor, before: Tensor, shares: Tensor | None, t: int) -> Tensor:
+        if shares is None:
+            return state
+        return shares[:, :, t] * before + (1 - shares[:, :, t]) * state
 
     def forward(self) -> dict[str, Tensor]:
         """output [D, M, T, B, S], hy [D, M, B, S], for an LSTM cy [D, M, B, H] and the cell state
@@ -104,7 +118,7 @@ class Model:
             h, c = (torch.where(self.anew[:, :, t], 0, state) for state in (h, c))
             self.before.append(h)
             x = gates[:, :, t] + biases[0]
-            q = self.forward_factors.product(h, weight_t) + biases[1]
+            q = self.forward_factors.product(h * self.mask, weight_t) + biases[1]
             new_c = c
             if op.cell == "tanh":
                 new_h = stored(torch.tanh(x + q))
@@ -124,13 +138,17 @@ class Model:
                 new_c = f * c + i * g
                 new_h = stored(o * torch.tanh(new_c))
                 kept = tuple(stored(a) for a in (i, f, g, o, new_c))
+                new_c = self._mix(new_c, c, self.share_c, t)
+                kept += (kept[4] if self.share_c is None else stored(new_c),)
                 if op.weight_hr is not None:
                     weight_hr_t = op.weight_hr.unsqueeze(1).transpose(2, 3)
                     new_h = stored(self.forward_factors.product(new_h, weight_hr_t))
+            if self.share_h is not None:
+                new_h = stored(self._mix(new_h, h, self.share_h, t))
             self.kept.append(kept)
             h, c = torch.where(active, new_h, h), torch.where(active, new_c, c)
             outputs.append(torch.where(active, new_h, 0))
-            cells.append(torch.where(active, kept[-1] if op.cell == "lstm" else new_c, 0))
+            cells.append(torch.where(active, kept[5] if op.cell == "lstm" else new_c, 0))
         results = {"output": self._turn(torch.stack(outputs, 2)), "hy": h}
         if op.cell == "lstm":
             results |= {"cy": c, "cells": self._turn(torch.stack(cells, 2))}
@@ -153,31 +171,38 @@ class Model:
         for t in reversed(range(T)):
             active, kept, before = self.active[t], self.kept[t], self.before[t]
             d = dh + dy[:, :, t]
+            direct: Tensor | float = 0.0
+            if self.share_h is not None:
+                direct = self.share_h[:, :, t] * d
+                d = d - direct
             if op.weight_hr is not None:
                 dproj = torch.where(active, stored(d), 0)
                 wide = torch.where(active, kept[3] * torch.tanh(kept[4]), 0)
                 projections.append((dproj, wide))
                 d = self.backward_factors.product(dproj, op.weight_hr.unsqueeze(1))
-            direct: Tensor | float = 0.0
             if op.cell == "tanh":
                 dgates = recurrent = stored(d - d * kept[0] * kept[0])
             elif op.cell == "relu":
                 dgates = recurrent = stored(torch.where(kept[0] > 0, d, 0))
             elif op.cell == "gru":
                 r, z, n, q = kept
-                direct = d * z
-                dn = (d - direct) * (1 - n * n)
-                dz = direct * (before - n) * (1 - z)
+                dn = (d - d * z) * (1 - n * n)
+                dz = d * z * (before - n) * (1 - z)
+                direct = d * z + direct
                 dq = dn * r
                 dr = dq * q * (1 - r)
                 dr, dz, dn, dq = stored(dr), stored(dz), stored(dn), stored(dq)
                 dgates, recurrent = torch.cat([dr, dz, dn], -1), torch.cat([dr, dz, dq], -1)
             else:
-                i, f, g, o, c = kept
+                i, f, g, o, c, _ = kept
                 assert dcarried is not None
-                c_before = cx if t == 0 else self.kept[t - 1][4]
+                c_before = cx if t == 0 else self.kept[t - 1][5]
                 c_before = torch.where(self.anew[:, :, t], 0, c_before)
                 total = dcarried if dc_of_step is None else dcarried + dc_of_step[:, :, t]
+                direct_c: Tensor | float = 0.0
+                if self.share_c is not None:
+                    direct_c = self.share_c[:, :, t] * total
+                    total = total - direct_c
                 tanh_c = torch.tanh(c)
                 total = total + d * o * (1 - tanh_c * tanh_c)
                 dgates = recurrent = stored(
@@ -191,9 +216,10 @@ class Model:
                         -1,
                     )
                 )
-                handed_back = torch.where(self.anew[:, :, t], 0, total * f)
+                handed_back = torch.where(self.anew[:, :, t], 0, total * f + direct_c)
                 dcarried = torch.where(active, handed_back, dcarried)
-            back = self.backward_factors.product(recurrent, self.weight_hh_backward) + direct
+            back = self.backward_factors.product(recurrent, self.weight_hh_backward)
+            back = back * self.mask + direct
             back = torch.where(self.anew[:, :, t], 0, back)
             dh = torch.where(active, back, dh)
             all_dgates.append(torch.where(active, dgates, 0))
@@ -203,7 +229,7 @@ class Model:
             return torch.stack(by_step[::-1], 2)
 
         by_step = stack(all_recurrent)
-        before = torch.stack(self.before, 2)
+        before = torch.stack([h * self.mask for h in self.before], 2)
         results = {
             "dgates": self._turn(stack(all_dgates)),
             "drecurrent": self._turn(by_step),
@@ -234,9 +260,11 @@ class Layer:
         lengths: Tensor | None = None,
         stores_gates: bool = True,
         resets: Tensor | None = None,
+        regularisers: Sequence[Tensor | None] = (),
     ) -> None:
         self.cell, self.rounding, self.draws, self.lengths = cell, rounding, draws, lengths
         self.stores_gates, self.resets = stores_gates, resets
+        self.regularisers = regularisers
         stacked = [torch.stack(list(each)).double() for each in zip(*weights, strict=True)]
         self.weight_ih, self.weight_hh = stacked[:2]
         self.bias = torch.stack(stacked[2:4]) if len(stacked) >= 4 else None
@@ -256,7 +284,14 @@ class Layer:
         states = (None if state is None else state.double() for state in (hx, cx))
         inside = self.lengths, self.resets
         operands = Operands(
-            self.cell, gates, self.weight_hh, self.weight_hr, self.bias, *states, *inside
+            self.cell,
+            gates,
+            self.weight_hh,
+            self.weight_hr,
+            self.bias,
+            *states,
+            *inside,
+            *regularisers_by_direction(*self.regularisers, num_directions=D),
         )
         self.model = Model(operands, self.rounding, self.draws)
         results = self.model.forward()
@@ -299,6 +334,22 @@ class Layer:
         )
 
 
+def regularisers_by_direction(
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
+    *,
+    num_directions: int,
+) -> list[Tensor | None]:
+    """As Operands has them, of a layer's: [D, B, S], [T, B, D*S] and [T, B, D*H]."""
+    mask = None if recurrent_mask is None else recurrent_mask.double()
+    shares = [
+        None if each is None else torch.stack(each.double().chunk(num_directions, 2))
+        for each in (zoneout_h, zoneout_c)
+    ]
+    return [mask, *shares]
+
+
 @torch.no_grad()
 def drawn(
     module: nn.RNNBase,
@@ -308,11 +359,13 @@ def drawn(
     lengths: Tensor | None = None,
     stores_gates: bool = True,
     resets: Tensor | None = None,
+    regularisers: Sequence[Sequence[Tensor | None]] | None = None,
 ) -> list[Tensor]:
     """What a module, of torch.nn or ours, makes of a batch: [draws, ...] of output, h_n and c_n,
     and the gradients of input, hx, cx if they are given, and the parameters.
 
     operands: input, and hx, or hx and cx. cotangents: of output, h_n and c_n. resets: [T, B].
+    regularisers: of each layer, as functional.recurrent_layer takes them.
     """
     D = 2 if module.bidirectional else 1
     cell = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(module.mode, module.mode.lower())
@@ -326,7 +379,8 @@ def drawn(
         weights = [
             [weight.detach() for weight in module.all_weights[index * D + d]] for d in range(D)
         ]
-        layer = Layer(cell, weights, rounding, draws, lengths, stores_gates, resets)
+        own = () if regularisers is None else regularisers[index]
+        layer = Layer(cell, weights, rounding, draws, lengths, stores_gates, resets, own)
         given = [state[index] for state in states] + [None, None]
         values, *final = layer.forward(values, given[0], given[1])
         layers.append(layer)

@@ -64,9 +64,16 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
         training: bool,
         precision: str,
         resets: Any = None,
+        recurrent_mask: Any = None,
+        zoneout_h: Any = None,
+        zoneout_c: Any = None,
     ) -> tuple[Any, Any, Any, Any]:
         num_weights = len(weights) // num_directions
-        refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None)
+        regularisers = recurrent_mask, zoneout_h, zoneout_c
+        is_regularised = any(given is not None for given in regularisers)
+        refuse_what_onnx_lacks(
+            num_weights, batch_sizes is not None, resets is not None, is_regularised
+        )
         target.check(cell, lengths is not None, hx is not None)
         hidden_size = weights[1].shape[1]
         directions = [
@@ -130,12 +137,20 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.birnn_cuda.forward.default: birnn_cuda_forward}
 
 
-def refuse_what_onnx_lacks(num_weights: int, packed: bool, has_resets: bool) -> None:
+def refuse_what_onnx_lacks(
+    num_weights: int, packed: bool, has_resets: bool, is_regularised: bool
+) -> None:
     """Refuse a layer of ``num_weights`` operands a direction that no node of ONNX is.
 
     Raises:
-        NotImplementedError: the layer is projected, or its input packed, or has resets.
+        NotImplementedError: the layer is projected, or its input packed, or has resets; it has
+            zoneout, or recurrent dropout in training mode.
     """
+    if is_regularised:
+        raise NotImplementedError(
+            "no node of ONNX drops or mixes the states between steps: export the model in eval "
+            "mode, with layers whose zoneout is 0"
+        )
     if has_resets:
         raise NotImplementedError(
             "no node of ONNX begins a sequence inside a row: export the model without resets=, one "

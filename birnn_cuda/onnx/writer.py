@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..regularisers import zoneout_of
 from .targets import Target, target_of
 from .translation import refuse_what_onnx_lacks, table
 
@@ -51,7 +52,8 @@ def export(
 
     Raises:
         NotImplementedError: the target does not run the model right, or ONNX has no such layer
-            (``proj_size``, packed sequences, cell states of every step); says which and why.
+            (``proj_size``, packed sequences, cell states of every step, ``zoneout``,
+            ``layer_norm``); says which and why.
         ValueError: there is no such target, or the model is in training mode.
         TypeError: parameters of a layer are not float32.
         ImportError: onnx or onnxscript is missing.
@@ -86,6 +88,17 @@ def export(
 def _check(model: nn.Module) -> None:
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before exporting it")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and getattr(module, "layer_norm", False):
+            raise NotImplementedError(
+                f"{name or 'the layer'} has layer_norm=True: no node of ONNX normalises inside a "
+                "recurrence. Export a model without it"
+            )
+        if zoneout := zoneout_of(module):
+            raise NotImplementedError(
+                f"{name or 'the layer'} has zoneout={zoneout}, whose expectation mixes each state "
+                "with the one before: no node of ONNX does that. Export a model with zoneout=0"
+            )
 
 
 def _all_free(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -117,7 +130,10 @@ def _layers_of(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 def _check_call(call: torch.fx.Node, target: Target) -> None:
     """Refuse one layer's call where the file could not be right, naming what and why."""
     input, hx, _, weights, lengths, batch_sizes, cell, num_directions, *rest = call.args
-    resets = rest[2] if len(rest) > 2 else call.kwargs.get("resets")
+    names = ("training", "precision", "resets", "recurrent_mask", "zoneout_h", "zoneout_c")
+    options = {**dict(zip(names, rest, strict=False)), **call.kwargs}
+    resets = options.get("resets")
+    is_regularised = any(options.get(name) is not None for name in names[3:])
     dtype = input.meta["val"].dtype  # type: ignore[union-attr]
     if dtype != torch.float32:
         raise TypeError(
@@ -131,7 +147,7 @@ def _check_call(call: torch.fx.Node, target: Target) -> None:
                 "return_cell_states=True"
             )
     num_weights: Any = len(weights) // num_directions  # type: ignore[arg-type, operator]
-    refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None)
+    refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None, is_regularised)
     target.check(cell, lengths is not None, hx is not None)  # type: ignore[arg-type]
 
 

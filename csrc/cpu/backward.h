@@ -23,6 +23,7 @@ void run_backward(const BackwardTask& task) {
   const PanelRange range = panel_range(num_panels<N>(S, 1), task.units);
   const int64_t u_begin = task.barrier ? range.begin * kPlain * kLanes : 0;
   const int64_t u_end = task.barrier ? std::min(range.end * kPlain * kLanes, H) : H;
+  [[maybe_unused]] const int c_block = output_c_block(shape);
   const Row* output = static_cast<const Row*>(dir.output);
   const Real* reserve = static_cast<const Real*>(dir.reserve);
   const Row* dy = static_cast<const Row*>(dir.dy);
@@ -35,6 +36,7 @@ void run_backward(const BackwardTask& task) {
   const PreviousState<Real> previous_c{static_cast<const Real*>(dir.cx ? dir.cx : task.zeros),
                                        dir.cx ? H : 0, reserve + 4 * H, dir.reserve_stride,
                                        static_cast<const Real*>(task.zeros)};
+  const RegulariserRows<Real> regularisers(task.regularisers);
   const ProductRows<N> product_rows = [&] {
     if constexpr (N::kPacks)
       return scratch.packed.at(0);
@@ -51,12 +53,16 @@ void run_backward(const BackwardTask& task) {
     if (shape.proj_size) {
       // dproj = dy + carry; the gradient of the unprojected h is dproj W_hr.
       for (int64_t j = 0; j < active; ++j) {
-        const Real* dh = carry + (b_begin + j) * S;
+        Real* dh = carry + (b_begin + j) * S;
         Row* to = static_cast<Row*>(dir.dproj) + (first_row + j) * S;
         for (int64_t u = 0; u < S; u += kLanes) {
           const int n = S - u < kLanes ? int(S - u) : kLanes;
           V sum = M::load(dh + u, n);
           if (dy) sum += M::load(dy + (first_row + j) * dir.dy_stride + u, n);
+          if (regularisers.zoneout_h)
+            M::store(dh + u,
+                     Zoneout<M>::backward(sum, M::load(regularisers.share_h(first_row + j) + u, n)),
+                     n);
           M::store(to + u, sum, n);
         }
         if constexpr (N::kPacks)
@@ -95,8 +101,14 @@ void run_backward(const BackwardTask& task) {
           dh = M::load(carry + b * S + u, n);
           if (dy) dh += M::load(dy + row * dir.dy_stride + u, n);
         }
+        V direct{};  // of the state before, past the cell
+        if (regularisers.zoneout_h && !shape.proj_size) {
+          direct = Zoneout<M>::backward(dh, M::load(regularisers.share_h(row) + u, n));
+          if (kCell != Cell::kGru) M::store(carry + b * S + u, direct, n);
+        }
         if constexpr (kGates == 1) {
-          const V y = M::load(output + row * dir.output_stride + u, n);
+          const V y = shape.zoneout ? M::load(saved + u, n)
+                                    : M::load(output + row * dir.output_stride + u, n);
           M::store(
               d + u,
               kCell == Cell::kTanh ? TanhCell<M>::backward(dh, y) : ReluCell<M>::backward(dh, y),
@@ -110,20 +122,24 @@ void run_backward(const BackwardTask& task) {
           M::store(d + H + u, grad.r, n);
           M::store(d + 2 * H + u, grad.z, n);
           M::store(d + 3 * H + u, grad.n_recurrent, n);
-          M::store(carry + b * S + u, grad.h_direct, n);
+          M::store(carry + b * S + u,
+                   regularisers.zoneout_h ? grad.h_direct + direct : grad.h_direct, n);
         } else {
           const typename LstmCell<M>::Activations act{
               M::load(saved + u, n), M::load(saved + H + u, n), M::load(saved + 2 * H + u, n),
               M::load(saved + 3 * H + u, n)};
           V dc = M::load(carry_c + b * H + u, n);
           if (dc_steps) dc += M::load(dc_steps + row * dir.dc_stride + u, n);
-          const auto grad = LstmCell<M>::backward(dh, dc, act, M::load(saved + 4 * H + u, n),
+          V direct_c{};
+          if (regularisers.zoneout_c)
+            direct_c = Zoneout<M>::backward(dc, M::load(regularisers.share_c(row) + u, n));
+          const auto grad = LstmCell<M>::backward(dh, dc, act, M::load(saved + c_block * H + u, n),
                                                   M::load(c_old + u, n));
           M::store(d + u, grad.i, n);
           M::store(d + H + u, grad.f, n);
           M::store(d + 2 * H + u, grad.g, n);
           M::store(d + 3 * H + u, grad.o, n);
-          M::store(carry_c + b * H + u, grad.c, n);
+          M::store(carry_c + b * H + u, regularisers.zoneout_c ? grad.c + direct_c : grad.c, n);
         }
       }
       const Row* recurrent = d + (kCell == Cell::kGru ? H : 0);
@@ -133,7 +149,7 @@ void run_backward(const BackwardTask& task) {
         scratch.rows[j] = recurrent;
     }
 
-    // The carried gradient: dgates W_hh, beside GRU's direct path.
+    // The carried gradient: dgates W_hh, beside the direct paths of GRU and zoneout.
     if (task.barrier) task.barrier->arrive_and_wait(task.units.end - task.units.begin);
     const auto store_carry = [&](int64_t panel, Real* sums) {
       for (int64_t j = 0; j < active; ++j)
@@ -143,7 +159,9 @@ void run_backward(const BackwardTask& task) {
           const int n = S - u < kLanes ? int(S - u) : kLanes;
           Real* to = carry + (b_begin + j) * S + u;
           V dh = M::load(sums + (j * kPlain + v) * kLanes);
-          if (kCell == Cell::kGru) dh += M::load(to, n);
+          if (regularisers.recurrent_mask)
+            dh = dh * M::load(regularisers.recurrent_mask + (b_begin + j) * S + u, n);
+          if (kCell == Cell::kGru || regularisers.zoneout_h) dh += M::load(to, n);
           M::store(to, dh, n);
         }
     };

@@ -55,6 +55,7 @@ void run_forward(const ForwardTask& task) {
   Real* cy = static_cast<Real*>(dir.cy);
   const PreviousState<Row> previous_h{dir.hx ? static_cast<const Row*>(dir.hx) : zeros,
                                       dir.hx ? S : 0, output, dir.output_stride, zeros};
+  const RegulariserRows<Real> regularisers(task.regularisers);
   const int64_t at_once = Scratch<N>::steps_at_once(shape, I, b_end - b_begin);
   const bool fused = at_once == 1;
   const auto time_of = [&](int64_t step) { return dir.reverse ? T - 1 - step : step; };
@@ -79,8 +80,28 @@ void run_forward(const ForwardTask& task) {
     if constexpr (N::kPacks)
       return std::array{scratch.packed_x.at(0), scratch.packed.at(0), scratch.packed_wide.at(0)};
     else
-      return std::array<ProductRows<N>, 3>{scratch.x_rows, scratch.rows, scratch.rows};
+      return std::array<ProductRows<N>, 3>{
+          scratch.x_rows, regularisers.recurrent_mask ? scratch.masked_rows : scratch.rows,
+          scratch.rows};
   }();
+  // The row of h that sequence b_begin + j's product reads.
+  const auto mask_state = [&](int64_t j, const auto* h) {
+    Real* to = scratch.masked + j * S;
+    const Real* mask = regularisers.recurrent_mask + (b_begin + j) * S;
+    for (int64_t u = 0; u < S; u += kLanes) {
+      const int n = int(std::min<int64_t>(kLanes, S - u));
+      M::store(to + u, M::load(h + u, n) * M::load(mask + u, n), n);
+    }
+  };
+  [[maybe_unused]] const auto pack_state = [&](int64_t j, const auto* h) {
+    if constexpr (N::kPacks) {
+      if (!regularisers.recurrent_mask) return scratch.packed.put(j, h, S);
+      mask_state(j, h);
+      scratch.packed.put(j, scratch.masked + j * S, S);
+    }
+  };
+  if (regularisers.recurrent_mask)
+    for (int64_t j = 0; j < b_end - b_begin; ++j) scratch.masked_rows[j] = scratch.masked + j * S;
   if constexpr (N::kPacks) {
     // Every sequence's first state; the rows of those that have not begun stay as they are.
     for (int64_t j = 0; j < b_end - b_begin; ++j) {
@@ -89,7 +110,7 @@ void run_forward(const ForwardTask& task) {
         const int n = int(std::min<int64_t>(kLanes, S - u));
         M::store(scratch.state + j * S + u, M::load(initial + u, n), n);
       }
-      scratch.packed.put(j, scratch.state + j * S, S);
+      pack_state(j, scratch.state + j * S);
     }
   }
 
@@ -130,6 +151,7 @@ void run_forward(const ForwardTask& task) {
           scratch.targets[j] = shape.proj_size ? scratch.wide + j * H : scratch.state + j * S;
         } else {
           scratch.rows[j] = previous_h(sequences, shape, dir.reverse, time_of(step), b_begin + j);
+          if (regularisers.recurrent_mask) mask_state(j, scratch.rows[j]);
           scratch.targets[j] =
               shape.proj_size ? scratch.wide + j * H : output + (first_row + j) * dir.output_stride;
         }
@@ -167,10 +189,16 @@ void run_forward(const ForwardTask& task) {
           return kOneSum ? a : a + x_product(gate);
         };
         Real* kept = reinterpret_cast<Real*>(sums);  // for the second half
+        [[maybe_unused]] const int64_t row = first_row + j;
         if constexpr (kGates == 1) {
           const V a = preactivation(0);
-          M::store(scratch.targets[j] + u,
-                   kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a), n);
+          V h = kCell == Cell::kTanh ? TanhCell<M>::forward(a) : ReluCell<M>::forward(a);
+          if (regularisers.zoneout_h) {
+            if (saved) M::store(saved, h, n);
+            h = Zoneout<M>::mix(h, M::load(scratch.rows[j] + u, n),
+                                M::load(regularisers.share_h(row) + u, n));
+          }
+          M::store(scratch.targets[j] + u, h, n);
         } else if constexpr (kCell == Cell::kGru) {
           typename GruCell<M>::Activations act;
           const V q = h_product(2) + bias(3);
@@ -186,9 +214,13 @@ void run_forward(const ForwardTask& task) {
         } else {
           typename LstmCell<M>::Activations act;
           Real* state = cy + (b_begin + j) * H + u;
+          const V c_before = M::load(state, n);
           const V c = LstmCell<M>::update(preactivation(0), preactivation(1), preactivation(2),
-                                          preactivation(3), M::load(state, n), act);
-          M::store(state, c, n);
+                                          preactivation(3), c_before, act);
+          V c_left = c;
+          if (regularisers.zoneout_c)
+            c_left = Zoneout<M>::mix(c, c_before, M::load(regularisers.share_c(row) + u, n));
+          M::store(state, c_left, n);
           M::store(kept, act.o);
           M::store(kept + kLanes, c);
           if (saved) {
@@ -196,22 +228,28 @@ void run_forward(const ForwardTask& task) {
             M::store(saved + H, act.f, n);
             M::store(saved + 2 * H, act.g, n);
             M::store(saved + 3 * H, act.o, n);
-            M::store(saved + 4 * H, c, n);
+            M::store(saved + 4 * H, c_left, n);
+            if (shape.zoneout) M::store(saved + 5 * H, c, n);
           }
         }
       };
       const auto second_half = [&](int64_t j, int64_t u, const Sum* sums, auto full) {
         const int n = full ? kLanes : int(H - u);
         const Real* kept = reinterpret_cast<const Real*>(sums);
+        const auto leave = [&](V h) {
+          if (regularisers.zoneout_h && !shape.proj_size)
+            h = Zoneout<M>::mix(h, M::load(scratch.rows[j] + u, n),
+                                M::load(regularisers.share_h(first_row + j) + u, n));
+          M::store(scratch.targets[j] + u, h, n);
+        };
         if constexpr (kCell == Cell::kGru) {
           typename GruCell<M>::Activations act;
           act.z = M::load(kept + kLanes);
           const V h = GruCell<M>::output(M::load(kept), M::load(scratch.rows[j] + u, n), act);
           if (reserve) M::store(reserve + (first_row + j) * dir.gates_stride + 2 * H + u, act.n, n);
-          M::store(scratch.targets[j] + u, h, n);
+          leave(h);
         } else if constexpr (kCell == Cell::kLstm) {
-          M::store(scratch.targets[j] + u,
-                   LstmCell<M>::output(M::load(kept), M::load(kept + kLanes)), n);
+          leave(LstmCell<M>::output(M::load(kept), M::load(kept + kLanes)));
         }
       };
       const auto apply_cell = [&](int64_t panel, const Sum* x_sums, Sum* sums) {
@@ -264,14 +302,23 @@ void run_forward(const ForwardTask& task) {
             scratch.rows[j] = scratch.wide + j * H;
           }
         }
+        const auto state_before = [&](int64_t j) -> const Real* {
+          if constexpr (N::kPacks)
+            return scratch.state + j * S;
+          else
+            return previous_h(sequences, shape, dir.reverse, time_of(step), b_begin + j);
+        };
         const auto store_state = [&](int64_t panel, const Sum* sums) {
           for (int64_t j = 0; j < active; ++j)
             for (int v = 0; v < kPlain; ++v) {
               const int64_t u = (panel * kPlain + v) * kLanes;
               if (u >= S) break;
               const int n = S - u < kLanes ? int(S - u) : kLanes;
-              const V h = product_of<N>(sums + (j * kPlain + v) * kLanes,
-                                        wide_scales ? wide_scales[j] : 0.0f, task.scales.hr, u, n);
+              V h = product_of<N>(sums + (j * kPlain + v) * kLanes,
+                                  wide_scales ? wide_scales[j] : 0.0f, task.scales.hr, u, n);
+              if (regularisers.zoneout_h)
+                h = Zoneout<M>::mix(h, M::load(state_before(j) + u, n),
+                                    M::load(regularisers.share_h(first_row + j) + u, n));
               if constexpr (N::kPacks)
                 M::store(scratch.state + j * S + u, h, n);
               else
@@ -290,9 +337,9 @@ void run_forward(const ForwardTask& task) {
             M::store(to + u, M::load(state + u, n), n);
           }
           if constexpr (std::is_same_v<typename N::Operand, Row>)
-            scratch.packed.put(j, to, S);  // rounded already
+            pack_state(j, to);  // rounded already
           else
-            scratch.packed.put(j, state, S);
+            pack_state(j, state);
         }
       }
       // The next step reads all units. After the last, nobody reads those of others.

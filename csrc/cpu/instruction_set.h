@@ -50,6 +50,7 @@ struct ForwardTask {
   const RecurrenceShape* shape;
   const SequenceRows* sequences;
   const ForwardDirection* direction;
+  const Regularisers* regularisers;  // null: none
   const LayerInput* input;
   Weights weight_hh, weight_ih, weight_hr;
   WeightScales scales;
@@ -65,6 +66,7 @@ struct BackwardTask {
   const RecurrenceShape* shape;
   const SequenceRows* sequences;
   const BackwardDirection* direction;
+  const Regularisers* regularisers;  // null: none
   const void* panels;
   const void* panels_hr;
   const void* zeros;
@@ -75,9 +77,20 @@ struct BackwardTask {
   void* scratch;
 };
 
+// All steps of sequences [b_begin, b_end) of a layer-normalised direction, forward or backward.
+struct NormalisedTask {
+  const RecurrenceShape* shape;
+  const SequenceRows* sequences;
+  const NormalisedDirection* direction;
+  const void* panels;
+  const void* zeros;  // [H]
+  int64_t b_begin, b_end;
+  void* scratch;
+};
+
 struct KernelTable {
-  // What x, hx, output, dy and dgates are made of. Biases, reserve, cx, cy, dhx and dcx are float,
-  // or double where this is.
+  // What x, hx, output, dy and dgates are made of. Biases, regularisers, reserve, cx, cy, dhx and
+  // dcx are float, or double where this is.
   Element rows;
   // Whether a product of few rows can read W where it lies, and units can be shared out.
   bool reads_in_place, shares_units;
@@ -93,6 +106,10 @@ struct KernelTable {
   int64_t (*scratch_bytes)(const RecurrenceShape& shape, int64_t input_size, int64_t rows);
   void (*forward)(const ForwardTask& task);
   void (*backward)(const BackwardTask& task);  // null: inference only
+  // Of plain numbers; null of others.
+  int64_t (*normalised_scratch_bytes)(const RecurrenceShape& shape, int64_t rows) = nullptr;
+  void (*normalised_forward)(const NormalisedTask& task) = nullptr;
+  void (*normalised_backward)(const NormalisedTask& task) = nullptr;
 };
 
 // C (+)= op(A) B of large float32 matrices: B as it lies, beta 0 or 1, k of at least 1

@@ -42,4 +42,5 @@
 // steps.h comes before the passes
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/normalised.h"
 #include "cpu/table.h"

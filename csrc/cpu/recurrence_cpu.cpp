@@ -86,8 +86,8 @@ struct InPlace {
   }
 };
 
-// Where the packed weights of a direction lie, from where they begin. Forward and backward panels of
-// one matrix need the same room up to padding.
+// Where the packed weights of a direction lie, from where they begin. Forward and backward panels
+// of one matrix need the same room up to padding.
 struct PanelRoom {
   int64_t hh, ih, hr;
 
@@ -100,9 +100,8 @@ struct PanelRoom {
                             : align(std::max(kernels.packed_bytes(H, gates, S),
                                              kernels.packed_bytes(S, 1, gates * H)));
     ih = in_place.weight_ih ? 0 : align(kernels.packed_bytes(H, gates, layer.input_size));
-    hr = s.proj_size
-             ? align(std::max(kernels.packed_bytes(S, 1, H), kernels.packed_bytes(H, 1, S)))
-             : 0;
+    hr = s.proj_size ? align(std::max(kernels.packed_bytes(S, 1, H), kernels.packed_bytes(H, 1, S)))
+                     : 0;
   }
 
   int64_t bytes() const { return hh + ih + hr; }
@@ -158,6 +157,10 @@ void pack_share(const Layer& layer, const ForwardDirection& direction, const voi
     kernels.pack_rows(direction.weight_hr, 1, s.proj_size, s.hidden_size, share, panels.hr(d));
 }
 
+const Regularisers* regularisers_of(const Layer& layer, int direction) {
+  return layer.regularisers ? layer.regularisers + direction : nullptr;
+}
+
 // What a thread runs: sequences [b_begin, b_end) of direction d, and a share of its units.
 struct Part {
   int direction;
@@ -167,8 +170,8 @@ struct Part {
   int64_t scratch;  // index
 };
 
-// Calls of_direction(direction, shares of `tasks`, index of the first) until all have had their turn,
-// concurrently. A thread that was given several tasks of a direction has them all at once.
+// Calls of_direction(direction, shares of `tasks`, index of the first) until all have had their
+// turn, concurrently. A thread that was given several tasks of a direction has them all at once.
 template <class OfDirection>
 void for_each_direction(const Layer& layer, int64_t tasks, const OfDirection& of_direction) {
   at::parallel_for(0, layer.num_directions * tasks, 1, [&](int64_t begin, int64_t end) {
@@ -216,7 +219,8 @@ void for_each_part(const Layer& layer, const Split& split, bool packs, const Pac
   });
 }
 
-void write_final_state(const Layer& layer, const ForwardDirection& dir, const Part& part) {
+template <class Direction>
+void write_final_state(const Layer& layer, const Direction& dir, const Part& part) {
   const RecurrenceShape& s = layer.shape;
   const int64_t S = s.state_size(), bytes = element_bytes(s.element);
   const SequenceRows& rows = layer.sequences;
@@ -276,10 +280,10 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
   const LayerInput input{x, x_stride, layer.input_size};
   std::memset(workspace, 0, layout.zeros);
   const Panels<char*> to_pack = layout.panels_in(workspace);
-  const Panels<const char*> panels = packed_weights
-                                         ? Panels<const char*>{static_cast<const char*>(packed_weights),
-                                                               PanelRoom(layer)}
-                                         : Panels<const char*>{to_pack.base, layout.room};
+  const Panels<const char*> panels =
+      packed_weights
+          ? Panels<const char*>{static_cast<const char*>(packed_weights), PanelRoom(layer)}
+          : Panels<const char*>{to_pack.base, layout.room};
   const auto pack = [&](int d, const UnitShare& share) {
     pack_share(layer, directions[d], weight_ih[d], in_place, d, share, to_pack);
   };
@@ -291,11 +295,22 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
     if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[part.b_begin];
     if (shape.seq_len > 0)
       kernels.forward(
-          {&shape, &layer.sequences, &dir, &input,
+          {&shape,
+           &layer.sequences,
+           &dir,
+           regularisers_of(layer, d),
+           &input,
            in_place.weight_hh ? Weights{dir.weight_hh, true} : Weights{panels.hh(d), false},
            in_place.weight_ih ? Weights{weight_ih[d], true} : Weights{panels.ih(d), false},
-           {panels.hr(d), false}, scales[d], workspace, dir.gates != nullptr, part.b_begin,
-           part.b_end, part.units, part.barrier, layout.scratch_of(workspace, part.scratch)});
+           {panels.hr(d), false},
+           scales[d],
+           workspace,
+           dir.gates != nullptr,
+           part.b_begin,
+           part.b_end,
+           part.units,
+           part.barrier,
+           layout.scratch_of(workspace, part.scratch)});
     write_final_state(layer, dir, part);
   };
   const bool packs = !packed_weights && (!in_place.weight_ih || !in_place.weight_hh);
@@ -319,10 +334,91 @@ void backward(const Layer& layer, const BackwardDirection* directions, int64_t s
   };
   for_each_part(layer, Split(layer), first, pack, [&](const Part& part) {
     const int d = part.direction;
-    kernels.backward({&s, &layer.sequences, &directions[d], panels.hh(d), panels.hr(d), workspace,
-                      part.b_begin, part.b_end, part.units, part.barrier, step_begin, step_end,
-                      layout.scratch_of(workspace, part.scratch)});
+    kernels.backward({&s, &layer.sequences, &directions[d], regularisers_of(layer, d), panels.hh(d),
+                      panels.hr(d), workspace, part.b_begin, part.b_end, part.units, part.barrier,
+                      step_begin, step_end, layout.scratch_of(workspace, part.scratch)});
   });
+}
+
+namespace {
+
+// A norm needs all sums of a row, so directions are split by sequences alone.
+Split split_of_normalised(const Layer& layer) {
+  Layer alone = layer;
+  alone.meets = false;
+  Split split(alone);
+  split.by_units = false;
+  return split;
+}
+
+int64_t normalised_panels(const Layer& layer) {
+  const int64_t H = layer.shape.hidden_size;
+  const int gates = num_gates(layer.shape.cell);
+  return align(std::max(layer.kernels->packed_bytes(H, gates, H),
+                        layer.kernels->packed_bytes(H, 1, gates * H)));
+}
+
+int64_t normalised_scratch(const Layer& layer) {
+  return align(layer.kernels->normalised_scratch_bytes(layer.shape, layer.shape.batch_size));
+}
+
+// workspace: zeros [H], the packed weights of each direction, a scratch for each task.
+template <class Pack, class Run>
+void run_normalised(const Layer& layer, const NormalisedDirection* directions, void* workspace,
+                    const Pack& pack_share, const Run& run) {
+  const int64_t zeros = align(layer.shape.hidden_size * int64_t(sizeof(double)));
+  const int64_t panels = normalised_panels(layer), scratch = normalised_scratch(layer);
+  char* const first_panels = static_cast<char*>(workspace) + zeros;
+  char* const first_scratch = first_panels + layer.num_directions * panels;
+  std::memset(workspace, 0, zeros);
+  const auto pack = [&](int d, const UnitShare& share) {
+    pack_share(directions[d], share, first_panels + d * panels);
+  };
+  for_each_part(layer, split_of_normalised(layer), true, pack, [&](const Part& part) {
+    const int d = part.direction;
+    RecurrenceShape shape = layer.shape;
+    if (layer.sequences.lengths) shape.seq_len = layer.sequences.lengths[part.b_begin];
+    run({&shape, &layer.sequences, &directions[d], first_panels + d * panels, workspace,
+         part.b_begin, part.b_end, first_scratch + part.scratch * scratch},
+        part);
+  });
+}
+
+}  // namespace
+
+int64_t normalised_workspace_bytes(const Layer& layer) {
+  return align(layer.shape.hidden_size * int64_t(sizeof(double))) +
+         layer.num_directions * (normalised_panels(layer) +
+                                 split_of_normalised(layer).tasks * normalised_scratch(layer));
+}
+
+void normalised_forward(const Layer& layer, const NormalisedDirection* directions,
+                        void* workspace) {
+  const KernelTable& kernels = *layer.kernels;
+  const int64_t H = layer.shape.hidden_size;
+  const int gates = num_gates(layer.shape.cell);
+  run_normalised(
+      layer, directions, workspace,
+      [&](const NormalisedDirection& dir, const UnitShare& share, void* panels) {
+        kernels.pack_rows(dir.weight_hh, gates, H, H, share, panels);
+      },
+      [&](const NormalisedTask& task, const Part& part) {
+        if (task.shape->seq_len > 0) kernels.normalised_forward(task);
+        write_final_state(layer, directions[part.direction], part);
+      });
+}
+
+void normalised_backward(const Layer& layer, const NormalisedDirection* directions,
+                         void* workspace) {
+  const KernelTable& kernels = *layer.kernels;
+  const int64_t H = layer.shape.hidden_size;
+  const int gates = num_gates(layer.shape.cell);
+  run_normalised(
+      layer, directions, workspace,
+      [&](const NormalisedDirection& dir, const UnitShare& share, void* panels) {
+        kernels.pack_columns(dir.weight_hh, H, gates * H, share, panels);
+      },
+      [&](const NormalisedTask& task, const Part&) { kernels.normalised_backward(task); });
 }
 
 }  // namespace birnn::cpu

@@ -16,6 +16,7 @@ struct Layer {
   int num_directions = 1;
   int64_t input_size = 0;
   const KernelTable* kernels = nullptr;
+  const Regularisers* regularisers = nullptr;  // [num_directions], null: none
   bool meets = true;  // whether threads may share units, and meet at each step
 };
 
@@ -40,5 +41,12 @@ void forward(const Layer& layer, const ForwardDirection* directions, const void*
 // down to 0 in turn; the carried gradients are in dhx and dcx, the packed weights in the workspace.
 void backward(const Layer& layer, const BackwardDirection* directions, int64_t step_begin,
               int64_t step_end, void* workspace);
+
+// The recurrence of a layer-normalised GRU or LSTM, all steps of it: cy must hold cx, dhx and dcx
+// the gradients of hy and cy. `layer` has no input and no projection.
+int64_t normalised_workspace_bytes(const Layer& layer);
+void normalised_forward(const Layer& layer, const NormalisedDirection* directions, void* workspace);
+void normalised_backward(const Layer& layer, const NormalisedDirection* directions,
+                         void* workspace);
 
 }  // namespace birnn::cpu

@@ -168,6 +168,25 @@ struct PreviousState {
   }
 };
 
+// A direction's regularisers, by the rows of its steps.
+template <class Real>
+struct RegulariserRows {
+  const Real* recurrent_mask = nullptr;  // [B, S]
+  const Real* zoneout_h = nullptr;       // [N, S]
+  const Real* zoneout_c = nullptr;       // [N, H]
+  int64_t zoneout_h_stride = 0, zoneout_c_stride = 0;
+
+  explicit RegulariserRows(const Regularisers* given) {
+    if (!given) return;
+    recurrent_mask = static_cast<const Real*>(given->recurrent_mask);
+    zoneout_h = static_cast<const Real*>(given->zoneout_h);
+    zoneout_c = static_cast<const Real*>(given->zoneout_c);
+    zoneout_h_stride = given->zoneout_h_stride, zoneout_c_stride = given->zoneout_c_stride;
+  }
+  const Real* share_h(int64_t row) const { return zoneout_h + row * zoneout_h_stride; }
+  const Real* share_c(int64_t row) const { return zoneout_c + row * zoneout_c_stride; }
+};
+
 // Rows packed for a product.
 template <class N>
 struct PackedBuffer {
@@ -201,6 +220,9 @@ struct Scratch {
   // Sums of x W_ih^T: of all panels, [panel][row][kColumns][lane], or of one, like `sums`.
   Sum* projection;
   Real* wide;  // [B, H]: unprojected h, or its gradient (projection only)
+  // Recurrent dropout only: h as it enters its product, and where the rows of it lie.
+  Real* masked;              // [B, S]
+  const Real** masked_rows;  // [B]
   // Packed rows only: h as it is, and what products read of h or dgates, of x, and of what the
   // projection reads.
   Real* state;  // [B, S]
@@ -246,6 +268,8 @@ struct Scratch {
     take(x_rows, x_rows_at_once);
     take(sums, sums_count);
     take(wide, shape.proj_size ? num_rows * H : 0);
+    take(masked, shape.recurrent_dropout ? num_rows * S : 0);
+    take(masked_rows, shape.recurrent_dropout ? num_rows : 0);
     if constexpr (N::kPacks) {
       const auto take_packed = [&](PackedBuffer<N>& buffer, int64_t rows, int64_t depth) {
         // Rows at a distance of a power of two would share few sets of the cache.

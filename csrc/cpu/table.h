@@ -29,6 +29,18 @@ void run_backward_cell(const BackwardTask& task) {
 }
 
 template <class N>
+void run_normalised_forward_cell(const NormalisedTask& task) {
+  if (task.shape->cell == Cell::kGru) return run_normalised_forward<N, Cell::kGru>(task);
+  run_normalised_forward<N, Cell::kLstm>(task);
+}
+
+template <class N>
+void run_normalised_backward_cell(const NormalisedTask& task) {
+  if (task.shape->cell == Cell::kGru) return run_normalised_backward<N, Cell::kGru>(task);
+  run_normalised_backward<N, Cell::kLstm>(task);
+}
+
+template <class N>
 constexpr Element row_element() {
   if (std::is_same_v<typename N::Row, BFloat16>) return Element::kBFloat16;
   return sizeof(typename N::Row) == 8 ? Element::kFloat64 : Element::kFloat32;
@@ -43,6 +55,11 @@ const KernelTable& kernel_table() {
     if constexpr (!std::is_same_v<typename N::Weight, int8_t>) {
       t.pack_columns = pack_columns<N>;
       t.backward = run_backward_cell<N>;
+    }
+    if constexpr (!N::kPacks && std::is_same_v<typename N::Weight, typename N::Real>) {
+      t.normalised_scratch_bytes = NormalisedScratch<N>::bytes_for;
+      t.normalised_forward = run_normalised_forward_cell<N>;
+      t.normalised_backward = run_normalised_backward_cell<N>;
     }
     return t;
   }();

@@ -97,34 +97,36 @@ Residency residency(const PlanRequest& request, Pass pass, const Choice& choice)
 }
 
 int forward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
-                       const ForwardDirection* directions, int num_directions, bool save_reserve,
-                       const StepGemm& gemm, void* workspace, void* stream,
-                       const Portion& portion) {
+                       const ForwardDirection* directions, const Regularisers* regularisers,
+                       int num_directions, bool save_reserve, const StepGemm& gemm, void* workspace,
+                       void* stream, const Portion& portion) {
   if (choice.kernel == Kernel::kGrid)
     return grid_forward(shape, lengths, directions, num_directions, save_reserve, gemm.compute,
                         forward_grid(choice), workspace, stream, portion);
   return run_each(
       forward_workspace(choice, shape, 1), workspace, num_directions, [&](int d, void* memory) {
         if (choice.kernel == Kernel::kStepwise)
-          return stepwise_forward(shape, lengths, directions[d], save_reserve, gemm, memory, stream,
-                                  portion);
+          return stepwise_forward(shape, lengths, directions[d],
+                                  regularisers ? regularisers[d] : Regularisers{}, save_reserve,
+                                  gemm, memory, stream, portion);
         return cluster_forward(shape, lengths, directions[d], save_reserve, gemm.compute,
                                forward_cluster(choice), memory, stream, portion);
       });
 }
 
 int backward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
-                        const BackwardDirection* directions, void* const* first_dgates,
-                        int num_directions, const StepGemm& gemm, void* workspace, void* stream,
-                        const Portion& portion) {
+                        const BackwardDirection* directions, const Regularisers* regularisers,
+                        void* const* first_dgates, int num_directions, const StepGemm& gemm,
+                        void* workspace, void* stream, const Portion& portion) {
   if (choice.kernel == Kernel::kGrid)
     return grid_backward(shape, lengths, directions, first_dgates, num_directions, gemm.compute,
                          backward_grid(choice), workspace, stream, portion);
   return run_each(
       backward_workspace(choice, shape, 1), workspace, num_directions, [&](int d, void* memory) {
         if (choice.kernel == Kernel::kStepwise)
-          return stepwise_backward(shape, lengths, directions[d], first_dgates[d], gemm, memory,
-                                   stream, portion);
+          return stepwise_backward(shape, lengths, directions[d],
+                                   regularisers ? regularisers[d] : Regularisers{}, first_dgates[d],
+                                   gemm, memory, stream, portion);
         return cluster_backward(shape, lengths, directions[d], first_dgates[d], gemm.compute,
                                 backward_cluster(choice), memory, stream, portion);
       });

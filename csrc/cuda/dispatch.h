@@ -32,14 +32,16 @@ int64_t backward_workspace(const Choice& choice, const RecurrenceShape& shape, i
 // What the driver says of the launch of a block's or a cluster's recurrence: as AskDriver.
 Residency residency(const PlanRequest& request, Pass pass, const Choice& choice);
 
-// Operands as of stepwise_forward and stepwise_backward, arrays of `num_directions`. first_dgates:
+// Operands as of stepwise_forward and stepwise_backward, arrays of `num_directions`; regularisers:
+// null where there are none. first_dgates:
 // an array of pointers. Return 0 or an error code.
 int forward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
-                       const ForwardDirection* directions, int num_directions, bool save_reserve,
-                       const StepGemm& gemm, void* workspace, void* stream, const Portion& portion);
+                       const ForwardDirection* directions, const Regularisers* regularisers,
+                       int num_directions, bool save_reserve, const StepGemm& gemm, void* workspace,
+                       void* stream, const Portion& portion);
 int backward_recurrence(const Choice& choice, const RecurrenceShape& shape, const int64_t* lengths,
-                        const BackwardDirection* directions, void* const* first_dgates,
-                        int num_directions, const StepGemm& gemm, void* workspace, void* stream,
-                        const Portion& portion);
+                        const BackwardDirection* directions, const Regularisers* regularisers,
+                        void* const* first_dgates, int num_directions, const StepGemm& gemm,
+                        void* workspace, void* stream, const Portion& portion);
 
 }  // namespace birnn::cuda

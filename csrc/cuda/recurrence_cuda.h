@@ -38,21 +38,24 @@ constexpr Portion kPacking{true, false};
 
 // stepwise: any shape, any element type; a library GEMM and one fused kernel a step.
 //
-// The workspace is device memory, aligned to 256 bytes. ForwardDirection::cy is fp32 for 16-bit
-// elements (fp64 for fp64) and need not be initialised; hx, cx and the biases have the element
-// type. BackwardDirection::dhx and dcx are fp32 for 16-bit elements and hold dhy and dcy on entry.
+// `regularisers` are of the shape's flags; no other kernel takes them. The workspace is device
+// memory, aligned to 256 bytes. ForwardDirection::cy is fp32 for 16-bit elements (fp64 for fp64)
+// and need not be initialised; hx, cx and the biases have the element type. BackwardDirection::dhx
+// and dcx are fp32 for 16-bit elements and hold dhy and dcy on entry.
 int64_t stepwise_forward_workspace(const RecurrenceShape& shape);
 int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
-                     const ForwardDirection& direction, bool save_reserve, const StepGemm& gemm,
-                     void* workspace, void* stream, const Portion& portion = {});
+                     const ForwardDirection& direction, const Regularisers& regularisers,
+                     bool save_reserve, const StepGemm& gemm, void* workspace, void* stream,
+                     const Portion& portion = {});
 
 int64_t stepwise_backward_workspace(const RecurrenceShape& shape);
 // first_dgates [B, dgates_blocks * H]: the rows of dgates at each sequence's first step in the
 // direction's own order (zeros for an empty sequence), for the gradient of weight_hh through hx;
 // may be null.
 int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
-                      const BackwardDirection& direction, void* first_dgates, const StepGemm& gemm,
-                      void* workspace, void* stream, const Portion& portion = {});
+                      const BackwardDirection& direction, const Regularisers& regularisers,
+                      void* first_dgates, const StepGemm& gemm, void* workspace, void* stream,
+                      const Portion& portion = {});
 
 // cluster_forward, cluster_backward: the whole recurrence of a direction in one kernel, by one
 // block or, on compute capability 9.0 and up, one cluster of blocks to each tile of the batch. Any

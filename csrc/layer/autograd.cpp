@@ -22,7 +22,9 @@ using BackwardOp = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
     const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
-    c10::List<bool> needs_grad, const OptionalTensor& d_cell_states, const OptionalTensor& resets);
+    c10::List<bool> needs_grad, const OptionalTensor& d_cell_states, const OptionalTensor& resets,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+    const OptionalTensor& zoneout_c);
 
 // The registered ops, rather than the functions behind them: fake tensors, and whatever else
 // watches the dispatcher, see them.
@@ -59,6 +61,9 @@ enum Saved {
   kLengths,
   kBatchSizes,
   kResets,
+  kRecurrentMask,
+  kZoneoutH,
+  kZoneoutC,
   kOutput,
   kReserve,
   kOutputVersion,
@@ -68,16 +73,17 @@ enum Saved {
 // What a call is given beside the tensors that it can be differentiated by.
 struct Options {
   OptionalTensor lengths, batch_sizes, resets;
+  RegulariserTensors regularisers;
   std::string cell, precision;
   int64_t num_directions;
   bool with_cell_states, recompute_activations;
 };
 
-Tensor cell_states(const Tensor& input, const Tensor& reserve, const OptionalTensor& lengths,
-                   const OptionalTensor& batch_sizes) {
+Tensor cell_states(const Tensor& input, const Tensor& c_n, const Tensor& reserve,
+                   const OptionalTensor& lengths, const OptionalTensor& batch_sizes) {
   const pybind11::gil_scoped_acquire gil;
   return pybind11::cast<Tensor>(
-      python_functions().cell_states(input, reserve, lengths, batch_sizes));
+      python_functions().cell_states(input, c_n, reserve, lengths, batch_sizes));
 }
 
 // The output may be changed in place before backward, as torch.nn allows: backward then computes it
@@ -119,10 +125,11 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
                                const OptionalTensor& cx, at::TensorList weights,
                                const Options& options) {
     const at::AutoDispatchBelowADInplaceOrView no_tracking;
+    const auto& [recurrent_mask, zoneout_h, zoneout_c] = options.regularisers;
     const auto [output, h_n, c_n, reserve] = forward_op().call(
         input, hx, cx, weights, options.lengths, options.batch_sizes, options.cell,
         options.num_directions, options.with_cell_states || !options.recompute_activations,
-        options.precision, options.resets);
+        options.precision, options.resets, recurrent_mask, zoneout_h, zoneout_c);
     const Tensor witness = version_witness(output);
     variable_list saved(kWeights);
     saved[kInput] = input;
@@ -131,6 +138,9 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     if (options.lengths) saved[kLengths] = *options.lengths;
     if (options.batch_sizes) saved[kBatchSizes] = *options.batch_sizes;
     if (options.resets) saved[kResets] = *options.resets;
+    if (recurrent_mask) saved[kRecurrentMask] = *recurrent_mask;
+    if (zoneout_h) saved[kZoneoutH] = *zoneout_h;
+    if (zoneout_c) saved[kZoneoutC] = *zoneout_c;
     saved[kOutput] = output.variable_data();
     if (!options.recompute_activations) saved[kReserve] = reserve;
     saved[kOutputVersion] = witness;
@@ -144,7 +154,8 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     ctx->set_materialize_grads(false);
     if (options.cell != "lstm") return {output, h_n};
     if (!options.with_cell_states) return {output, h_n, c_n};
-    return {output, h_n, c_n, cell_states(input, reserve, options.lengths, options.batch_sizes)};
+    return {output, h_n, c_n,
+            cell_states(input, c_n, reserve, options.lengths, options.batch_sizes)};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -154,6 +165,9 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     const OptionalTensor lengths = optional(saved[kLengths]);
     const OptionalTensor batch_sizes = optional(saved[kBatchSizes]);
     const OptionalTensor resets = optional(saved[kResets]);
+    const OptionalTensor recurrent_mask = optional(saved[kRecurrentMask]);
+    const OptionalTensor zoneout_h = optional(saved[kZoneoutH]);
+    const OptionalTensor zoneout_c = optional(saved[kZoneoutC]);
     const OptionalTensor d_output = optional(gradients[0]), d_h_n = optional(gradients[1]);
     const OptionalTensor d_c_n = gradients.size() > 2 ? optional(gradients[2]) : std::nullopt;
     const OptionalTensor d_cells = gradients.size() > 3 ? optional(gradients[3]) : std::nullopt;
@@ -162,9 +176,9 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     const std::string precision = ctx->saved_data["precision"].toStringRef();
     if (output_was_changed || !saved[kReserve].defined()) {
       const at::AutoDispatchBelowADInplaceOrView no_tracking;
-      std::tie(saved[kOutput], std::ignore, std::ignore, saved[kReserve]) =
-          forward_op().call(saved[kInput], hx, cx, weights, lengths, batch_sizes, cell,
-                            num_directions, true, precision, resets);
+      std::tie(saved[kOutput], std::ignore, std::ignore, saved[kReserve]) = forward_op().call(
+          saved[kInput], hx, cx, weights, lengths, batch_sizes, cell, num_directions, true,
+          precision, resets, recurrent_mask, zoneout_h, zoneout_c);
     }
 
     // Only tensors that were given have an edge; a gradient has a place for each argument.
@@ -181,10 +195,10 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
                                          num_directions, precision, needs_grad);
     } else {
       const at::AutoDispatchBelowADInplaceOrView no_tracking;
-      auto [d_input, d_hx, d_cx, d_weights] =
-          backward_op().call(d_output, d_h_n, d_c_n, saved[kInput], hx, cx, weights, lengths,
-                             batch_sizes, saved[kOutput], saved[kReserve], cell, num_directions,
-                             precision, needs_grad, d_cells, resets);
+      auto [d_input, d_hx, d_cx, d_weights] = backward_op().call(
+          d_output, d_h_n, d_c_n, saved[kInput], hx, cx, weights, lengths, batch_sizes,
+          saved[kOutput], saved[kReserve], cell, num_directions, precision, needs_grad, d_cells,
+          resets, recurrent_mask, zoneout_h, zoneout_c);
       results = {std::move(d_input), std::move(d_hx), std::move(d_cx)};
       for (Tensor& d_weight : d_weights) results.push_back(std::move(d_weight));
     }
@@ -219,7 +233,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const std::string& cell,
     int64_t num_directions, const std::string& precision, bool with_cell_states,
-    bool recompute_activations, const OptionalTensor& resets) {
+    bool recompute_activations, const OptionalTensor& resets,
+    const RegulariserTensors& regularisers) {
   TORCH_CHECK(!with_cell_states || cell == "lstm",
               "birnn_cuda: cell states need cell 'lstm', got '", cell, "'");
   const auto requires_grad = [](const Tensor& t) { return t.requires_grad(); };
@@ -229,14 +244,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
        std::any_of(weights.begin(), weights.end(), requires_grad));
   if (!needs_grad) {
     const at::AutoDispatchBelowADInplaceOrView no_tracking;
+    const auto& [recurrent_mask, zoneout_h, zoneout_c] = regularisers;
     auto [output, h_n, c_n, reserve] =
         forward_op().call(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
-                          with_cell_states, precision, resets);  // the reserve holds them
+                          with_cell_states,  // the reserve holds them
+                          precision, resets, recurrent_mask, zoneout_h, zoneout_c);
     Tensor cells;
-    if (with_cell_states) cells = cell_states(input, reserve, lengths, batch_sizes);
+    if (with_cell_states) cells = cell_states(input, c_n, reserve, lengths, batch_sizes);
     return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
   }
-  const Options options{lengths,   batch_sizes,    resets,           cell,
+  const Options options{lengths,   batch_sizes,    resets,           regularisers,         cell,
                         precision, num_directions, with_cell_states, recompute_activations};
   const variable_list outputs = RecurrentLayer::apply(input, hx, cx, weights, options);
   return {outputs[0], outputs[1], outputs.size() > 2 ? outputs[2] : at::empty({0}, input.options()),
@@ -253,8 +270,9 @@ std::tuple<Tensor, Tensor> eager_cell(const Tensor& input, const OptionalTensor&
   const auto state = [&](const OptionalTensor& t) -> OptionalTensor {
     return t ? OptionalTensor(as_layer(*t)) : std::nullopt;
   };
-  const auto [output, h_n, c_n, cells] = eager_layer(as_layer(input), state(hx), state(cx), weights,
-                                                     {}, {}, cell, 1, precision, false, false, {});
+  const auto [output, h_n, c_n, cells] =
+      eager_layer(as_layer(input), state(hx), state(cx), weights, {}, {}, cell, 1, precision, false,
+                  false, {}, {});
   const auto as_given = [&](const Tensor& t) {
     return is_batched ? t.select(0, 0) : t.select(0, 0).select(0, 0);
   };
@@ -265,9 +283,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_operator(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
     int64_t num_directions, std::string precision, bool with_cell_states,
-    bool recompute_activations, const OptionalTensor& resets) {
+    bool recompute_activations, const OptionalTensor& resets, const OptionalTensor& recurrent_mask,
+    const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c) {
   auto results = eager_layer(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
-                             precision, with_cell_states, recompute_activations, resets);
+                             precision, with_cell_states, recompute_activations, resets,
+                             {recurrent_mask, zoneout_h, zoneout_c});
   if (!with_cell_states) std::get<3>(results) = at::empty({0}, input.options());
   return results;
 }

@@ -15,7 +15,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const std::string& cell,
     int64_t num_directions, const std::string& precision, bool with_cell_states,
-    bool recompute_activations, const OptionalTensor& resets);
+    bool recompute_activations, const OptionalTensor& resets,
+    const RegulariserTensors& regularisers);
 
 // One step of one direction: input [B, I] or [I], states [B, H] or [H]. The states after it, the
 // second [0] for a cell other than the LSTM.
@@ -28,7 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_operator(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
     int64_t num_directions, std::string precision, bool with_cell_states,
-    bool recompute_activations, const OptionalTensor& resets);
+    bool recompute_activations, const OptionalTensor& resets, const OptionalTensor& recurrent_mask,
+    const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c);
 
 // What is called back: the gradients where they have to be differentiable in turn (create_graph),
 // with the arguments of functional._LayerBackward.forward; and ops.cell_states.

@@ -12,6 +12,7 @@
 #include "cuda/plan/residency.h"
 #include "layer/autograd.h"
 #include "layer/layer.h"
+#include "layer/normalised.h"
 #if defined(BIRNN_WITH_CUDA)
 #include "layer/cuda/runtime.h"
 #endif
@@ -160,8 +161,9 @@ birnn::cuda::PlanRequest plan_request(const pybind11::dict& device, const std::s
 pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const std::string& dtype,
                     int64_t seq_len, int64_t batch_size, int64_t input_size, int64_t hidden_size,
                     int64_t proj_size, int num_directions, const std::string& precision,
-                    bool training, bool lengths, bool resets, bool captured,
-                    const std::string& kernel, const std::optional<pybind11::dict>& forward,
+                    bool training, bool lengths, bool resets, bool recurrent_dropout, bool zoneout,
+                    bool captured, const std::string& kernel,
+                    const std::optional<pybind11::dict>& forward,
                     const std::optional<pybind11::dict>& backward) {
   birnn::cuda::PlanRequest request =
       plan_request(device, cell, dtype, seq_len, batch_size, input_size, hidden_size, proj_size,
@@ -169,6 +171,8 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
   request.training = training;
   request.has_lengths = lengths;
   request.has_resets = resets;
+  request.shape.recurrent_dropout = recurrent_dropout;
+  request.shape.zoneout = zoneout;
   request.captured = captured;
   request.kernel = kernel;
   request.forward = choice_of(forward);
@@ -242,11 +246,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> backward
     const birnn::OptionalTensor& cx, at::TensorList weights, const birnn::OptionalTensor& lengths,
     const birnn::OptionalTensor& batch_sizes, const at::Tensor& output, const at::Tensor& reserve,
     std::string cell, int64_t num_directions, std::string precision, c10::List<bool> needs_grad,
-    const birnn::OptionalTensor& d_cell_states, const birnn::OptionalTensor& resets) {
+    const birnn::OptionalTensor& d_cell_states, const birnn::OptionalTensor& resets,
+    const birnn::OptionalTensor& recurrent_mask, const birnn::OptionalTensor& zoneout_h,
+    const birnn::OptionalTensor& zoneout_c) {
   return birnn::layer_backward(d_output, d_h_n, d_c_n, input, hx, cx, weights, lengths, batch_sizes,
                                output, reserve, std::move(cell), num_directions,
                                std::move(precision), {needs_grad.begin(), needs_grad.end()},
-                               d_cell_states, resets);
+                               d_cell_states, resets, recurrent_mask, zoneout_h, zoneout_c);
 }
 
 }  // namespace
@@ -255,7 +261,8 @@ TORCH_LIBRARY(birnn_cuda, m) {
   m.def(
       "forward(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, str cell, int num_directions, bool training, str precision, "
-      "Tensor? resets=None) -> "
+      "Tensor? resets=None, Tensor? recurrent_mask=None, Tensor? zoneout_h=None, "
+      "Tensor? zoneout_c=None) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
   m.def(
       "quantized_forward(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor[] scales, "
@@ -268,13 +275,25 @@ TORCH_LIBRARY(birnn_cuda, m) {
       "backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor input, Tensor? hx, "
       "Tensor? cx, Tensor[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor output, "
       "Tensor reserve, str cell, int num_directions, str precision, bool[] needs_grad, "
-      "Tensor? d_cell_states=None, Tensor? resets=None) -> "
+      "Tensor? d_cell_states=None, Tensor? resets=None, Tensor? recurrent_mask=None, "
+      "Tensor? zoneout_h=None, Tensor? zoneout_c=None) -> "
       "(Tensor d_input, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
+  m.def(
+      "normalised_forward(Tensor gates_x, Tensor? hx, Tensor? cx, Tensor[] weights, "
+      "Tensor? lengths, str cell, int num_directions, float eps, bool training, "
+      "Tensor? resets=None) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  m.def(
+      "normalised_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, "
+      "Tensor? d_cell_states, Tensor gates_x, Tensor? hx, Tensor? cx, Tensor[] weights, "
+      "Tensor? lengths, Tensor output, Tensor reserve, str cell, int num_directions, float eps, "
+      "bool[] needs_grad, Tensor? resets=None) -> "
+      "(Tensor d_gates_x, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
   // For what records operators and runs them later, as torch.jit.trace does.
   m.def(
       "layer(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, str cell, int num_directions, str precision, bool with_cell_states, "
-      "bool recompute_activations, Tensor? resets=None) -> "
+      "bool recompute_activations, Tensor? resets=None, Tensor? recurrent_mask=None, "
+      "Tensor? zoneout_h=None, Tensor? zoneout_c=None) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor cell_states)",
       birnn::layer_operator);
 }
@@ -283,6 +302,8 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CPU, m) {
   m.impl("forward", birnn::layer_forward);
   m.impl("quantized_forward", birnn::layer_quantized_forward);
   m.impl("pack_quantized", birnn::layer_pack_quantized);
+  m.impl("normalised_forward", birnn::normalised_forward);
+  m.impl("normalised_backward", birnn::normalised_backward);
   m.impl("backward", backward_op);
 }
 
@@ -299,10 +320,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
          const std::vector<at::Tensor>& weights, const birnn::OptionalTensor& lengths,
          const birnn::OptionalTensor& batch_sizes, const std::string& cell, int64_t num_directions,
          const std::string& precision, bool with_cell_states, bool recompute_activations,
-         const birnn::OptionalTensor& resets) {
+         const birnn::OptionalTensor& resets, const birnn::OptionalTensor& recurrent_mask,
+         const birnn::OptionalTensor& zoneout_h, const birnn::OptionalTensor& zoneout_c) {
         return birnn::eager_layer(input, hx, cx, weights, lengths, batch_sizes, cell,
                                   num_directions, precision, with_cell_states,
-                                  recompute_activations, resets);
+                                  recompute_activations, resets,
+                                  {recurrent_mask, zoneout_h, zoneout_c});
       },
       pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def(
@@ -331,7 +354,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         arg("device"), pybind11::kw_only(), arg("cell"), arg("dtype"), arg("seq_len"),
         arg("batch_size"), arg("input_size"), arg("hidden_size"), arg("proj_size") = 0,
         arg("num_directions") = 2, arg("precision") = "ieee", arg("training") = true,
-        arg("lengths") = false, arg("resets") = false, arg("captured") = false, arg("kernel") = "",
+        arg("lengths") = false, arg("resets") = false, arg("recurrent_dropout") = false,
+        arg("zoneout") = false, arg("captured") = false, arg("kernel") = "",
         arg("forward") = pybind11::none(), arg("backward") = pybind11::none());
   m.def("divisions", &divisions,
         "Every way to run a pass of a shape, estimated by these constants, and the plan's index.",

@@ -50,11 +50,31 @@ void check_like_input(const Tensor& t, const Tensor& input, const char* name,
               " like the input, got ", t.device());
 }
 
+void check_regularisers(const RegulariserTensors& given, const Problem& p,
+                        const std::string& cell) {
+  const int64_t D = p.num_directions, S = p.shape.state_size();
+  if (given.recurrent_mask)
+    check_like_input(*given.recurrent_mask, p.input, "recurrent_mask", {D, p.shape.batch_size, S});
+  const auto check_shares = [&](const OptionalTensor& shares, const char* name, int64_t columns) {
+    if (!shares) return;
+    std::vector<int64_t> sizes = p.input.sizes().vec();
+    if (shares->dim() == p.input.dim() && is_one_row(*shares))
+      std::fill(sizes.begin(), sizes.end(), 1);
+    sizes.back() = columns;
+    check_like_input(*shares, p.input, name, sizes);
+  };
+  check_shares(given.zoneout_h, "zoneout_h", D * S);
+  TORCH_CHECK(!given.zoneout_c || p.shape.cell == Cell::kLstm,
+              "birnn_cuda: zoneout_c needs cell 'lstm', got '", cell, "'");
+  check_shares(given.zoneout_c, "zoneout_c", D * p.shape.hidden_size);
+}
+
 Problem check_problem(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
                       at::TensorList weights, const OptionalTensor& lengths,
                       const OptionalTensor& batch_sizes, const std::string& cell,
                       int64_t num_directions, const std::string& precision,
-                      const OptionalTensor& resets, at::TensorList scales = {}) {
+                      const OptionalTensor& resets, const RegulariserTensors& regularisers = {},
+                      at::TensorList scales = {}) {
   Problem p;
   p.shape.cell = parse_cell(cell);
   p.shape.element = parse_element(input.scalar_type());
@@ -162,6 +182,10 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
                 input.device(), " like the input, got ", resets->device());
     p.resets = resets->contiguous();
   }
+  check_regularisers(regularisers, p, cell);
+  p.regularisers = regularisers;
+  p.shape.recurrent_dropout = regularisers.recurrent_mask.has_value();
+  p.shape.zoneout = regularisers.zoneout_h || regularisers.zoneout_c;
   return p;
 }
 
@@ -204,7 +228,7 @@ at::ScalarType reserve_type(const Problem& p) {
 
 std::vector<int64_t> reserve_sizes(const Problem& p) {
   return {p.num_directions, uses_gpu(p.input) ? p.shape.seq_len * p.shape.batch_size : p.num_rows,
-          reserve_blocks(p.shape.cell) * p.shape.hidden_size};
+          reserve_blocks(p.shape) * p.shape.hidden_size};
 }
 
 ForwardResult forward_on_device(const Problem& p, bool training) {
@@ -298,6 +322,27 @@ BackwardDirection backward_direction(const Problem& p, const BackwardTensors& te
   return dir;
 }
 
+std::vector<Regularisers> regularisers_of(const Problem& p, const Tensor& recurrent_mask,
+                                          const Tensor& zoneout_h, const Tensor& zoneout_c) {
+  std::vector<Regularisers> all;
+  if (!p.shape.recurrent_dropout && !p.shape.zoneout) return all;
+  const auto row_of = [](const Tensor& shares, int64_t column) -> const void* {
+    return shares.defined() ? row_pointer(shares, 0, column) : nullptr;
+  };
+  const auto stride_of = [](const Tensor& shares) {
+    return shares.defined() && shares.size(0) > 1 ? shares.stride(0) : 0;
+  };
+  for (int d = 0; d < p.num_directions; ++d) {
+    Regularisers& own = all.emplace_back();
+    own.recurrent_mask = state_pointer(recurrent_mask, d);
+    own.zoneout_h = row_of(zoneout_h, d * p.shape.state_size());
+    own.zoneout_h_stride = stride_of(zoneout_h);
+    own.zoneout_c = row_of(zoneout_c, d * p.shape.hidden_size);
+    own.zoneout_c_stride = stride_of(zoneout_c);
+  }
+  return all;
+}
+
 std::string profile_name(const Problem& p, const char* pass, const char* kernel) {
   constexpr const char* kCells[] = {"tanh", "relu", "gru", "lstm"};
   constexpr const char* kElements[] = {"float64", "float32", "float16", "bfloat16"};
@@ -321,10 +366,13 @@ std::vector<InputGateBlocks> input_gate_blocks(Cell cell) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
-    int64_t num_directions, bool training, std::string precision, const OptionalTensor& resets) {
-  return forward_checked(check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
-                                       num_directions, precision, resets),
-                         training);
+    int64_t num_directions, bool training, std::string precision, const OptionalTensor& resets,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+    const OptionalTensor& zoneout_c) {
+  return forward_checked(
+      check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, precision,
+                    resets, {recurrent_mask, zoneout_h, zoneout_c}),
+      training);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
@@ -336,7 +384,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
               "birnn_cuda: an int8 layer takes a float32 input, got ", input.scalar_type());
   TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
   Problem p = check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
-                            "ieee", resets, scales);
+                            "ieee", resets, {}, scales);
   if (packed_weights) {
     TORCH_CHECK(packed_weights->scalar_type() == at::kByte && packed_weights->dim() == 1 &&
                     packed_weights->is_contiguous() && packed_weights->device().is_cpu(),
@@ -354,11 +402,11 @@ Tensor layer_pack_quantized(at::TensorList weights, at::TensorList scales, std::
   TORCH_CHECK(!scales.empty(), "birnn_cuda: int8 weights need scales, got none");
   TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
               "birnn_cuda: expected weight_ih of 2 dimensions as the first of the weights");
-  const Tensor input = at::empty({0, 0, weights[0].size(1)},
-                                 weights[0].options().dtype(at::kFloat));
+  const Tensor input =
+      at::empty({0, 0, weights[0].size(1)}, weights[0].options().dtype(at::kFloat));
   return pack_weights_cpu(check_problem(input, std::nullopt, std::nullopt, weights, std::nullopt,
                                         std::nullopt, cell, num_directions, "ieee", std::nullopt,
-                                        scales));
+                                        {}, scales));
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
@@ -366,10 +414,12 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
     const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
-    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states,
-    const OptionalTensor& resets) {
-  const Problem p = check_problem(input, hx, cx, weights, lengths, batch_sizes, cell,
-                                  num_directions, precision, resets);
+    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states, const OptionalTensor& resets,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+    const OptionalTensor& zoneout_c) {
+  const Problem p =
+      check_problem(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions, precision,
+                    resets, {recurrent_mask, zoneout_h, zoneout_c});
   check_device_is_built(input.device());
   const int64_t D = p.num_directions, B = p.shape.batch_size, S = p.shape.state_size();
   TORCH_CHECK(needs_grad.size() == 3 + p.weights.size(), "birnn_cuda: expected needs_grad of ",

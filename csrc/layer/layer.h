@@ -16,6 +16,13 @@ namespace birnn {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// The regularisers of a call: constants, of which backward gives no gradient.
+struct RegulariserTensors {
+  OptionalTensor recurrent_mask;  // [D, B, S]
+  OptionalTensor zoneout_h;  // [T, B, D*S], packed [N, D*S], or of size 1 but for the last: for all
+  OptionalTensor zoneout_c;  // the same with H for S
+};
+
 // What a call computes: filled from its arguments by check_problem, which raises for whatever does
 // not fit. The tensors are as the caller gave them.
 struct Problem {
@@ -35,7 +42,8 @@ struct Problem {
   OptionalTensor lengths;      // [B], padded input only
   OptionalTensor batch_sizes;  // [T], packed input only
   OptionalTensor resets;       // bool [T, B], contiguous, padded input only
-  bool ieee = false;           // fp32 products on a GPU
+  RegulariserTensors regularisers;
+  bool ieee = false;  // fp32 products on a GPU
 
   bool is_quantized() const { return !scales.empty(); }
   bool is_packed() const { return batch_sizes.has_value(); }
@@ -108,6 +116,14 @@ ForwardDirection forward_direction(const Problem& p, const ForwardTensors& tenso
 BackwardDirection backward_direction(const Problem& p, const BackwardTensors& tensors, int d,
                                      int64_t first_row = 0);
 
+// The regularisers of each direction, as pointers into rows of both side by side or a matrix for
+// each; none where there are none.
+std::vector<Regularisers> regularisers_of(const Problem& p, const Tensor& recurrent_mask,
+                                          const Tensor& zoneout_h, const Tensor& zoneout_c);
+
+// Whether one row of zoneout's shares stands for all.
+inline bool is_one_row(const Tensor& shares) { return shares.numel() == shares.size(-1); }
+
 // The backends. `problem` is checked and not empty (T, B > 0).
 ForwardResult forward_cpu(const Problem& problem, bool training);
 BackwardResult backward_cpu(const Problem& problem, const BackwardInputs& inputs);
@@ -120,7 +136,9 @@ BackwardResult backward_cuda(const Problem& problem, const BackwardInputs& input
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, std::string cell,
-    int64_t num_directions, bool training, std::string precision, const OptionalTensor& resets);
+    int64_t num_directions, bool training, std::string precision, const OptionalTensor& resets,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+    const OptionalTensor& zoneout_c);
 
 // int8 matrices with a float32 scale for each row; the reserve holds what one of float32 does.
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_quantized_forward(
@@ -138,7 +156,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
     const OptionalTensor& lengths, const OptionalTensor& batch_sizes, const Tensor& output,
     const Tensor& reserve, std::string cell, int64_t num_directions, std::string precision,
-    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states,
-    const OptionalTensor& resets);
+    std::vector<bool> needs_grad, const OptionalTensor& d_cell_states, const OptionalTensor& resets,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+    const OptionalTensor& zoneout_c);
 
 }  // namespace birnn

@@ -66,18 +66,58 @@ KERNEL = (
         },
     ),
     ("const Real h_prev = <|anew|> ? Real(0) : carried;", {"gru_continues_h": "false"}),
-    ("Real c = <|anew|> ? Real(0) : carried;", {"lstm_continues_c": "false"}),
+    ("const Real c_prev = <|anew|> ? Real(0) : carried;", {"lstm_continues_c": "false"}),
     ("if (<|is_cut|>) return Carried<T>(0);", {"dh_carried_across": "false"}),
     (
         "const Real h_prev = <|begins_anew(step, dir.resets, at)|> ? Real(0) : continued;",
         {"gru_gradients_of_the_h_before": "false"},
     ),
     ("const Real c_prev = <|anew|> ? Real(0) : continued;", {"lstm_gradients_of_the_c": "false"}),
-    ("*dc = <|anew|> ? Real(0) : d.c;", {"dc_carried_across": "false"}),
+    ("*dc = <|anew|> ? Real(0) : dc_prev;", {"dc_carried_across": "false"}),
     (
         "const bool is_cut = <|at.active && begins_anew(step, dir.resets, at)|>;",
         {"dhx_across": "false"},
     ),
+    # Regularisers.
+    ("if (<|masked|>) store(masked + state", {"masked_h_not_handed_on": "nullptr"}),
+    ("if (<|!regularisers.zoneout_h|>) return h;", {"zoneout_of_h_forgotten": "true"}),
+    (
+        "carried = <|step.index == 0|> ? load_or_zero<T>(dir.hx, state)",
+        {"zoneout_begins_with_hy": "false"},
+    ),
+    ("mix(h, <|anew|> ? Carried<T>(0) : carried, share)", {"zoneout_across": "false"}),
+    ("if (<|regularisers.zoneout_h|>) keep(0, h);", {"mixed_h_alone_is_kept": "nullptr"}),
+    (
+        "if (<|regularisers.zoneout_h || regularisers.zoneout_c|>) keep(5, c);",
+        {
+            "c_kept_with_zoneout_of_h_alone": "regularisers.zoneout_h != nullptr",
+            "c_kept_with_zoneout_of_c_alone": "regularisers.zoneout_c != nullptr",
+        },
+    ),
+    (
+        "if (<|regularisers.zoneout_c|>) {\n"
+        "        const int64_t shares = at.row * regularisers.zoneout_c_stride + u;\n"
+        "        c = ",
+        {"zoneout_of_c_forgotten": "nullptr"},
+    ),
+    ("<|regularisers.recurrent_mask|> ? load_or_zero", {"gradients_unmasked": "nullptr"}),
+    ("if (<|!regularisers.zoneout_h|>) return;", {"gradients_past_zoneout_of_h": "true"}),
+    (
+        "\n          <|regularisers.zoneout_h|> ? load(reserve)",
+        {"gradients_of_the_mixed_h": "nullptr"},
+    ),
+    ("*direct = <|regularisers.zoneout_h|> ?", {"gru_alone_hands_back": "nullptr"}),
+    (
+        "if (<|regularisers.zoneout_c|>) {\n"
+        "        const int64_t shares = at.row * regularisers.zoneout_c_stride + u;\n"
+        "        direct_c",
+        {"gradients_past_zoneout_of_c": "nullptr"},
+    ),
+    (
+        "is_mixed = <|regularisers.zoneout_h || regularisers.zoneout_c|>;",
+        {"gradients_of_the_mixed_c": "false"},
+    ),
+    ("<|regularisers.zoneout_c|> ? direct_c + d.c", {"dc_past_the_cell_forgotten": "nullptr"}),
     # Forward.
     (
         "<|if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));|>",
@@ -108,10 +148,13 @@ KERNEL = (
         "store(output, Carried<T>(0));\n      if (<|step.index == 0|>)",
         {"projected_state_of_an_empty_sequence": "false", "last_projected_overwritten": "true"},
     ),
-    ("if (<|at.active|>) {\n      const Carried<T> h", {"projected_padding": "true"}),
+    ("if (<|at.active|>) {\n      const bool anew", {"projected_padding": "true"}),
     # Backward.
     ("if (<|is_last|>) return dhx[state];", {"dhy_forgotten": "false"}),
-    ("return <|has_direct|> ?", {"direct_path_forgotten": "false"}),
+    (
+        "return <|is_gru || regularisers.zoneout_h|> ?",
+        {"direct_path_forgotten": "false", "direct_path_of_zoneout_forgotten": "is_gru"},
+    ),
     ("if (step_dgates) store(step_dgates + offset, value);", {"gates_not_beside": ""}),
     (
         "if (<|first_dgates && is_first|>)",
@@ -139,7 +182,7 @@ KERNEL = (
     ("if (<|at.active|>) {\n      const bool is_last", {"projected_gradients_of_padding": "true"}),
     ("if (step_dproj) store(step_dproj + unit, d);", {"projection_not_beside": ""}),
     (
-        "carried_dh<T>(dir, <|!at.active|>, is_cut, has_direct",
+        "carried_dh<T>(dir, regularisers, <|!at.active|>, is_cut, is_gru",
         {"dhx_of_an_empty_sequence": "false"},
     ),
 )
@@ -152,10 +195,16 @@ KERNEL_EXPLAINED = {
     "if (wide) {\n      store": "with a projection or without",
     "if (wide_dh) {": "with a projection or without",
     "emit(0, kCell == Cell::kTanh ?": "known when compiled",
-    "dh = carried_dh<T>(dir, is_last, is_cut, kCell == Cell::kGru": "known when compiled",
+    "dh = carried_dh<T>(dir, regularisers, is_last, is_cut, kCell == Cell::kGru": ""
+    "known when compiled",
+    "h = kCell == Cell::kTanh ?": "known when compiled",
+    "if (is_first) store_masked(": "a row that nobody looks at; zeros keep NaN out of the product",
+    "if (step.index == 0) store_masked(": "the same",
 }
 LAUNCHES = (
     ("const bool gathers = <|lengths && dir.reverse|>;", {"gradients_not_gathered": "false"}),
     ("dgates + <|first_column|>,", {"blocks_of_the_input": "0"}),
     ("step.index == 0 ? <|dir.hx|> : dir.hy;", {"initial_state_forgotten": "nullptr"}),
+    ("if (<|masked && h_prev|>) {", {"product_of_h_unmasked": "false"}),
+    ("if (<|step.index == 0|>)\n        if", {"initial_state_not_masked": "false"}),
 )

@@ -55,6 +55,19 @@ inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
   return direction;
 }
 
+// Of stepwise, behind the other pointers and strides: recurrent_mask, zoneout_h, zoneout_c; the
+// strides of the last two.
+constexpr int kForwardStrides = 2, kBackwardStrides = 5;
+inline Regularisers regularisers(void* const* pointers, const int64_t* strides) {
+  Regularisers regularisers;
+  regularisers.recurrent_mask = pointers[0];
+  regularisers.zoneout_h = pointers[1];
+  regularisers.zoneout_h_stride = strides[0];
+  regularisers.zoneout_c = pointers[2];
+  regularisers.zoneout_c_stride = strides[1];
+  return regularisers;
+}
+
 // pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
 // dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, resets, then first_dgates. strides: of output,
 // reserve, dy, dc, dgates.

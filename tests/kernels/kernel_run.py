@@ -23,7 +23,6 @@ from problem import (
     DTYPES,
     NAN,
     NUM_GATES,
-    RESERVE_BLOCKS,
     Problem,
     check,
     exact,
@@ -105,7 +104,11 @@ class Kernel:
         of_direction: Sequence[Sequence[int | None]],
         strides: Sequence[int],
     ) -> None:
-        """of_direction: the addresses that each direction is given."""
+        """of_direction: the addresses that each direction is given, last the regularisers, which
+        stepwise alone takes."""
+        if not self.is_stepwise:
+            assert problem.recurrent_mask is None and not problem.has_zoneout
+            of_direction, strides = [given[:-3] for given in of_direction], strides[:-2]
         run = getattr(self.emulator.library, self.name + "_driver")
         lengths = None
         if problem.lengths is not None:
@@ -152,7 +155,7 @@ class Run:
         self.output = zones.full((T, B, 2 * S), NAN, dtype)
         self.hy = zones.full((2, B, S), NAN, dtype)
         self.cy = zones.full((2, B, H), NAN, problem.carried)
-        self.width = max(G, RESERVE_BLOCKS[problem.cell]) * H
+        self.width = max(G, problem.reserve_blocks) * H
         self.gates = zones.full((2, T, B, self.width), NAN, dtype)
         self.gates[..., : G * H] = torch.where(problem.inside, problem.gates, NAN)
         if in_place:
@@ -170,10 +173,15 @@ class Run:
                 self.hy[d],
                 self.cy[d],
                 problem.resets,
+                *self.regularisers(d),
             )
             for d in range(2)
         ]
-        self.forward_strides = (2 * S if in_place else self.width, 2 * S)
+        self.share_strides = tuple(
+            0 if shares is None or shares.size(0) < T else shares.size(2)
+            for shares in (problem.zoneout_h, problem.zoneout_c)
+        )
+        self.forward_strides = (2 * S if in_place else self.width, 2 * S, *self.share_strides)
         (forward or Kernel("stepwise_forward")).launch(
             problem,
             [int(save_reserve)],
@@ -181,6 +189,12 @@ class Run:
             self.forward_strides,
         )
         self.check_zones()
+
+    def regularisers(self, d: int) -> list[Tensor | None]:
+        problem = self.problem
+        columns = (problem.zoneout_h, problem.state_size), (problem.zoneout_c, problem.hidden_size)
+        shares = [None if t is None else t[..., d * width :] for t, width in columns]
+        return [of(problem.recurrent_mask, d), *shares]
 
     def check_zones(self) -> None:
         self.zones.check()
@@ -205,7 +219,7 @@ class Run:
         dc = problem.dc
         if dc is not None:
             dc = zones.copy(torch.where(problem.inside, dc, NAN))
-        reserve = self.gates if RESERVE_BLOCKS[problem.cell] else None
+        reserve = self.gates if problem.reserve_blocks else None
         kept = [self.gates.clone(), self.output.clone(), dy.clone()]
         of_backward = []
         for d in range(2):
@@ -227,9 +241,13 @@ class Run:
                 "resets": problem.resets,
                 "first_dgates": self.first_dgates[d],
             }
-            of_backward.append([None if name in self.without else t for name, t in given.items()])
+            operands = [None if name in self.without else t for name, t in given.items()]
+            of_backward.append([*operands, *self.regularisers(d)])
         self.of_backward = of_backward
-        self.backward_strides = (2 * S, self.width, 2 * S, 2 * H, blocks * H)
+        self.backward_strides = (
+            *(2 * S, self.width, 2 * S, 2 * H, blocks * H),
+            *self.share_strides,
+        )
         self.backward_kernel.launch(
             problem, [], [addresses(tensors) for tensors in of_backward], self.backward_strides
         )
@@ -267,12 +285,17 @@ class Run:
                 before = torch.where(begins[1:], 0, before)
                 if hx is not None and d == 0:
                     hx = torch.where(begins[0], 0, hx)
+            if problem.recurrent_mask is not None:
+                mask = problem.recurrent_mask[d].double()
+                before, hx = before * mask, None if hx is None else hx.double() * mask
             product = torch.einsum("tbg,tbs->gs", recurrent[later], before)
             if hx is not None:
                 product += first.t() @ hx[d].double()
             products.append(product)
             if self.dproj is not None:
-                o, c = self.gates[d].double()[..., 3 * H :].split(H, 2)
+                c_block = 5 if problem.has_zoneout else 4  # before zoneout mixes it
+                gates = self.gates[d].double()
+                o, c = (gates[..., k * H : (k + 1) * H] for k in (3, c_block))
                 wide = torch.where(problem.inside, o * torch.tanh(c), 0)
                 projections.append(torch.einsum("tbp,tbh->ph", self.dproj[d].double(), wide))
         recurrent = dgates

@@ -13,6 +13,7 @@ import rounding
 import rounding_model
 import torch
 from conftest import TOLERANCE
+from drawn_regularisers import draw_regularisers
 from guard_zones import GuardZones
 from torch import Tensor
 
@@ -70,6 +71,7 @@ class Problem:
         states: bool = True,
         cell_states: bool = False,
         resets: Tensor | None = None,  # bool [T, B]; past the ends nobody reads it
+        regularisers: str = "none",  # of draw_regularisers
     ) -> None:
         self.seq_len, self.batch_size, self.hidden_size = T, B, H = sizes
         self.dtype = dtype
@@ -102,13 +104,26 @@ class Problem:
         self.dhy = draw(2, B, S).to(self.carried)
         self.dcy = draw(2, B, H).to(self.carried)
         self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
+        # Shares past the ends are read by nobody.
+        drawn = draw_regularisers(regularisers, sizes, S, cell == "lstm")
+        self.recurrent_mask, *shares = (None if t is None else t.to(dtype) for t in drawn)
+        self.zoneout_h, self.zoneout_c = (
+            t if t is None or t.size(0) < T else torch.where(self.inside, t, NAN) for t in shares
+        )
+        self.has_zoneout = self.zoneout_h is not None or self.zoneout_c is not None
+        self.reserve_blocks = RESERVE_BLOCKS[cell] + (self.has_zoneout and cell != "gru")
         # What kernels read as it stands here.
         self.zones = GuardZones()
         read = ("lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "hx", "cx", "resets")
-        for name in read:
+        for name in (*read, "recurrent_mask", "zoneout_h", "zoneout_c"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, self.zones.copy(tensor))
+
+    def regularisers(self) -> list[Tensor | None]:
+        """As one layer takes them, in fp64, with zeros past the ends."""
+        given = (self.recurrent_mask, self.zoneout_h, self.zoneout_c)
+        return [None if t is None else t.double().nan_to_num(0.0) for t in given]
 
     def results(self, recurrence: Any) -> dict[str, Tensor]:
         """Values and gradients, in fp64, of a recurrence in differentiable torch:
@@ -165,7 +180,16 @@ def exact(
     input = torch.cat([gates[0], gates[1]], 2)
     lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
     return reference.forward_with_cell_states(
-        input, hx, cx, weights, lengths, None, problem.cell, 2, problem.resets
+        input,
+        hx,
+        cx,
+        weights,
+        lengths,
+        None,
+        problem.cell,
+        2,
+        problem.resets,
+        *problem.regularisers(),
     )
 
 
@@ -195,6 +219,7 @@ def drawn(problem: Problem, format: rounding.Format, **which: bool) -> dict[str,
         double(problem.cx),
         lengths,
         problem.resets,
+        *rounding_model.regularisers_by_direction(*problem.regularisers(), num_directions=2),
     )
     # The test itself multiplies for the gradients of the weights.
     which["weight_factors"] = False

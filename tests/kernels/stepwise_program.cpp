@@ -81,12 +81,13 @@ void expect_finite(const Array& array, const char* what, const int64_t* sizes, b
 }
 
 void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_states) {
-  const RecurrenceShape shape = shape_of(sizes);
+  RecurrenceShape shape = shape_of(sizes);
+  shape.recurrent_dropout = shape.zoneout = has_states;
   const Element element = shape.element;
   const Element carried = element == Element::kFloat64 ? element : Element::kFloat32;
   const int64_t T = shape.seq_len, B = shape.batch_size, H = shape.hidden_size;
   const int64_t P = shape.proj_size, S = shape.state_size(), G = num_gates(shape.cell);
-  const int64_t width = std::max<int64_t>(G, reserve_blocks(shape.cell)) * H;
+  const int64_t width = std::max<int64_t>(G, reserve_blocks(shape)) * H;
   const int64_t blocks = dgates_blocks(shape.cell);
   Buffer<int64_t> lengths(B);
   for (int64_t b = 0; b < B; ++b) lengths[b] = (b * 3 + 2) % (T + 1);
@@ -94,6 +95,12 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
   Buffer<unsigned char> begins(T * B);
   for (int64_t i = 0; i < T * B; ++i) begins[i] = i * 5 % 3 == 0;
   void* const resets = has_states ? begins.data() : nullptr;
+  Array mask(element, B * S, true), shares_h(element, T * B * S, true);
+  Array shares_c(element, H, true);  // one row for all
+  const bool is_lstm = shape.cell == Cell::kLstm;
+  void* const regularisers[] = {has_states ? mask.data() : nullptr,
+                                has_states ? shares_h.data() : nullptr,
+                                has_states && is_lstm ? shares_c.data() : nullptr};
 
   Array weight_hh(element, G * H * S, true), weight_hr(element, P * H, true);
   Array bias_ih(element, G * H, true), bias_hh(element, G * H, true);
@@ -107,8 +114,9 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array cy(carried, B * H, shape.cell != Cell::kLstm);
     void* const forward[] = {weight_hh.data(), weight_hr.data(), bias_ih.data(), bias_hh.data(),
                              states[0],        states[1],        gates.data(),   output->data(),
-                             hy.data(),        cy.data(),        resets};
-    const int64_t strides[] = {width, S, S, blocks * H};
+                             hy.data(),        cy.data(),        resets,         regularisers[0],
+                             regularisers[1],  regularisers[2]};
+    const int64_t strides[] = {width, S, S, 0};
     expect(stepwise_forward_driver(sizes, reverse, 1, given, forward, strides, nullptr) == 0,
            "forward", sizes, reverse);
     expect_finite(*output, "output", sizes, reverse);
@@ -118,11 +126,12 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
     Array dgates(element, T * B * blocks * H, false), dproj(element, T * B * P, false);
     Array first_dgates(element, B * blocks * H, false), dcx(carried, B * H, true);
     auto dhx = std::make_unique<Array>(carried, B * S, true);
-    void* const backward[] = {weight_hh.data(), weight_hr.data(), states[0],   states[1],
-                              output->data(),   gates.data(),     dy.data(),   dc.data(),
-                              dgates.data(),    dproj.data(),     dhx->data(), dcx.data(),
-                              nullptr,          nullptr,          resets,      first_dgates.data()};
-    const int64_t backward_strides[] = {S, width, S, H, blocks * H};
+    void* const backward[] = {
+        weight_hh.data(),    weight_hr.data(), states[0],       states[1],      output->data(),
+        gates.data(),        dy.data(),        dc.data(),       dgates.data(),  dproj.data(),
+        dhx->data(),         dcx.data(),       nullptr,         nullptr,        resets,
+        first_dgates.data(), regularisers[0],  regularisers[1], regularisers[2]};
+    const int64_t backward_strides[] = {S, width, S, H, blocks * H, S, 0};
     expect(
         stepwise_backward_driver(sizes, reverse, given, backward, backward_strides, nullptr) == 0,
         "backward", sizes, reverse);

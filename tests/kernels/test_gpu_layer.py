@@ -18,6 +18,7 @@ import rounding
 import rounding_model
 import torch
 from conftest import TOLERANCE
+from drawn_regularisers import draw_regularisers
 from problem import draw_resets
 from torch import Tensor
 
@@ -70,6 +71,7 @@ class Problem:
         proj_size: int = 0,
         cell_states: bool = False,
         resets: bool = False,
+        regularisers: str = "none",  # of draw_regularisers
     ) -> None:
         T, B, input_size, H = sizes
         S, G = proj_size or H, {"lstm": 4, "gru": 3}.get(cell, 1)
@@ -110,10 +112,21 @@ class Problem:
                 self.weights += [draw(S, H, scale=scale)]
         if cell == "relu":
             self.input = away_from_zero(self.input)
+        drawn = draw_regularisers(regularisers, (T, B, H), S, lstm, directions)
+        self.recurrent_mask, *shares = (None if t is None else t.to(dtype) for t in drawn)
+        self.zoneout = [self.in_rows(t) for t in shares]
         self.d_output = draw(*rows, directions * S)
         self.d_h_n = draw(directions, B, S)
         self.d_c_n = draw(directions, B, H) if lstm else None
         self.d_cells = draw(*rows, directions * H) if lstm and cell_states else None
+
+    def in_rows(self, shares: Tensor | None) -> Tensor | None:
+        if shares is None or self.batch_sizes is None:
+            return shares
+        return shares[0] if shares.size(0) == 1 else padded_to_packed(shares, self.batch_sizes)
+
+    def regularisers(self) -> list[Tensor | None]:
+        return [self.recurrent_mask, *self.zoneout]
 
     def operands(self) -> list[Tensor | None]:
         return [self.input, self.hx, self.cx, *self.weights]
@@ -123,7 +136,8 @@ class Problem:
         operands = [
             None if t is None else t.detach().double().requires_grad_() for t in self.operands()
         ]
-        options = self.batch_sizes, self.cell, self.directions, self.resets
+        regularisers = [None if t is None else t.double() for t in self.regularisers()]
+        options = self.batch_sizes, self.cell, self.directions, self.resets, *regularisers
         *outputs, cells = reference.forward_with_cell_states(
             *operands[:3], operands[3:], self.lengths, *options
         )
@@ -140,11 +154,12 @@ class Problem:
     def run(self, precision: str) -> list[Tensor]:
         """The same by the GPU layer."""
         common = (self.input, self.hx, self.cx, self.weights, self.lengths, self.batch_sizes)
+        constants = (self.resets, *self.regularisers())
         output, h_n, c_n, reserve = module().forward(
-            *common, self.cell, self.directions, True, precision, self.resets
+            *common, self.cell, self.directions, True, precision, *constants
         )
         inference = module().forward(
-            *common, self.cell, self.directions, False, precision, self.resets
+            *common, self.cell, self.directions, False, precision, *constants
         )
         for kept, alone in zip((output, h_n, c_n), inference, strict=False):
             assert torch.equal(kept, alone), "inference differs from training"
@@ -152,13 +167,28 @@ class Problem:
         arguments = (self.d_output, self.d_h_n, self.d_c_n, *common, output, reserve)
         bits = reserve.view(torch.uint8).clone()  # where padding is, it may hold NaN
         results = module().backward(
-            *arguments, self.cell, self.directions, precision, needs_grad, self.d_cells, self.resets
+            *arguments, self.cell, self.directions, precision, needs_grad, self.d_cells, *constants
         )
         assert torch.equal(reserve.view(torch.uint8), bits), "backward wrote to the reserve"
         d_input, d_hx, d_cx, d_weights = results
         outputs = [output, h_n, *([c_n] if self.cell == "lstm" else [])]
         gradients = [t for t in (d_input, d_hx, d_cx, *d_weights) if t.dim() > 1 or t.numel()]
         return [*outputs, *gradients]
+
+    def padded_regularisers(self) -> list[Tensor | None]:
+        if self.batch_sizes is None:
+            return self.regularisers()
+        return [
+            self.recurrent_mask,
+            *(
+                t
+                if t is None
+                else t.unsqueeze(0)
+                if t.size(0) == 1
+                else packed_to_padded(t, self.batch_sizes)
+                for t in self.zoneout
+            ),
+        ]
 
     @torch.no_grad()
     def drawn(self, format: rounding.Format) -> list[Tensor]:
@@ -183,6 +213,7 @@ class Problem:
             lengths,
             True,
             self.resets,
+            self.padded_regularisers(),
         )
         outputs = layer.forward(input, self.hx, self.cx)
         d_c_n = None if self.d_c_n is None else self.d_c_n.unsqueeze(0)
@@ -277,6 +308,29 @@ def test_resets(cell: str, format_: str) -> None:
     if cell == "lstm":
         options = {"proj_size": 7, "lengths": [5, 1, 0, 3, 3], "resets": True}
         check(Problem(cell, torch.float32, (5, 5, 3, 20), **options), "ieee", "")
+
+
+@pytest.mark.parametrize("format_", ("ieee", "fp16"))
+@pytest.mark.parametrize("kind", ("dropout", "zoneout", "expectation"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_regularisers(cell: str, kind: str, format_: str) -> None:
+    for index, options in enumerate(OPTIONS):
+        if options.get("cell_states") and cell != "lstm":
+            continue
+        given = {"regularisers": kind, "resets": index % 2 == 0 and not options.get("packed")}
+        problem = Problem(cell, FORMATS[format_][0], (5, 5, 3, 20), **given, **options)
+        check(problem, format_, "", parts=3)
+    if cell == "lstm":
+        options = {"proj_size": 7, "lengths": [5, 1, 0, 3, 3], "resets": True}
+        problem = Problem(cell, torch.float32, (5, 5, 3, 20), regularisers=kind, **options)
+        check(problem, "ieee", "")
+
+
+@pytest.mark.parametrize("kind", ("dropout", "expectation"))
+def test_kernels_without_regularisers_refuse_them(kind: str) -> None:
+    problem = Problem("lstm", torch.float32, (5, 3, 4, 20), regularisers=kind)
+    with forced("grid"), pytest.raises(RuntimeError, match=r'"grid" does not take.*: stepwise'):
+        problem.run("ieee")
 
 
 def test_kernels_without_resets_refuse_them() -> None:

@@ -47,9 +47,9 @@ def run(cell: str, dtype: torch.dtype, sizes: tuple[int, int, int, int] = SIZES)
     ]
     input = torch.randn(T, B, input_size, dtype=dtype)
     options = None, None, weights, None, None
-    output, _, _, reserve = layer().forward(input, *options, cell, 2, True, "ieee", None)
+    output, _, _, reserve = layer().forward(input, *options, cell, 2, True, "ieee", *[None] * 4)
     needs_grad = [True, False, False, *[True] * len(weights)]
-    settings = cell, 2, "ieee", needs_grad, None, None
+    settings = cell, 2, "ieee", needs_grad, *[None] * 5
     layer().backward(output, None, None, input, *options, output, reserve, *settings)
 
 

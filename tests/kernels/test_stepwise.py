@@ -68,6 +68,23 @@ def test_resets(cell: str, dtype: torch.dtype, pattern: str) -> None:
         check_inference(problem, Kernel("stepwise_forward"), run)
 
 
+@pytest.mark.parametrize("kind", ["dropout", "zoneout", "expectation", "h", "c"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_regularisers(cell: str, kind: str) -> None:
+    if kind in ("h", "c") and not cell.startswith("lstm"):
+        return  # "h" is what zoneout is then, "c" there is none
+    for index, dtype in enumerate(DTYPES):
+        T, B, H = ((2, 6, 5), (5, 7, 8), (1, 4, 33), (4, 5, 20))[index]
+        for has_lengths in (False, True) if dtype == torch.float32 else (index % 2 == 0,):
+            lengths = draw_lengths("mixed" if has_lengths else "none", T, B)
+            resets = draw_resets(T, B) if index % 2 else None
+            options = {"resets": resets, "cell_states": True, "regularisers": kind}
+            problem = Problem(cell, dtype, (T, B, H), lengths, states=index != 2, **options)
+            run = Run(problem)
+            check(problem, run.results(), problem.results(exact))
+            check_inference(problem, Kernel("stepwise_forward"), run)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_second_run_is_bitwise_equal(cell: str) -> None:
     """Under another schedule of the threads, too; and a second backward."""

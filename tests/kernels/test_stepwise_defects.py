@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,19 @@ def defective_kernel() -> planting.DefectiveKernel:
 
 
 def check_defective(
-    emulator: build.Emulator, cell: str, pattern: str, states: bool, has_resets: bool
+    emulator: build.Emulator,
+    cell: str,
+    pattern: str,
+    states: bool,
+    has_resets: bool,
+    regularisers: str = "none",
 ) -> None:
     lengths = draw_lengths(pattern, 5, 6)
-    options = {"states": states, "cell_states": states}
+    options: dict[str, Any] = {
+        "states": states,
+        "cell_states": states,
+        "regularisers": regularisers,
+    }
     resets = draw_resets(5, 6) if has_resets else None
     problem = Problem(cell, torch.float32, (5, 6, 3), lengths, resets=resets, **options)
     forward, backward = (Kernel(f"stepwise_{p}", on=emulator) for p in ("forward", "backward"))
@@ -42,7 +52,11 @@ def check_defective(
     check_inference(problem, forward, run)
 
 
-DEFECT_CASES = tuple(itertools.product(CELLS, ("mixed", "none"), (True, False), (False, True)))
+DEFECT_CASES = (
+    *itertools.product(CELLS, ("mixed", "none"), (True, False), (False, True)),
+    *((cell, "mixed", True, True, kind) for cell in CELLS for kind in ("dropout", "zoneout")),
+    *((cell, "none", True, False, kind) for cell in CELLS for kind in ("h", "c", "expectation")),
+)
 
 
 @pytest.mark.long

@@ -94,7 +94,7 @@ def record(
     mistakes = mistakes or {}
     calls = {}
     for name, training in (("inference", False), ("training", True)):
-        arguments = (*common, problem.cell, problem.directions, training, precision, None)
+        arguments = (*common, problem.cell, problem.directions, training, precision, *[None] * 4)
         results, calls[name] = run(
             module().forward,
             arguments,
@@ -108,7 +108,7 @@ def record(
     known |= {"output": output, "reserve": reserve}
     needs_grad = [t is not None for t in problem.operands()]
     arguments = (*cotangents, *common, output, reserve, problem.cell, problem.directions)
-    arguments += (precision, needs_grad, None, None)
+    arguments += (precision, needs_grad, *[None] * 5)
     _, calls["backward"] = run(
         module().backward,
         arguments,

@@ -66,7 +66,7 @@ def test_opcheck_backward(case, everything):
     cotangents = (torch.randn_like(output), torch.randn_like(h_n), d_c_n)
     rest = (output, reserve, cell, num_directions, "ieee", needs_grad)
     if everything and cell == "lstm":
-        cell_states = ops.cell_states(tensors[0], reserve, *tensors[4:])
+        cell_states = ops.cell_states(tensors[0], c_n, reserve, *tensors[4:])
         rest = (*rest, torch.randn_like(cell_states))
     opcheck(torch.ops.birnn_cuda.backward, (*cotangents, *tensors, *rest))
 

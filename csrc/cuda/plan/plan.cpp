@@ -55,7 +55,7 @@ std::string check_sizes(const PlanRequest& request) {
            ", got " + std::to_string(s.proj_size);
   if (request.num_directions != 1 && request.num_directions != 2)
     return "num_directions must be 1 or 2, got " + std::to_string(request.num_directions);
-  constexpr int64_t kMaxBlocks = 5, kMaxElementBytes = 8;
+  constexpr int64_t kMaxBlocks = 6, kMaxElementBytes = 8;
   const int64_t columns = std::max(product({kMaxBlocks, s.hidden_size}), request.input_size);
   if (product({kMaxBlocks, s.hidden_size}) < 0 ||
       product({2, s.seq_len, s.batch_size, columns, kMaxElementBytes}) < 0)
@@ -142,6 +142,9 @@ std::string only_stepwise_words(const PlanRequest& request) {
   if (request.shape.proj_size > 0)
     return "an LSTM with proj_size runs stepwise, a second product a step";
   if (request.has_resets) return "resets, sequences inside rows, run stepwise";
+  if (request.shape.recurrent_dropout)
+    return "recurrent dropout runs stepwise, where h is masked before its product";
+  if (request.shape.zoneout) return "zoneout runs stepwise, which mixes states with those before";
   return "W_hh of " + std::to_string(request.shape.hidden_size) +
          " hidden units does not fit on the chip";
 }
@@ -287,7 +290,7 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
   const DeviceLimits& device = request.device;
   const bool is_long = s.seq_len > INT32_MAX / std::max<int64_t>(s.batch_size, 1);
   using Key = std::tuple<Pass, Cell, Element, bool, int64_t, int64_t, int64_t, bool, bool, bool,
-                         int, int, int, int64_t, int, int, std::string>;
+                         bool, bool, int, int, int, int64_t, int, int, std::string>;
   const Key key{pass,
                 s.cell,
                 s.element,
@@ -297,6 +300,8 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 s.proj_size,
                 request.ieee,
                 request.has_resets,
+                s.recurrent_dropout,
+                s.zoneout,
                 request.captured,
                 request.num_directions,
                 device.compute_capability,
@@ -374,7 +379,7 @@ Plan plan(const PlanRequest& request) {
     if (!backward.error.empty()) return refuse(backward.error);
     plan.backward = plan_pass(request, Pass::kBackward, backward.choice);
     plan.reserve_bytes = product({request.num_directions, s.seq_len, s.batch_size,
-                                  reserve_blocks(s.cell), s.hidden_size, element_bytes(s.element)});
+                                  reserve_blocks(s), s.hidden_size, element_bytes(s.element)});
   }
   const int64_t workspace = std::max(plan.forward.workspace_bytes, plan.backward.workspace_bytes);
   if (device.memory_bytes > 0 && plan.reserve_bytes > device.memory_bytes - workspace)

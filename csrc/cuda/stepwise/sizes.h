@@ -48,6 +48,7 @@ struct ForwardWorkspace {
   void* gates_h;    // [B, G*H], carried type
   void* wide;       // [B, H] h before the projection, or null
   void* projected;  // [B, P], or null
+  void* masked;     // [B, S] h as it enters its product, or null
   int64_t bytes;
 
   ForwardWorkspace(const RecurrenceShape& s, void* base) {
@@ -56,6 +57,8 @@ struct ForwardWorkspace {
     gates_h = workspace.take(B * num_gates(s.cell) * H * carried_bytes(s.element));
     wide = P ? workspace.take(B * H * element_bytes(s.element)) : nullptr;
     projected = P ? workspace.take(B * P * element_bytes(s.element)) : nullptr;
+    const int64_t masked_bytes = B * s.state_size() * element_bytes(s.element);
+    masked = s.recurrent_dropout ? workspace.take(masked_bytes) : nullptr;
     bytes = workspace.size();
   }
 };

@@ -70,13 +70,21 @@ struct Walk {
 
 template <Cell kCell, class T>
 int forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& dir,
-            bool save_reserve, void* memory) {
+            const Regularisers& regularisers, bool save_reserve, void* memory) {
   const RecurrenceShape& shape = walk.shape;
   const int64_t H = shape.hidden_size, S = shape.state_size();
   const ForwardWorkspace workspace(shape, memory);
+  T* const masked = static_cast<T*>(workspace.masked);
   Step step = first_step(shape, lengths, dir.reverse);
   for (step.index = walk.portion.first; step.index < walk.end(); ++step.index) {
-    const void* const h_prev = step.index == 0 ? dir.hx : dir.hy;
+    const void* h_prev = step.index == 0 ? dir.hx : dir.hy;
+    if (masked && h_prev) {
+      if (step.index == 0)
+        if (const int error =
+                walk.run(S, mask_initial_state_kernel<T>, step, dir, regularisers, masked))
+          return error;
+      h_prev = masked;
+    }
     const Carried<T>* const gates_h =
         h_prev ? static_cast<const Carried<T>*>(workspace.gates_h) : nullptr;
     if (h_prev) {
@@ -85,15 +93,15 @@ int forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& di
                                                        workspace.gates_h, true))
         return error;
     }
-    if (const int error = walk.run(H, forward_step_kernel<kCell, T>, step, dir, gates_h,
-                                   static_cast<T*>(workspace.wide), save_reserve))
+    if (const int error = walk.run(H, forward_step_kernel<kCell, T>, step, dir, regularisers,
+                                   gates_h, static_cast<T*>(workspace.wide), masked, save_reserve))
       return error;
     if (shape.proj_size == 0) continue;
     if (const int error = walk.multiply_by_transpose(workspace.wide, S, H, dir.weight_hr,
                                                      workspace.projected, false))
       return error;
-    if (const int error = walk.run(S, forward_projection_kernel<T>, step, dir,
-                                   static_cast<const T*>(workspace.projected)))
+    if (const int error = walk.run(S, forward_projection_kernel<T>, step, dir, regularisers,
+                                   static_cast<const T*>(workspace.projected), masked))
       return error;
   }
   return 0;
@@ -101,7 +109,7 @@ int forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& di
 
 template <Cell kCell, class T>
 int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& dir,
-             void* first_dgates, void* memory) {
+             const Regularisers& regularisers, void* first_dgates, void* memory) {
   const RecurrenceShape& shape = walk.shape;
   const int64_t B = shape.batch_size, H = shape.hidden_size, S = shape.state_size();
   const BackwardWorkspace workspace(shape, memory);
@@ -120,15 +128,15 @@ int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& 
     step.index = shape.seq_len - 1 - walked;
     const int64_t first_row = (dir.reverse ? shape.seq_len - 1 - step.index : step.index) * B;
     if (shape.proj_size) {
-      if (const int error =
-              walk.run(S, backward_projection_kernel<T>, step, dir, product, step_dproj))
+      if (const int error = walk.run(S, backward_projection_kernel<T>, step, dir, regularisers,
+                                     product, step_dproj))
         return error;
       const T* const dproj = gathers ? step_dproj : static_cast<T*>(dir.dproj) + first_row * S;
       if (const int error = walk.multiply_by(dproj, S, H, S, dir.weight_hr, workspace.wide_dh))
         return error;
     }
-    if (const int error = walk.run(H, backward_step_kernel<kCell, T>, step, dir, product, wide_dh,
-                                   step_dgates, static_cast<T*>(first_dgates)))
+    if (const int error = walk.run(H, backward_step_kernel<kCell, T>, step, dir, regularisers,
+                                   product, wide_dh, step_dgates, static_cast<T*>(first_dgates)))
       return error;
     const T* const dgates =
         gathers ? step_dgates : static_cast<T*>(dir.dgates) + first_row * dir.dgates_stride;
@@ -139,39 +147,39 @@ int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& 
   }
   if (walk.end() < shape.seq_len) return 0;
   step.index = 0;
-  return walk.run(S, backward_end_kernel<T>, step, dir, kCell == Cell::kGru, product);
+  return walk.run(S, backward_end_kernel<T>, step, dir, regularisers, kCell == Cell::kGru, product);
 }
 
 template <class T>
 int forward_of_cell(const Walk& walk, const int64_t* lengths, const ForwardDirection& dir,
-                    bool save_reserve, void* workspace) {
+                    const Regularisers& regularisers, bool save_reserve, void* workspace) {
   switch (walk.shape.cell) {
     case Cell::kTanh:
-      return forward<Cell::kTanh, T>(walk, lengths, dir, save_reserve, workspace);
+      return forward<Cell::kTanh, T>(walk, lengths, dir, regularisers, save_reserve, workspace);
     case Cell::kRelu:
-      return forward<Cell::kRelu, T>(walk, lengths, dir, save_reserve, workspace);
+      return forward<Cell::kRelu, T>(walk, lengths, dir, regularisers, save_reserve, workspace);
     case Cell::kGru:
-      return forward<Cell::kGru, T>(walk, lengths, dir, save_reserve, workspace);
+      return forward<Cell::kGru, T>(walk, lengths, dir, regularisers, save_reserve, workspace);
     case Cell::kLstm:
       break;
   }
-  return forward<Cell::kLstm, T>(walk, lengths, dir, save_reserve, workspace);
+  return forward<Cell::kLstm, T>(walk, lengths, dir, regularisers, save_reserve, workspace);
 }
 
 template <class T>
 int backward_of_cell(const Walk& walk, const int64_t* lengths, const BackwardDirection& dir,
-                     void* first_dgates, void* workspace) {
+                     const Regularisers& regularisers, void* first_dgates, void* workspace) {
   switch (walk.shape.cell) {
     case Cell::kTanh:
-      return backward<Cell::kTanh, T>(walk, lengths, dir, first_dgates, workspace);
+      return backward<Cell::kTanh, T>(walk, lengths, dir, regularisers, first_dgates, workspace);
     case Cell::kRelu:
-      return backward<Cell::kRelu, T>(walk, lengths, dir, first_dgates, workspace);
+      return backward<Cell::kRelu, T>(walk, lengths, dir, regularisers, first_dgates, workspace);
     case Cell::kGru:
-      return backward<Cell::kGru, T>(walk, lengths, dir, first_dgates, workspace);
+      return backward<Cell::kGru, T>(walk, lengths, dir, regularisers, first_dgates, workspace);
     case Cell::kLstm:
       break;
   }
-  return backward<Cell::kLstm, T>(walk, lengths, dir, first_dgates, workspace);
+  return backward<Cell::kLstm, T>(walk, lengths, dir, regularisers, first_dgates, workspace);
 }
 
 }  // namespace
@@ -185,11 +193,12 @@ int64_t stepwise_backward_workspace(const RecurrenceShape& shape) {
 }
 
 int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
-                     const ForwardDirection& direction, bool save_reserve, const StepGemm& gemm,
-                     void* workspace, void* stream, const Portion& portion) {
+                     const ForwardDirection& direction, const Regularisers& regularisers,
+                     bool save_reserve, const StepGemm& gemm, void* workspace, void* stream,
+                     const Portion& portion) {
   const Walk walk{shape, gemm, stream, portion};
   const auto run = [&](auto forward_of) {
-    return forward_of(walk, lengths, direction, save_reserve, workspace);
+    return forward_of(walk, lengths, direction, regularisers, save_reserve, workspace);
   };
   switch (shape.element) {
     case Element::kFloat64:
@@ -205,11 +214,12 @@ int stepwise_forward(const RecurrenceShape& shape, const int64_t* lengths,
 }
 
 int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
-                      const BackwardDirection& direction, void* first_dgates, const StepGemm& gemm,
-                      void* workspace, void* stream, const Portion& portion) {
+                      const BackwardDirection& direction, const Regularisers& regularisers,
+                      void* first_dgates, const StepGemm& gemm, void* workspace, void* stream,
+                      const Portion& portion) {
   const Walk walk{shape, gemm, stream, portion};
   const auto run = [&](auto backward_of) {
-    return backward_of(walk, lengths, direction, first_dgates, workspace);
+    return backward_of(walk, lengths, direction, regularisers, first_dgates, workspace);
   };
   switch (shape.element) {
     case Element::kFloat64:

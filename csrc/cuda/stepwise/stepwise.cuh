@@ -8,6 +8,9 @@
 // with a second product and a small kernel for an LSTM's projection. Elements are read and written
 // as they are; gates, c, dc and dh are computed and carried in fp32 (fp64 for fp64).
 //
+// Regularisers: the masked h is written beside h, for the library to multiply; what zoneout leaves
+// of dh past the cell waits in dhx for the product that it is added to.
+//
 // Where a sequence begins inside a row (`resets`), the step that would continue the one before it
 // takes zeros for what is carried: the library has multiplied that too, but nobody reads the
 // result.
@@ -125,12 +128,45 @@ BIRNN_DEVICE void for_each_unit(const Step& step, int64_t width, const Body& bod
 // ---------------------------------------------------------------------------------------------
 // Forward.
 
+// masked [B, S]: h as it enters its product with W_hh, null where that is h itself.
+template <class T>
+BIRNN_DEVICE void store_masked(const Regularisers& regularisers, T* masked, int64_t state,
+                               Carried<T> h) {
+  if (masked) store(masked + state, h * load_or_zero<T>(regularisers.recurrent_mask, state));
+}
+
+// zoneout's h, of the step's own.
+template <class T>
+BIRNN_DEVICE Carried<T> mixed_h(const Step& step, const ForwardDirection& dir,
+                                const Regularisers& regularisers, const Position& at, bool anew,
+                                int64_t state, int64_t u, Carried<T> h) {
+  if (!regularisers.zoneout_h) return h;
+  const Carried<T> carried = step.index == 0 ? load_or_zero<T>(dir.hx, state)
+                                             : load(static_cast<const T*>(dir.hy) + state);
+  const Carried<T> share =
+      load_or_zero<T>(regularisers.zoneout_h, at.row * regularisers.zoneout_h_stride + u);
+  return Zoneout<ScalarMath<Carried<T>>>::mix(h, anew ? Carried<T>(0) : carried, share);
+}
+
+// Before the first step: masked of hx.
+template <class T>
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
+                                 1) void mask_initial_state_kernel(Step step, ForwardDirection dir,
+                                                                   Regularisers regularisers,
+                                                                   T* masked) {
+  for_each_unit(step, step.state_size, [&](int64_t b, const Position&, int64_t u) {
+    const int64_t state = b * step.state_size + u;
+    store_masked(regularisers, masked, state, load_or_zero<T>(dir.hx, state));
+  });
+}
+
 // gates_h [B, G*H], null where h_prev is zero. wide [B, H]: h before the projection, null for none.
 template <Cell kCell, class T>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
                                  1) void forward_step_kernel(Step step, ForwardDirection dir,
+                                                             Regularisers regularisers,
                                                              const Carried<T>* gates_h, T* wide,
-                                                             bool save_reserve) {
+                                                             T* masked, bool save_reserve) {
   using Real = Carried<T>;
   using Math = ScalarMath<Real>;
   const int64_t H = step.hidden_size;
@@ -147,6 +183,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       } else {
         store(output, Real(0));
         if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));
+        if (is_first) store_masked(regularisers, masked, unit, Real(0));
       }
       if constexpr (kCell == Cell::kLstm) {
         if (is_first) cy[unit] = load_or_zero<T>(dir.cx, unit);
@@ -174,10 +211,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
     };
 
     Real h;
-    if constexpr (kCell == Cell::kTanh) {
-      h = TanhCell<Math>::forward(preactivation(0));
-    } else if constexpr (kCell == Cell::kRelu) {
-      h = ReluCell<Math>::forward(preactivation(0));
+    if constexpr (kCell == Cell::kTanh || kCell == Cell::kRelu) {
+      const Real a = preactivation(0);
+      h = kCell == Cell::kTanh ? TanhCell<Math>::forward(a) : ReluCell<Math>::forward(a);
+      if (regularisers.zoneout_h) keep(0, h);
     } else if constexpr (kCell == Cell::kGru) {
       const Real carried = is_first ? load_or_zero<T>(dir.hx, unit) : load(hy + unit);
       const Real h_prev = anew ? Real(0) : carried;
@@ -191,10 +228,16 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       keep(3, q);
     } else {
       const Real carried = is_first ? load_or_zero<T>(dir.cx, unit) : cy[unit];
-      Real c = anew ? Real(0) : carried;
+      const Real c_prev = anew ? Real(0) : carried;
+      Real c = c_prev;
       typename LstmCell<Math>::Activations act;
       h = LstmCell<Math>::forward(preactivation(0), preactivation(1), preactivation(2),
                                   preactivation(3), c, act);
+      if (regularisers.zoneout_h || regularisers.zoneout_c) keep(5, c);
+      if (regularisers.zoneout_c) {
+        const int64_t shares = at.row * regularisers.zoneout_c_stride + u;
+        c = Zoneout<Math>::mix(c, c_prev, load_or_zero<T>(regularisers.zoneout_c, shares));
+      }
       cy[unit] = c;
       keep(0, act.i);
       keep(1, act.f);
@@ -205,8 +248,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
     if (wide) {
       store(wide + unit, h);
     } else {
+      h = mixed_h<T>(step, dir, regularisers, at, anew, unit, u, h);
       store(output, h);
       store(hy + unit, h);
+      store_masked(regularisers, masked, unit, h);
     }
   });
 }
@@ -215,46 +260,64 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
 template <class T>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
                                  1) void forward_projection_kernel(Step step, ForwardDirection dir,
-                                                                   const T* projected) {
+                                                                   Regularisers regularisers,
+                                                                   const T* projected, T* masked) {
   const int64_t P = step.state_size;
   T* const hy = static_cast<T*>(dir.hy);
   for_each_unit(step, P, [&](int64_t b, const Position& at, int64_t u) {
     const int64_t unit = b * P + u;
     T* const output = static_cast<T*>(dir.output) + at.row * dir.output_stride + u;
     if (at.active) {
-      const Carried<T> h = load(projected + unit);
+      const bool anew = begins_anew(step, dir.resets, at);
+      const Carried<T> h =
+          mixed_h<T>(step, dir, regularisers, at, anew, unit, u, load(projected + unit));
       store(output, h);
       store(hy + unit, h);
+      store_masked(regularisers, masked, unit, h);
     } else {
       store(output, Carried<T>(0));
       if (step.index == 0) store(hy + unit, load_or_zero<T>(dir.hx, unit));
+      if (step.index == 0) store_masked(regularisers, masked, unit, Carried<T>(0));
     }
   });
 }
 
 // ---------------------------------------------------------------------------------------------
 // Backward. dh, the gradient of the state after step s, comes from step s + 1 by `product`
-// [B, S] = dgates W_hh of that step; a GRU's direct path is left in dhx beside it. At a sequence's
-// last step dh is dhy, which dhx holds on entry. `is_cut`: nothing comes.
+// [B, S] = dgates W_hh of that step, times the mask of its h; the direct paths of a GRU and of
+// zoneout are left in dhx beside it. At a sequence's last step dh is dhy, which dhx holds on entry.
+// `is_cut`: nothing comes.
 
 template <class T>
-BIRNN_DEVICE Carried<T> carried_dh(const BackwardDirection& dir, bool is_last, bool is_cut,
-                                   bool has_direct, const Carried<T>* product, int64_t state) {
+BIRNN_DEVICE Carried<T> carried_dh(const BackwardDirection& dir, const Regularisers& regularisers,
+                                   bool is_last, bool is_cut, bool is_gru,
+                                   const Carried<T>* product, int64_t state) {
   if (is_cut) return Carried<T>(0);
   const Carried<T>* dhx = static_cast<const Carried<T>*>(dir.dhx);
   if (is_last) return dhx[state];
-  return has_direct ? product[state] + dhx[state] : product[state];
+  const Carried<T> factor =
+      regularisers.recurrent_mask ? load_or_zero<T>(regularisers.recurrent_mask, state) : 1;
+  const Carried<T> dh = factor * product[state];
+  return is_gru || regularisers.zoneout_h ? dh + dhx[state] : dh;
+}
+
+// Takes what zoneout hands straight to the h before out of dh, and leaves it in dhx.
+template <class T>
+BIRNN_DEVICE void leave_direct(const BackwardDirection& dir, const Regularisers& regularisers,
+                               const Position& at, int64_t state, int64_t u, Carried<T>& dh) {
+  if (!regularisers.zoneout_h) return;
+  const Carried<T> share =
+      load_or_zero<T>(regularisers.zoneout_h, at.row * regularisers.zoneout_h_stride + u);
+  static_cast<Carried<T>*>(dir.dhx)[state] = Zoneout<ScalarMath<Carried<T>>>::backward(dh, share);
 }
 
 // wide_dh [B, H]: the gradient of h before the projection, null for none. Writes the step's dgates
 // [B, dgates_blocks * H] to their rows; also, where these are not null, to step_dgates, in the
 // order of the sequences, and from the first step to first_dgates.
 template <Cell kCell, class T>
-BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
-                                 1) void backward_step_kernel(Step step, BackwardDirection dir,
-                                                              const Carried<T>* product,
-                                                              const Carried<T>* wide_dh,
-                                                              T* step_dgates, T* first_dgates) {
+BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_step_kernel(
+    Step step, BackwardDirection dir, Regularisers regularisers, const Carried<T>* product,
+    const Carried<T>* wide_dh, T* step_dgates, T* first_dgates) {
   using Real = Carried<T>;
   using Math = ScalarMath<Real>;
   constexpr int kBlocks = kDgatesBlocks<kCell>;
@@ -281,13 +344,15 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
     } else {
       const bool is_last = step.index + 1 == at.length;
       const bool is_cut = ends_before_next(step, dir.resets, at);
-      dh = carried_dh<T>(dir, is_last, is_cut, kCell == Cell::kGru, product, unit) +
+      dh = carried_dh<T>(dir, regularisers, is_last, is_cut, kCell == Cell::kGru, product, unit) +
            load_or_zero<T>(dir.dy, at.row * dir.dy_stride + u);
+      leave_direct<T>(dir, regularisers, at, unit, u, dh);
     }
     const T* const reserve = static_cast<const T*>(dir.reserve) + at.row * dir.reserve_stride + u;
     const T* const output = static_cast<const T*>(dir.output) + u;
     if constexpr (kCell == Cell::kTanh || kCell == Cell::kRelu) {
-      const Real y = load(output + at.row * dir.output_stride);
+      const Real y =
+          regularisers.zoneout_h ? load(reserve) : load(output + at.row * dir.output_stride);
       emit(0, kCell == Cell::kTanh ? TanhCell<Math>::backward(dh, y)
                                    : ReluCell<Math>::backward(dh, y));
     } else if constexpr (kCell == Cell::kGru) {
@@ -301,7 +366,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       emit(1, d.r);
       emit(2, d.z);
       emit(3, d.n_recurrent);
-      static_cast<Real*>(dir.dhx)[unit] = d.h_direct;
+      Real* const direct = static_cast<Real*>(dir.dhx) + unit;
+      *direct = regularisers.zoneout_h ? *direct + d.h_direct : d.h_direct;
     } else {
       Real* const dc = static_cast<Real*>(dir.dcx) + unit;
       const int64_t previous_c = (at.previous_row - at.row) * dir.reserve_stride + 4 * H;
@@ -310,13 +376,21 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       const Real c_prev = anew ? Real(0) : continued;
       const typename LstmCell<Math>::Activations act{load(reserve), load(reserve + H),
                                                      load(reserve + 2 * H), load(reserve + 3 * H)};
-      const Real dc_new = *dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u);
-      const auto d = LstmCell<Math>::backward(dh, dc_new, act, load(reserve + 4 * H), c_prev);
+      Real dc_new = *dc + load_or_zero<T>(dir.dc, at.row * dir.dc_stride + u);
+      Real direct_c(0);
+      if (regularisers.zoneout_c) {
+        const int64_t shares = at.row * regularisers.zoneout_c_stride + u;
+        direct_c = Zoneout<Math>::backward(dc_new, load_or_zero<T>(regularisers.zoneout_c, shares));
+      }
+      const bool is_mixed = regularisers.zoneout_h || regularisers.zoneout_c;
+      const Real c_new = load(reserve + (is_mixed ? 5 : 4) * H);
+      const auto d = LstmCell<Math>::backward(dh, dc_new, act, c_new, c_prev);
       emit(0, d.i);
       emit(1, d.f);
       emit(2, d.g);
       emit(3, d.o);
-      *dc = anew ? Real(0) : d.c;
+      const Real dc_prev = regularisers.zoneout_c ? direct_c + d.c : d.c;
+      *dc = anew ? Real(0) : dc_prev;
     }
   });
 }
@@ -325,7 +399,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
 // not null there too.
 template <class T>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_projection_kernel(
-    Step step, BackwardDirection dir, const Carried<T>* product, T* step_dproj) {
+    Step step, BackwardDirection dir, Regularisers regularisers, const Carried<T>* product,
+    T* step_dproj) {
   const int64_t P = step.state_size;
   for_each_unit(step, P, [&](int64_t b, const Position& at, int64_t u) {
     const int64_t unit = b * P + u;
@@ -333,8 +408,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_projection_kernel
     if (at.active) {
       const bool is_last = step.index + 1 == at.length;
       const bool is_cut = ends_before_next(step, dir.resets, at);
-      d = carried_dh<T>(dir, is_last, is_cut, false, product, unit) +
+      d = carried_dh<T>(dir, regularisers, is_last, is_cut, false, product, unit) +
           load_or_zero<T>(dir.dy, at.row * dir.dy_stride + u);
+      leave_direct<T>(dir, regularisers, at, unit, u, d);
     }
     store(static_cast<T*>(dir.dproj) + at.row * P + u, d);
     if (step_dproj) store(step_dproj + unit, d);
@@ -345,14 +421,14 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_projection_kernel
 template <class T>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
                                  1) void backward_end_kernel(Step step, BackwardDirection dir,
-                                                             bool has_direct,
+                                                             Regularisers regularisers, bool is_gru,
                                                              const Carried<T>* product) {
   const int64_t S = step.state_size;
   for_each_unit(step, S, [&](int64_t b, const Position& at, int64_t u) {
     const int64_t state = b * S + u;
     const bool is_cut = at.active && begins_anew(step, dir.resets, at);
     static_cast<Carried<T>*>(dir.dhx)[state] =
-        carried_dh<T>(dir, !at.active, is_cut, has_direct, product, state);
+        carried_dh<T>(dir, regularisers, !at.active, is_cut, is_gru, product, state);
   });
 }
 

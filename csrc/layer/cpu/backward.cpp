@@ -34,41 +34,6 @@ struct Products {
   }
 };
 
-// Direction d's row of a contiguous tensor [D, rows, columns].
-const char* direction_row_pointer(const Tensor& t, int d, int64_t row, int64_t column = 0) {
-  return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
-}
-
-// The states that the rows of steps [t_begin, t_end) continue, [rows, S]: of packed rows, where
-// they lie at no fixed distance, and of those where several sequences lie.
-Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
-                       int d, int64_t t_begin, int64_t t_end) {
-  const int64_t S = p.shape.state_size();
-  const SequenceRows at_rows = rows.pointers();
-  const auto offset = [&](int64_t t) {
-    return at_rows.row_offsets ? at_rows.row_offsets[t] : t * p.shape.batch_size;
-  };
-  const int64_t first_row = offset(t_begin);
-  const Tensor states = cpu::empty_large({offset(t_end) - first_row, S}, output.options());
-  const int64_t bytes = S * output.element_size();
-  for (int64_t t = t_begin; t < t_end; ++t)
-    for (int64_t row = offset(t); row < offset(t + 1); ++row) {
-      const int64_t b = row - offset(t);
-      const int64_t from = d == 1 ? t + 1 : t - 1, border = d == 1 ? from : t;
-      const int64_t length = at_rows.lengths ? at_rows.lengths[b] : p.shape.seq_len;
-      char* to = mutable_row_pointer(states, row - first_row);
-      if (at_rows.resets && border < length && at_rows.resets[offset(border) + b])
-        std::memset(to, 0, bytes);
-      else if (from >= 0 && from < length)
-        std::memcpy(to, row_pointer(output, offset(from) + b, d * S), bytes);
-      else if (hx.defined())
-        std::memcpy(to, direction_row_pointer(hx, d, b), bytes);
-      else
-        std::memset(to, 0, bytes);
-    }
-  return states;
-}
-
 // A gradient that products add to; the first one overwrites what the memory held.
 struct GradientSum {
   Tensor sum;  // undefined: not asked for
@@ -94,7 +59,8 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const Rows rows = rows_of(given);
   Problem p = given;
   p.weights = weights_for(given, numbers, true);
-  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
+  const RegulariserOperands regularisers(p, rows, numbers.sums);
+  const cpu::Layer layer = cpu_layer(p, rows, regularisers, numbers.kernels);
   const RecurrenceShape& s = layer.shape;
   const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
   const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell), N = rows.num_rows;
@@ -182,8 +148,9 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
         multiply(product, direction_row_pointer(dgates, d, row - first, recurrent_column), states,
                  dw_hh[d].sum.data_ptr(), !one_product);
       };
-      if (rows.lengths.defined() || rows.resets.defined()) {
-        const Tensor states = previous_states(p, rows, output, hx, d, t_begin, t_end);
+      if (rows.lengths.defined() || rows.resets.defined() || s.recurrent_dropout) {
+        const Tensor states =
+            previous_states(p, rows, output, hx, regularisers.recurrent_mask, d, t_begin, t_end);
         add(first, count, states.const_data_ptr(), S);
       } else {
         // Padded rows continue the rows one step, B rows, away; the first step continues hx.
@@ -279,8 +246,10 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     }
     if (s.proj_size && needed(d, per_direction - 1)) {
       const Tensor saved = in.reserve[d].narrow(0, 0, N);
-      const Tensor h =
-          saved.narrow(1, 4 * H, H).tanh().mul_(saved.narrow(1, 3 * H, H)).to(numbers.rows);
+      const Tensor h = saved.narrow(1, output_c_block(s) * H, H)
+                           .tanh()
+                           .mul_(saved.narrow(1, 3 * H, H))
+                           .to(numbers.rows);
       const Tensor dw = at::empty({S, H}, options);
       GemmShape product;  // dW_hr = dproj^T h
       product.transpose_a = true;

@@ -20,7 +20,8 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Rows rows = rows_of(given);
   Problem p = given;
   p.weights = weights_for(given, numbers, false);
-  const cpu::Layer layer = cpu_layer(p, rows, numbers.kernels);
+  const RegulariserOperands regularisers(p, rows, numbers.sums);
+  const cpu::Layer layer = cpu_layer(p, rows, regularisers, numbers.kernels);
   const RecurrenceShape& s = layer.shape;
   const int64_t D = p.num_directions, B = s.batch_size, H = s.hidden_size;
   const int64_t S = s.state_size();
@@ -35,7 +36,7 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   if (p.hx) tensors.hx = read_state(*p.hx, rows, numbers.rows);
   tensors.hy = at::empty({D, B, S}, row_options);
   if (lstm) tensors.cy = take_state(p.cx, rows, {D, B, H}, options);
-  const int64_t reserve_width = reserve_blocks(s.cell) * H;
+  const int64_t reserve_width = reserve_blocks(s) * H;
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
 
@@ -88,8 +89,8 @@ Tensor pack_weights_cpu(const Problem& given) {
     directions[d].weight_hh = p.weight_hh(d).const_data_ptr();
     if (p.shape.proj_size) directions[d].weight_hr = p.weight_hr(d).const_data_ptr();
   }
-  Tensor packed = cpu::empty_large({cpu::packed_weights_bytes(layer)},
-                                   p.input.options().dtype(at::kByte));
+  Tensor packed =
+      cpu::empty_large({cpu::packed_weights_bytes(layer)}, p.input.options().dtype(at::kByte));
   cpu::pack_weights(layer, directions.data(), weight_ih.data(), packed.data_ptr());
   return packed;
 }

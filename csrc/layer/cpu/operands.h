@@ -64,10 +64,32 @@ inline std::vector<Tensor> weights_for(const Problem& p, const Numbers& numbers,
   return weights;
 }
 
-inline Layer cpu_layer(const Problem& p, const Rows& rows, const KernelTable* kernels) {
+// What the recurrence reads of a call's regularisers, and the pointers to it of each direction.
+struct RegulariserOperands {
+  Tensor recurrent_mask, zoneout_h, zoneout_c;  // [D, B, S], [N or 1, D*S], [N or 1, D*H]
+  std::vector<Regularisers> directions;
+
+  RegulariserOperands(const Problem& p, const Rows& rows, at::ScalarType type) {
+    const auto& [mask, shares_h, shares_c] = p.regularisers;
+    if (mask) recurrent_mask = read_state(*mask, rows, type);
+    const auto take_shares = [&](const OptionalTensor& shares) {
+      if (!shares) return Tensor();
+      if (!is_one_row(*shares)) return take_rows(*shares, rows, type);
+      return as_type(shares->reshape({1, -1}), type).contiguous();
+    };
+    zoneout_h = take_shares(shares_h), zoneout_c = take_shares(shares_c);
+    directions = regularisers_of(p, recurrent_mask, zoneout_h, zoneout_c);
+  }
+  const Regularisers* pointer() const { return directions.empty() ? nullptr : directions.data(); }
+};
+
+inline Layer cpu_layer(const Problem& p, const Rows& rows, const RegulariserOperands& regularisers,
+                       const KernelTable* kernels) {
   // Asked once, for a whole pass: its workspace depends on it.
   const bool meets = !Crowding::is_crowded();
-  Layer layer{p.shape, rows.pointers(), p.num_directions, p.input_size, kernels, meets};
+  Layer layer{p.shape,      rows.pointers(), p.num_directions,
+              p.input_size, kernels,         regularisers.pointer(),
+              meets};
   layer.shape.element = kernels->rows;
   return layer;
 }

@@ -1,12 +1,16 @@
 #include "layer/cpu/packed_rows.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <vector>
+
+#include "cpu/kept_memory.h"
 
 namespace birnn::cpu {
 namespace {
@@ -91,7 +95,53 @@ void take_resets(const Tensor& given, Rows& rows) {
   rows.step_resets = step_resets;
 }
 
+// row *= factors, numbers of `to` and of `factors_type`.
+void multiply_row(char* row, const char* factors, int64_t size, at::ScalarType type,
+                  at::ScalarType factors_type) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, type, "multiply_row", [&] {
+    using Row = scalar_t;
+    AT_DISPATCH_FLOATING_TYPES(factors_type, "multiply_row", [&] {
+      for (int64_t i = 0; i < size; ++i) {
+        Row& to = reinterpret_cast<Row*>(row)[i];
+        to = static_cast<Row>(static_cast<scalar_t>(to) *
+                              reinterpret_cast<const scalar_t*>(factors)[i]);
+      }
+    });
+  });
+}
+
 }  // namespace
+
+Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
+                       const Tensor& mask, int d, int64_t t_begin, int64_t t_end) {
+  const int64_t S = p.shape.state_size();
+  const SequenceRows at_rows = rows.pointers();
+  const auto offset = [&](int64_t t) {
+    return at_rows.row_offsets ? at_rows.row_offsets[t] : t * p.shape.batch_size;
+  };
+  const int64_t first_row = offset(t_begin);
+  const Tensor states = cpu::empty_large({offset(t_end) - first_row, S}, output.options());
+  const int64_t bytes = S * output.element_size();
+  for (int64_t t = t_begin; t < t_end; ++t)
+    for (int64_t row = offset(t); row < offset(t + 1); ++row) {
+      const int64_t b = row - offset(t);
+      const int64_t from = d == 1 ? t + 1 : t - 1, border = d == 1 ? from : t;
+      const int64_t length = at_rows.lengths ? at_rows.lengths[b] : p.shape.seq_len;
+      char* to = mutable_row_pointer(states, row - first_row);
+      if (at_rows.resets && border < length && at_rows.resets[offset(border) + b])
+        std::memset(to, 0, bytes);
+      else if (from >= 0 && from < length)
+        std::memcpy(to, row_pointer(output, offset(from) + b, d * S), bytes);
+      else if (hx.defined())
+        std::memcpy(to, direction_row_pointer(hx, d, b), bytes);
+      else
+        std::memset(to, 0, bytes);
+      if (mask.defined())
+        multiply_row(to, direction_row_pointer(mask, d, b), S, states.scalar_type(),
+                     mask.scalar_type());
+    }
+  return states;
+}
 
 Rows rows_of(const Problem& p) {
   Rows rows = rows_without_resets(p);

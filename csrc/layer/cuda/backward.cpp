@@ -96,6 +96,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
 
   WeightGradients gradients(p, in.needs_grad, static_cast<int>(parts.size()),
                             cuda::sums_biases(choice));
+  const RegulariserOperands regularisers(p, rows);
   BackwardTensors tensors;
   tensors.output = take_rows(in.output, rows, p);
   tensors.reserve = in.reserve;
@@ -117,6 +118,12 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
       factors.hx = factors.hx.clone();
       factors.hx[0].masked_fill_(p.resets->select(0, 0).unsqueeze(1), 0);
     }
+  }
+  if (p.regularisers.recurrent_mask && gradients.any_weight_hh()) {
+    const Tensor& mask = regularisers.recurrent_mask;
+    const Tensor by_row = mask.transpose(0, 1).reshape({1, B, D * S});
+    factors.output = factors.output.view({T, B, D * S}).mul(by_row).view({N, D * S});
+    if (factors.hx.defined()) factors.hx = factors.hx.mul(mask);
   }
   factors.dgates = dgates;
   factors.dproj = tensors.dproj;
@@ -140,9 +147,9 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
       const std::vector<void*> first_dgates(count);
       for (int i = 0; i < count; ++i)
         directions[i].weight_hh = p.weight_hh(first + i).const_data_ptr();
-      check(cuda::backward_recurrence(choice, s, nullptr, directions.data(), first_dgates.data(),
-                                      count, step_gemm(p, {}), workspace.at(first),
-                                      current_stream(), cuda::kPacking),
+      check(cuda::backward_recurrence(choice, s, nullptr, directions.data(), nullptr,
+                                      first_dgates.data(), count, step_gemm(p, {}),
+                                      workspace.at(first), current_stream(), cuda::kPacking),
             "the packing of weight_hh", p);
     };
     if (together)
@@ -165,10 +172,11 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
       first_dgates.push_back(
           factors.first_dgates.defined() ? mutable_row_pointer(factors.first_dgates, d) : nullptr);
     }
-    check(cuda::backward_recurrence(choice, shape, rows.length_pointer(), directions.data(),
-                                    first_dgates.data(), count, step_gemm(p, queue),
-                                    workspace.at(first), queue.stream, portion),
-          cuda::name_of(choice.kernel), p);
+    check(
+        cuda::backward_recurrence(choice, shape, rows.length_pointer(), directions.data(),
+                                  regularisers.at(first), first_dgates.data(), count,
+                                  step_gemm(p, queue), workspace.at(first), queue.stream, portion),
+        cuda::name_of(choice.kernel), p);
   };
 
   if (parts.size() == 1) {

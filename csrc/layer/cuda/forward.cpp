@@ -25,17 +25,18 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
   const bool lstm = s.cell == Cell::kLstm, together = cuda::runs_directions_together(choice);
 
   const Tensor x = take_rows(p.input, rows, p);
+  const RegulariserOperands regularisers(p, rows);
   ForwardTensors tensors;
   tensors.hx = contiguous(p.hx), tensors.cx = contiguous(p.cx);
   tensors.output = at::empty({N, D * S}, options);
   tensors.hy = at::empty({D, B, S}, options);
   if (lstm) tensors.cy = at::empty({D, B, H}, options.dtype(carried_type(p.input)));
   const Tensor reserve = at::empty(
-      training ? std::vector<int64_t>{D, N, reserve_blocks(s.cell) * H} : std::vector<int64_t>{0},
+      training ? std::vector<int64_t>{D, N, reserve_blocks(s) * H} : std::vector<int64_t>{0},
       options);
   // [D, N, G*H or more]: where the projections go, and what becomes of them.
   Tensor gates;
-  if (G == 1)
+  if (G == 1 && !s.zoneout)
     gates = tensors.output.view({N, D, S}).transpose(0, 1);
   else
     gates = training ? reserve : at::empty({D, N, G * H}, options);
@@ -51,9 +52,9 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
   }
   // Directions [first, first + count) on the current stream.
   const auto recur = [&](int first, int count, const Queue& queue, const cuda::Portion& portion) {
-    check(cuda::forward_recurrence(choice, s, rows.length_pointer(), &directions[first], count,
-                                   training, step_gemm(p, queue), workspace.at(first), queue.stream,
-                                   portion),
+    check(cuda::forward_recurrence(choice, s, rows.length_pointer(), &directions[first],
+                                   regularisers.at(first), count, training, step_gemm(p, queue),
+                                   workspace.at(first), queue.stream, portion),
           cuda::name_of(choice.kernel), p);
   };
   Directions streams(p);

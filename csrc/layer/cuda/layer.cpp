@@ -75,6 +75,18 @@ std::vector<Tensor> contiguous_weights(const Problem& p) {
 
 Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); }
 
+RegulariserOperands::RegulariserOperands(const Problem& p, const Rows& rows) {
+  const auto& [mask, shares_h, shares_c] = p.regularisers;
+  recurrent_mask = contiguous(mask);
+  const auto take_shares = [&](const OptionalTensor& shares) {
+    if (!shares) return Tensor();
+    return is_one_row(*shares) ? shares->reshape({1, -1}).contiguous()
+                               : take_rows(*shares, rows, p);
+  };
+  zoneout_h = take_shares(shares_h), zoneout_c = take_shares(shares_c);
+  directions = regularisers_of(p, recurrent_mask, zoneout_h, zoneout_c);
+}
+
 Workspace make_workspace(const Problem& p, int64_t bytes, const cuda::Choice& choice) {
   Workspace workspace;
   workspace.bytes = at::empty({bytes}, p.input.options().dtype(at::kByte));

@@ -39,6 +39,15 @@ at::ScalarType carried_type(const Tensor& t);  // what is computed in: fp32 for 
 std::vector<Tensor> contiguous_weights(const Problem& p);
 Tensor contiguous(const OptionalTensor& t);
 
+// What the recurrence reads of a call's regularisers, and the pointers to it of each direction.
+struct RegulariserOperands {
+  Tensor recurrent_mask, zoneout_h, zoneout_c;  // [D, B, S], [N or 1, D*S], [N or 1, D*H]
+  std::vector<Regularisers> directions;
+
+  RegulariserOperands(const Problem& p, const Rows& rows);
+  const Regularisers* at(int d) const { return directions.empty() ? nullptr : &directions[d]; }
+};
+
 // Memory of one direction, or of all where they run in one launch.
 struct Workspace {
   Tensor bytes;

@@ -126,7 +126,10 @@ void WeightGradients::finish(int d, const WeightOperands& in, const Queue& queue
   }
   if (s.proj_size && needs(d, p_.weights_per_direction - 1)) {
     const Tensor& weight_hr = weight(d, p_.weights_per_direction - 1);
-    Tensor h = in.reserve[d].narrow(1, 4 * H, H).tanh().mul_(in.reserve[d].narrow(1, 3 * H, H));
+    Tensor h = in.reserve[d]
+                   .narrow(1, output_c_block(s) * H, H)
+                   .tanh()
+                   .mul_(in.reserve[d].narrow(1, 3 * H, H));
     if (in.padding.defined()) h.masked_fill_(in.padding, 0);
     GemmShape product;  // dW_hr = dproj^T h
     product.transpose_a = true;

@@ -30,9 +30,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", [](const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
                       const vector<Tensor>& weights, const OptionalTensor& lengths,
                       const OptionalTensor& batch_sizes, const string& cell, int64_t num_directions,
-                      bool training, const string& precision, const OptionalTensor& resets) {
+                      bool training, const string& precision, const OptionalTensor& resets,
+                      const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+                      const OptionalTensor& zoneout_c) {
     return birnn::layer_forward(input, hx, cx, weights, lengths, batch_sizes, cell, num_directions,
-                                training, precision, resets);
+                                training, precision, resets, recurrent_mask, zoneout_h, zoneout_c);
   });
   m.def("backward",
         [](const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
@@ -41,10 +43,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            const OptionalTensor& batch_sizes, const Tensor& output, const Tensor& reserve,
            const string& cell, int64_t num_directions, const string& precision,
            const vector<bool>& needs_grad, const OptionalTensor& d_cell_states,
-           const OptionalTensor& resets) {
+           const OptionalTensor& resets, const OptionalTensor& recurrent_mask,
+           const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c) {
           return birnn::layer_backward(d_output, d_h_n, d_c_n, input, hx, cx, weights, lengths,
                                        batch_sizes, output, reserve, cell, num_directions,
-                                       precision, needs_grad, d_cell_states, resets);
+                                       precision, needs_grad, d_cell_states, resets, recurrent_mask,
+                                       zoneout_h, zoneout_c);
         });
   m.def("force", [](const std::string& kernel, int backward_parts) {
     const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
