@@ -53,6 +53,8 @@ class BiRNN(nn.Module):
         bias: whether the layers have biases.
         batch_first: input and output are ``[B, T, ...]``.
         dropout: probability of dropping an element between two hidden layers while training.
+        recurrent_dropout, input_dropout_mask, zoneout, layer_norm: regularisers of the hidden
+            layers, as of :class:`RNN`, :class:`GRU` and :class:`LSTM`.
         device, dtype: of the parameters.
 
     Attributes:
@@ -81,6 +83,10 @@ class BiRNN(nn.Module):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout_mask: str = "element",
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -92,6 +98,10 @@ class BiRNN(nn.Module):
             "bias": bias,
             "batch_first": batch_first,
             "dropout": dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "input_dropout_mask": input_dropout_mask,
+            "zoneout": zoneout,
+            "layer_norm": layer_norm,
             "bidirectional": True,
             "device": device,
             "dtype": dtype,

@@ -48,6 +48,20 @@ def test_the_equations(cell):
     assert_close([model(x)], [final], 1e-12)
 
 
+def test_regularisers_are_those_of_the_hidden_layers():
+    options = {
+        "dropout": 0.1,
+        "input_dropout_mask": "sequence",
+        "recurrent_dropout": 0.2,
+        "zoneout": (0.05, 0.5),
+    }
+    model = BiRNN(3, 4, 2, "lstm", num_layers=2, **options)
+    assert {name: getattr(model.hidden, name) for name in options} == options
+    assert BiRNN(3, 4, 2, "gru", layer_norm=True).hidden.layer_norm
+    with pytest.raises(ValueError, match=r"recurrent_dropout .* got 1"):
+        BiRNN(3, 4, 2, recurrent_dropout=1)
+
+
 @pytest.mark.parametrize("per_step", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", MODEL_CELLS)

@@ -37,7 +37,13 @@ CSRC: Rooms = {
     ),
     "dispatch": (["cuda/dispatch.*", "cuda/streams.*"], ["cuda contract", "plan"]),
     "layer": (
-        ["layer/layer.*", "layer/profile.h", "layer/autograd.*", "layer/cpu/*"],
+        [
+            "layer/layer.*",
+            "layer/normalised.*",
+            "layer/profile.h",
+            "layer/autograd.*",
+            "layer/cpu/*",
+        ],
         ["contract", "cpu"],
     ),
     "layer cuda": (
