@@ -74,7 +74,17 @@ def to_torch(model: ModuleT) -> ModuleT:
 
     Returns:
         ``model``, changed in place.
+
+    Raises:
+        ValueError: a layer whose ``merge_mode`` is not "concat"; names it. Nothing is changed then.
     """
+    for name, module in model.named_modules():
+        mode = getattr(module, "merge_mode", "concat")
+        if type(module) in _TORCHS and mode != "concat":
+            raise ValueError(
+                f"{name or 'the module itself'} ({_qualified_name(type(module))}) has merge_mode="
+                f"{mode!r}, which torch's layers do not have: they concatenate"
+            )
     return _swap(model, _TORCHS)
 
 

@@ -93,8 +93,11 @@ class _SingleState(Recurrent):
             ``output``, in the form of ``input``, with D*hidden_size features: the last layer's h
             of both directions at every step, zeros past ``lengths``; and ``h_n``, in the form of
             ``hx``: the state at each sequence's own end (for the reverse direction: its start).
-            With ``return_all_layers`` a third element, a tuple of ``num_layers`` outputs in the
-            form of ``output``: what each layer gives, before dropout; the last is ``output``.
+            Merged by another ``merge_mode`` than "concat" it has hidden_size features; with None
+            it is a pair of such, the forward direction's and the reverse one's, each in the form of
+            ``input``. With ``return_all_layers`` a third element, a tuple of ``num_layers`` outputs
+            in the form of ``output``: what each layer gives, before dropout; the last is
+            ``output``.
 
         Raises:
             TypeError: ``lengths`` or ``resets`` is not a tensor, ``return_all_layers`` no bool.
@@ -142,7 +145,8 @@ class _SingleState(Recurrent):
 
 class RNN(_SingleState):
     """RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True,
-    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None, *,
+    merge_mode='concat')
 
     Elman's recurrent layer, in place of :class:`torch.nn.RNN`::
 
@@ -158,6 +162,11 @@ class RNN(_SingleState):
         dropout: probability of dropping an element between two layers while training.
         bidirectional: a second direction walks from each sequence's end to its start.
         device, dtype: of the parameters.
+        merge_mode: what a bidirectional layer's output holds of its two directions, as Keras'
+            ``Bidirectional`` has it: "concat" (torch's: side by side), "sum", "mul" (the product),
+            "ave" (the mean), or None, both. It merges what the last layer gives: within a stack
+            each layer reads both directions of the one below, whatever it is, and parameters,
+            states and cell states are the same.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: ``[H, in]``, ``[H, H]``,
@@ -190,6 +199,8 @@ class RNN(_SingleState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        merge_mode: str | None = "concat",
     ) -> None: ...
 
     @overload
@@ -211,7 +222,7 @@ class RNN(_SingleState):
 
 class GRU(_SingleState):
     """GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None)
+    bidirectional=False, device=None, dtype=None, *, merge_mode='concat')
 
     Gated recurrent unit, in place of :class:`torch.nn.GRU`; the reset gate applies after the
     recurrent product, as in cuDNN::
@@ -224,7 +235,7 @@ class GRU(_SingleState):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
             :class:`RNN`.
-        device, dtype: of the parameters.
+        device, dtype, merge_mode: as of :class:`RNN`.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 3*H
@@ -252,6 +263,8 @@ class GRU(_SingleState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        merge_mode: str | None = "concat",
     ) -> None: ...
 
     @overload
@@ -264,7 +277,7 @@ class GRU(_SingleState):
 
 class LSTM(Recurrent):
     """LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None)
+    bidirectional=False, proj_size=0, device=None, dtype=None, *, merge_mode='concat')
 
     Long short-term memory, in place of :class:`torch.nn.LSTM`::
 
@@ -276,7 +289,7 @@ class LSTM(Recurrent):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
             :class:`RNN`.
-        device, dtype: of the parameters.
+        device, dtype, merge_mode: as of :class:`RNN`.
         proj_size: features of h, P, when it is projected; 0: it is not, and h has H.
 
     Attributes:
@@ -314,6 +327,8 @@ class LSTM(Recurrent):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        merge_mode: str | None = "concat",
     ) -> None: ...
 
     @overload
