@@ -78,13 +78,20 @@ def to_torch(model: ModuleT) -> ModuleT:
         ``model``, changed in place.
 
     Raises:
-        ValueError: a layer whose results torch's would not give: it has ``layer_norm`` or
-            ``zoneout``, or it is in training mode and has ``recurrent_dropout``, or dropout with
-            masks by the sequence. Nothing is changed then.
+        ValueError: a layer whose results torch's would not give: it has ``layer_norm``, ``zoneout``
+            or a ``merge_mode`` other than "concat", or it is in training mode and has
+            ``recurrent_dropout``, or dropout with masks by the sequence. Nothing is changed then.
     """
     for name, module in model.named_modules():
-        if type(module) in _TORCHS:
-            _refuse_regularisers(module, f"{name or 'the module itself'}")
+        if type(module) not in _TORCHS:
+            continue
+        _refuse_regularisers(module, f"{name or 'the module itself'}")
+        mode = getattr(module, "merge_mode", "concat")
+        if mode != "concat":
+            raise ValueError(
+                f"{name or 'the module itself'} ({_qualified_name(type(module))}) has merge_mode="
+                f"{mode!r}, which torch's layers do not have: they concatenate"
+            )
     return _swap(model, _TORCHS)
 
 

@@ -93,8 +93,11 @@ class _SingleState(Recurrent):
             ``output``, in the form of ``input``, with D*hidden_size features: the last layer's h
             of both directions at every step, zeros past ``lengths``; and ``h_n``, in the form of
             ``hx``: the state at each sequence's own end (for the reverse direction: its start).
-            With ``return_all_layers`` a third element, a tuple of ``num_layers`` outputs in the
-            form of ``output``: what each layer gives, before dropout; the last is ``output``.
+            Merged by another ``merge_mode`` than "concat" it has hidden_size features; with None
+            it is a pair of such, the forward direction's and the reverse one's, each in the form of
+            ``input``. With ``return_all_layers`` a third element, a tuple of ``num_layers`` outputs
+            in the form of ``output``: what each layer gives, before dropout; the last is
+            ``output``.
 
         Raises:
             TypeError: ``lengths`` or ``resets`` is not a tensor, ``return_all_layers`` no bool.
@@ -143,7 +146,8 @@ class _SingleState(Recurrent):
 class RNN(_SingleState):
     """RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True,
     batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None, *,
-    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0)
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0,
+    merge_mode='concat')
 
     Elman's recurrent layer, in place of :class:`torch.nn.RNN`::
 
@@ -168,6 +172,11 @@ class RNN(_SingleState):
             unit and step while training; in evaluation h is the mean, ``p * h_{t-1} + (1 - p) *
             h_t``. While training the masks are kept for backward: H numbers of each step,
             sequence and direction, and as many again for an RNN.
+        merge_mode: what a bidirectional layer's output holds of its two directions, as Keras'
+            ``Bidirectional`` has it: "concat" (torch's: side by side), "sum", "mul" (the product),
+            "ave" (the mean), or None, both. It merges what the last layer gives: within a stack
+            each layer reads both directions of the one below, whatever it is, and parameters,
+            states and cell states are the same.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: ``[H, in]``, ``[H, H]``,
@@ -205,6 +214,7 @@ class RNN(_SingleState):
         recurrent_dropout: float = 0.0,
         input_dropout_mask: str = "element",
         zoneout: float = 0.0,
+        merge_mode: str | None = "concat",
     ) -> None: ...
 
     @overload
@@ -227,7 +237,8 @@ class RNN(_SingleState):
 class GRU(_SingleState):
     """GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None, *,
-    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False)
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False,
+    merge_mode='concat')
 
     Gated recurrent unit, in place of :class:`torch.nn.GRU`; the reset gate applies after the
     recurrent product, as in cuDNN::
@@ -240,7 +251,7 @@ class GRU(_SingleState):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
             :class:`RNN`.
-        device, dtype: of the parameters.
+        device, dtype, merge_mode: as of :class:`RNN`.
         recurrent_dropout, input_dropout_mask, zoneout: as of :class:`RNN`.
         layer_norm: normalise ``W_ih x`` and ``W_hh h``, each over all gates together, before the
             biases are added; computed in float32 or float64. Not beside recurrent dropout and
@@ -278,6 +289,7 @@ class GRU(_SingleState):
         input_dropout_mask: str = "element",
         zoneout: float = 0.0,
         layer_norm: bool = False,
+        merge_mode: str | None = "concat",
     ) -> None: ...
 
     @overload
@@ -291,7 +303,8 @@ class GRU(_SingleState):
 class LSTM(Recurrent):
     """LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, *,
-    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False)
+    recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False,
+    merge_mode='concat')
 
     Long short-term memory, in place of :class:`torch.nn.LSTM`::
 
@@ -303,7 +316,7 @@ class LSTM(Recurrent):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as of
             :class:`RNN`.
-        device, dtype: of the parameters.
+        device, dtype, merge_mode: as of :class:`RNN`.
         recurrent_dropout, input_dropout_mask: as of :class:`RNN`.
         zoneout: as of :class:`RNN`, of h and of c; a pair ``(h, c)`` gives each its own. h comes of
             c before that is mixed. Kept for backward: P or H, and 2*H.
@@ -354,6 +367,7 @@ class LSTM(Recurrent):
         input_dropout_mask: str = "element",
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
+        merge_mode: str | None = "concat",
     ) -> None: ...
 
     @overload

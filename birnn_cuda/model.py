@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .layers import GRU, LSTM, RNN
+from .recurrent import merge_directions
 from .sequences import padding_mask
 
 __all__ = ["BiRNN"]
@@ -56,13 +57,18 @@ class BiRNN(nn.Module):
         recurrent_dropout, input_dropout_mask, zoneout, layer_norm: regularisers of the hidden
             layers, as of :class:`RNN`, :class:`GRU` and :class:`LSTM`.
         device, dtype: of the parameters.
+        merge_mode: what the output layer reads of the last hidden layers, as of :class:`RNN`:
+            "concat", both side by side; "sum", "mul" or "ave", and ``output.weight`` is
+            ``[O, H]``.
 
     Attributes:
         hidden: the hidden layers, an :class:`RNN`, :class:`GRU` or :class:`LSTM`.
-        output: the output layer, an :class:`torch.nn.Linear` from 2*H to O.
+        output: the output layer, an :class:`torch.nn.Linear` from 2*H to O, or from H
+            where they are merged.
 
     Raises:
-        ValueError, TypeError: an unknown ``cell``, or what the hidden layers refuse.
+        ValueError, TypeError: an unknown ``cell`` or ``merge_mode``, or what the hidden layers
+            refuse.
 
     Source: M. Schuster, K. K. Paliwal, "Bidirectional recurrent neural networks", IEEE
     Transactions on Signal Processing 45(11), 1997, doi 10.1109/78.650093.
@@ -89,10 +95,16 @@ class BiRNN(nn.Module):
         layer_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        merge_mode: str = "concat",
     ) -> None:
         super().__init__()
         self.cell = cell
         self.per_step = per_step
+        if merge_mode is None:
+            raise ValueError(
+                "merge_mode must be 'concat', 'sum', 'mul' or 'ave', got None: the output layer "
+                "reads one tensor"
+            )
         options: dict[str, Any] = {
             "num_layers": num_layers,
             "bias": bias,
@@ -105,6 +117,7 @@ class BiRNN(nn.Module):
             "bidirectional": True,
             "device": device,
             "dtype": dtype,
+            "merge_mode": merge_mode,
         }
         if cell in ("tanh", "relu"):
             self.hidden = RNN(input_size, hidden_size, nonlinearity=cell, **options)
@@ -114,7 +127,9 @@ class BiRNN(nn.Module):
             self.hidden = LSTM(input_size, hidden_size, **options)
         else:
             raise ValueError(f"cell must be 'tanh', 'relu', 'gru' or 'lstm', got {cell!r}")
-        self.output = nn.Linear(2 * hidden_size, output_size, bias, device, dtype)
+        self.output = nn.Linear(
+            hidden_size * (2 if merge_mode == "concat" else 1), output_size, bias, device, dtype
+        )
 
     @overload
     def forward(
@@ -163,7 +178,9 @@ class BiRNN(nn.Module):
         states, final = self.hidden(input, **options)
         if not self.per_step:
             h_n = final[0] if self.cell == "lstm" else final
-            return self._output(torch.cat((h_n[-2], h_n[-1]), -1))
+            # Of torch's own layer, which `to_torch` makes of one that concatenates.
+            mode = getattr(self.hidden, "merge_mode", "concat")
+            return self._output(*merge_directions(h_n[-2], h_n[-1], mode))
         if isinstance(states, PackedSequence):
             return states._replace(data=self._output(states.data))
         output = self._output(states)
@@ -180,6 +197,15 @@ class BiRNN(nn.Module):
     def _hidden_weight(self, name: str) -> Tensor:
         weight: Tensor = getattr(self.hidden, name)
         return weight
+
+    def _output_weight(self, columns: slice) -> Tensor:
+        mode = getattr(self.hidden, "merge_mode", "concat")
+        if mode != "concat":
+            raise RuntimeError(
+                f"with merge_mode={mode!r} one matrix, output.weight, reads both directions: there "
+                "are no w4 and w6"
+            )
+        return self.output.weight[:, columns]
 
     @property
     def w1(self) -> Tensor:
@@ -199,7 +225,7 @@ class BiRNN(nn.Module):
     @property
     def w4(self) -> Tensor:
         """Forward hidden layer to output, ``[O, H]``: the left half of ``output.weight``."""
-        return self.output.weight[:, : self.hidden.hidden_size]
+        return self._output_weight(slice(None, self.hidden.hidden_size))
 
     @property
     def w5(self) -> Tensor:
@@ -209,7 +235,7 @@ class BiRNN(nn.Module):
     @property
     def w6(self) -> Tensor:
         """Backward hidden layer to output, ``[O, H]``: the right half of ``output.weight``."""
-        return self.output.weight[:, self.hidden.hidden_size :]
+        return self._output_weight(slice(self.hidden.hidden_size, None))
 
     def extra_repr(self) -> str:
         return f"cell={self.cell!r}, per_step={self.per_step}"

@@ -67,6 +67,7 @@ class _Quantized(Recurrent):
         )
 
     _op_checks = False  # any dtype is made float32 before
+
     def _packed_weights(
         self, layer: int, weights: list[Tensor], scales: list[Tensor]
     ) -> Tensor | None:
@@ -210,9 +211,9 @@ def quantize(model: ModuleT) -> ModuleT:
     the state dict into it. Its weights are packed for the kernels by the first call, and again when
     PyTorch has counted a change of one (``load_state_dict``, any operation in place, a new tensor):
     what is written past PyTorch (through ``.data``, a NumPy array, another process) needs
-    ``weight.add_(0)`` to be seen. It is compiled like any other; :func:`to_torch` makes it ``torch.nn``'s
-    float32 layer with the rounded weights, whose results differ by the rounding of x and h alone:
-    the way to ONNX is :func:`replace_rnns` of that.
+    ``weight.add_(0)`` to be seen. It is compiled like any other; :func:`to_torch` makes it
+    ``torch.nn``'s float32 layer with the rounded weights, whose results differ by the rounding of x
+    and h alone: the way to ONNX is :func:`replace_rnns` of that.
 
     What is quantized already is left as it is; so is, with a WARNING of the logger
     ``birnn_cuda.quantized``, a subclass of a layer, or one with a ``forward`` of its own.

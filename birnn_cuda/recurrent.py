@@ -49,6 +49,8 @@ OUTPUT_ALONE = Wanted()
 
 CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 
+MERGE_MODES = ("concat", "sum", "mul", "ave", None)
+
 # The names torch's C++ errors give to dtypes.
 _SCALAR_TYPE_NAMES = {
     torch.float32: "Float",
@@ -58,14 +60,28 @@ _SCALAR_TYPE_NAMES = {
 }
 
 
+def merge_directions(forward: Tensor, backward: Tensor, mode: str | None) -> tuple[Tensor, ...]:
+    """One tensor that a ``merge_mode`` makes of the two directions', or both where it is None."""
+    if mode == "concat":
+        return (torch.cat((forward, backward), -1),)
+    if mode == "sum":
+        return (forward + backward,)
+    if mode == "mul":
+        return (forward * backward,)
+    if mode == "ave":
+        return ((forward + backward) / 2,)
+    return forward, backward
+
+
 class Recurrent(ReportsTorchClass, nn.RNNBase):
-    """What the three layers share: everything but the constructor and the form of the states."""
+    """What the three layers share: everything but their own options and the form of the states."""
 
     recompute_activations: bool = False
     recurrent_dropout: float = 0.0
     input_dropout_mask: str = "element"
     zoneout: float | tuple[float, float] = 0.0
     layer_norm: bool = False
+    merge_mode: str | None = "concat"  # of a layer of torch's own that has changed its class, too
     _op_checks = True  # the operator refuses whatever does not fit
 
     def __init__(
@@ -76,6 +92,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         input_dropout_mask: str = "element",
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
+        merge_mode: str | None = "concat",
         **kwargs: Any,
     ) -> None:
         recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
@@ -83,6 +100,14 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         zoneout = check_zoneout(zoneout, has_c=mode == "LSTM")
         check_layer_norm(layer_norm, mode, kwargs, recurrent_dropout, zoneout)
         super().__init__(mode, *args, **kwargs)
+        if merge_mode not in MERGE_MODES:
+            raise ValueError(f"merge_mode must be one of {MERGE_MODES}, got {merge_mode!r}")
+        if merge_mode != "concat" and not self.bidirectional:
+            raise ValueError(
+                f"merge_mode={merge_mode!r} says what becomes of two directions, and there is one: "
+                "give bidirectional=True, or leave it out"
+            )
+        self.merge_mode = merge_mode
         if layer_norm:
             self._add_norms()
         self.recurrent_dropout = recurrent_dropout
@@ -126,6 +151,8 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         for name in ("recurrent_dropout", "input_dropout_mask", "zoneout", "layer_norm"):
             if (value := getattr(self, name)) != getattr(Recurrent, name):
                 text += f", {name}={value}"
+        if self.merge_mode != "concat":
+            text += f", merge_mode={self.merge_mode!r}"
         return text
 
     # ---- RNNBase keeps a flat list of the weights in step with the parameters, for cuDNN. Here it
@@ -220,13 +247,22 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         final states ``(h_n,)`` or ``(h_n, c_n)``.
 
         Of every step: the outputs, of every layer from the first on or of the last alone; then, if
-        they are wanted, the cell states of the same layers.
+        they are wanted, the cell states of the same layers. Without a merge the last layer's output
+        is a pair.
         """
         try:
-            return self._run_form(input, hx, lengths, resets, wanted)
+            by_step, states = self._run_form(input, hx, lengths, resets, wanted)
         except (AttributeError, TypeError):
             check_weights(self._flat_weights_names, self._flat_weights)
             raise
+        if self.merge_mode is not None:
+            return by_step, states
+        last = self._last_output(wanted)
+        return (*by_step[:last], by_step[last : last + 2], *by_step[last + 2 :]), states
+
+    def _last_output(self, wanted: Wanted) -> int:
+        """Where the last layer's output stands among what is returned of every step."""
+        return self.num_layers - 1 if wanted.all_layers else 0
 
     def _run_form(
         self,
@@ -286,7 +322,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             resets = resets.transpose(0, 1)
         given = states
         try:
-            by_step, states = self._run_layers(
+            by_step, states = self._run_merged(
                 by_time, states, lengths, None, wanted, checks_first, resets
             )
         except RuntimeError:
@@ -308,7 +344,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         if states is not None:
             states = _permute(states, sorted_indices)
         self._check_sizes(data, states, batch_sizes)
-        by_step, states = self._run_layers(data, states, None, batch_sizes, wanted)
+        by_step, states = self._run_merged(data, states, None, batch_sizes, wanted)
         packed = tuple(
             PackedSequence(values, batch_sizes, sorted_indices, unsorted_indices)
             for values in by_step
@@ -326,8 +362,27 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             self._check_sizes(padded.transpose(0, 1), states, None)
         else:
             self._check_sizes(padded, states, None)
-        by_step, states = self._run_layers(padded, states, lengths, None, wanted)
+        by_step, states = self._run_merged(padded, states, lengths, None, wanted)
         return tuple(padded_to_nested(values, input) for values in by_step), states
+
+    def _run_merged(
+        self,
+        input: Tensor,
+        states: States | None,
+        lengths: Any,
+        batch_sizes: Any,
+        wanted: Wanted,
+        *rest: Any,
+    ) -> tuple[tuple[Tensor, ...], States]:
+        """As `_run_layers`, the last layer's output merged: in its place two, if `merge_mode` is
+        None."""
+        by_step, final = self._run_layers(input, states, lengths, batch_sizes, wanted, *rest)
+        if self.merge_mode == "concat":
+            return by_step, final
+        last = self._last_output(wanted)
+        forward, backward = by_step[last].chunk(2, -1)
+        merged = merge_directions(forward, backward, self.merge_mode)
+        return (*by_step[:last], *merged, *by_step[last + 1 :]), final
 
     def _run_layers(
         self,

@@ -104,7 +104,10 @@ class Reversed(nn.Module):
 
 
 def make_layer(
-    cell: str, layers: Sequence[Sequence[Weights]], batch_first: bool = False
+    cell: str,
+    layers: Sequence[Sequence[Weights]],
+    batch_first: bool = False,
+    merge_mode: str | None = "concat",
 ) -> RNN | GRU | LSTM:
     """A layer that holds ``layers``: of each of its layers, the weights of each direction.
 
@@ -122,6 +125,7 @@ def make_layer(
         "bias": first.b_ih is not None,
         "batch_first": batch_first,
         "bidirectional": len(layers[0]) == 2,
+        "merge_mode": merge_mode,
         "dtype": torch.from_numpy(np.empty(0, np.asarray(first.w_ih).dtype)).dtype,
     }
     layer: RNN | GRU | LSTM
@@ -149,14 +153,25 @@ def make_layer(
     return layer.eval()
 
 
-def read_layers(layer: nn.RNNBase) -> list[list[Weights]]:
+def read_layers(layer: nn.RNNBase, *, merges: bool = False) -> list[list[Weights]]:
     """The weights of each layer and direction, as arrays; the inverse of :func:`make_layer`.
 
+    Args:
+        layer: of this package or of ``torch.nn``.
+        merges: the caller writes down the layer's ``merge_mode`` as well.
+
     Raises:
-        NotImplementedError: a layer with ``proj_size``, which no other format here has.
+        NotImplementedError: a layer with ``proj_size``, which no other format here has, or with a
+            ``merge_mode`` that nothing would say.
     """
     if layer.proj_size:
         raise NotImplementedError("a layer with proj_size has no form elsewhere")
+    mode = getattr(layer, "merge_mode", "concat")
+    if mode != "concat" and not merges:
+        raise NotImplementedError(
+            f"a layer with merge_mode={mode!r} has no form there: both directions are given side "
+            "by side"
+        )
     state = {name: value.detach().cpu().numpy() for name, value in layer.state_dict().items()}
     return [
         [

@@ -2,7 +2,7 @@
 
 Keras multiplies from the right, so its matrices are torch's transposed; an LSTM has one bias, a GRU
 with ``reset_after=True`` two, and its gates are z, r, h.
-Source: keras/src/layers/rnn of Keras 3.
+Sources: keras/src/layers/rnn of Keras 3; for files keras_file.py.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
 from ._layers import Imported, Weights, make_layer, read_layers, reorder
+from .keras_file import KerasLayer, from_cudnn, read_keras_file
 
 __all__ = ["load_keras", "to_keras"]
 
@@ -23,18 +24,32 @@ _ORDER = {"tanh": (0,), "relu": (0,), "gru": (1, 0, 2), "lstm": (0, 1, 2, 3)}
 _KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
 
 
-def load_keras(source: Any) -> Any:
-    """Recurrent layers of Keras 3, as layers of this package.
+def load_keras(
+    source: Any,
+    *,
+    activation: str | None = None,
+    recurrent_activation: str | None = None,
+    merge_mode: str | None = "concat",
+) -> Any:
+    """Recurrent layers of Keras 3 and 2, as layers of this package.
 
     A Keras layer gives zeros or repeats its last output past a mask's end; these layers give zeros.
-    Its ``Bidirectional`` with ``merge_mode="concat"`` is a layer of two directions; with another
-    one it is too, and merging the halves of its output stays to the caller. ``return_sequences``
-    says which output is wanted, not what is computed, and is not kept; nor are ``stateful``, whose
-    states are passed as hx here, and dropout.
+    Its ``Bidirectional`` is a layer of two directions with the same ``merge_mode``.
+    ``return_sequences`` says which output is wanted, not what is computed, and is not kept; nor are
+    ``stateful``, whose states are passed as hx here, and dropout.
+
+    Of a file that holds weights alone (``save_weights``) the caller says what the layers are: in
+    Keras 2 the default of ``recurrent_activation`` was "hard_sigmoid" for years. That a layer goes
+    backwards nothing in such a file tells either.
 
     Args:
-        source: a layer that is built (SimpleRNN, GRU, LSTM, Bidirectional), a model, or the path
-            of a ``.keras`` file.
+        source: a layer that is built (SimpleRNN, GRU, LSTM, Bidirectional), a model, or the path of
+            a file: ``.keras``, ``.h5`` or ``.hdf5`` of Keras 2 (``CuDNNGRU`` and ``CuDNNLSTM``
+            too) and 3, ``.weights.h5``.
+        activation: of a file of weights alone, that of its SimpleRNN ("tanh" or "relu"), GRU and
+            LSTM layers; None is "tanh" for GRU and LSTM.
+        recurrent_activation: of a file of weights alone, that of its GRU and LSTM layers.
+        merge_mode: of a file of weights alone, that of its Bidirectional layers.
 
     Returns:
         Of a layer, the layer, with ``batch_first=True``; of a model or a file a list of
@@ -43,10 +58,25 @@ def load_keras(source: Any) -> Any:
     Raises:
         NotImplementedError: a layer that is none of this package, naming it and why: other
             activations, a GRU with ``reset_after=False``, ``go_backwards`` (whose outputs run
-            backwards while its mask does not).
-        ValueError: a layer that is not built, or a model without a recurrent layer.
-        ImportError: the package keras is missing.
+            backwards while its mask does not), arrays of other shapes.
+        ValueError: a layer that is not built, a model without a recurrent layer, or a file of
+            weights alone whose activations are not given.
+        ImportError: the package keras, or for an HDF5 file h5py, is missing.
     """
+    if isinstance(source, str | os.PathLike) and os.fspath(source).endswith((".h5", ".hdf5")):
+        given = _Given(activation, recurrent_activation, merge_mode)
+        layers = [
+            Imported(layer.name, _layer_of_file(layer, given))
+            for layer in read_keras_file(os.fspath(source))
+        ]
+        if not layers:
+            raise ValueError(f"the file {os.fspath(source)!r} has no SimpleRNN, GRU or LSTM layer")
+        return layers
+    if activation or recurrent_activation or merge_mode != "concat":
+        raise ValueError(
+            "activation, recurrent_activation and merge_mode are for a file of weights alone: "
+            f"{type(source).__name__} says what its layers are"
+        )
     keras: Any = importlib.import_module("keras")
 
     if isinstance(source, str | os.PathLike):
@@ -78,45 +108,114 @@ def _layer_of(layer: Any) -> nn.Module:
             raise NotImplementedError(f"{layer.name!r}: its forward layer goes backwards")
     elif kind in _KINDS:
         halves = [layer]
-        if layer.go_backwards:
-            raise NotImplementedError(
-                f"{kind} {layer.name!r}: go_backwards returns its outputs last step first, while "
-                "its mask stays as it was; load it as the backward half of a Bidirectional"
-            )
+        _check_direction(f"{kind} {layer.name!r}", layer.go_backwards)
     else:
         raise NotImplementedError(f"{kind} {layer.name!r} is no SimpleRNN, GRU or LSTM")
-    cells = {_cell_of(half) for half in halves}
+    cells = {_cell_of_layer(half) for half in halves}
     if len(cells) != 1:
         raise NotImplementedError(f"{layer.name!r}: its halves are of two cells, {sorted(cells)}")
     (cell,) = cells
-    return make_layer(cell, [[_weights_of(half, cell) for half in halves]], batch_first=True)
+    return make_layer(
+        cell,
+        [[_weights_of(half, cell) for half in halves]],
+        batch_first=True,
+        merge_mode=layer.merge_mode if kind == "Bidirectional" else "concat",
+    )
 
 
-def _cell_of(layer: Any) -> str:
+def _cell_of_layer(layer: Any) -> str:
     kind = type(layer).__name__
-
-    def refuse(reason: str) -> NotImplementedError:
-        return NotImplementedError(f"{kind} {layer.name!r}: {reason}")
-
+    label = f"{kind} {layer.name!r}"
     if kind not in _KINDS:
-        raise NotImplementedError(f"{kind} {layer.name!r} is no SimpleRNN, GRU or LSTM")
+        raise NotImplementedError(f"{label} is no SimpleRNN, GRU or LSTM")
     if not layer.built:
-        raise ValueError(f"{kind} {layer.name!r} has no weights yet: build it, or call it once")
-    activation: str = layer.activation.__name__
+        raise ValueError(f"{label} has no weights yet: build it, or call it once")
+    recurrent = "" if kind == "SimpleRNN" else layer.recurrent_activation.__name__
+    return _cell_of(
+        label, kind, layer.activation.__name__, recurrent, getattr(layer, "reset_after", True)
+    )
+
+
+def _check_direction(label: str, go_backwards: bool) -> None:
+    if go_backwards:
+        raise NotImplementedError(
+            f"{label}: go_backwards returns its outputs last step first, while its mask stays as "
+            "it was; load it as the backward half of a Bidirectional"
+        )
+
+
+def _cell_of(
+    label: str, kind: str, activation: str, recurrent_activation: str, reset_after: bool
+) -> str:
+    """The cell that a layer so described is."""
     if kind == "SimpleRNN":
         if activation not in ("tanh", "relu"):
-            raise refuse(f"its activation is {activation}")
+            raise NotImplementedError(f"{label}: its activation is {activation}")
         return activation
     if activation != "tanh":
-        raise refuse(f"its activation is {activation}")
-    if layer.recurrent_activation.__name__ != "sigmoid":
-        raise refuse(f"its recurrent_activation is {layer.recurrent_activation.__name__}")
-    if kind == "GRU" and not layer.reset_after:
-        raise refuse(
-            "reset_after=False applies the reset gate before the recurrent product; "
+        raise NotImplementedError(f"{label}: its activation is {activation}")
+    if recurrent_activation != "sigmoid":
+        raise NotImplementedError(f"{label}: its recurrent_activation is {recurrent_activation}")
+    if kind == "GRU" and not reset_after:
+        raise NotImplementedError(
+            f"{label}: reset_after=False applies the reset gate before the recurrent product; "
             "birnn_cuda.GRU applies it after"
         )
     return kind.lower()
+
+
+class _Given(NamedTuple):
+    """What the caller says of a file that does not."""
+
+    activation: str | None
+    recurrent_activation: str | None
+    merge_mode: str | None
+
+
+def _layer_of_file(layer: KerasLayer, given: _Given) -> nn.Module:
+    label = f"{layer.kind} {layer.name!r}"
+    config = layer.config
+    columns = layer.halves[0][1].shape[1]
+    bias = layer.halves[0][2] if len(layer.halves[0]) == 3 else None
+    # The bias of a GRU tells; without one the file's own word is needed.
+    reset_after = bias.shape != (columns,) if bias is not None else None
+    if config is not None:
+        if given != _Given(None, None, "concat"):
+            raise ValueError(f"{label}: the file says what it is: leave out {given._fields}")
+        _check_direction(label, config.get("go_backwards", False))
+        activation = config.get("activation", "tanh")
+        recurrent = config.get("recurrent_activation", "sigmoid")
+        merge_mode = layer.merge_mode if len(layer.halves) == 2 else "concat"
+        if reset_after is None:
+            reset_after = config.get("reset_after", False)
+    else:
+        activation = given.activation or ("" if layer.kind == "SimpleRNN" else "tanh")
+        recurrent = "sigmoid" if layer.is_cudnn else given.recurrent_activation
+        missing = "activation" if not activation else "recurrent_activation"
+        if not activation or (recurrent is None and layer.kind != "SimpleRNN"):
+            raise ValueError(
+                f"{label}: the file holds weights alone: give the layer's {missing}, as its model "
+                f'had it ({missing}="{"tanh" if not activation else "sigmoid"}", say)'
+            )
+        merge_mode = given.merge_mode if len(layer.halves) == 2 else "concat"
+        if reset_after is None and layer.kind == "GRU":
+            raise NotImplementedError(
+                f"{label}: it has no bias, whose shape would tell reset_after, and the file holds "
+                "weights alone: load the model's own file"
+            )
+    cell = _cell_of(label, layer.kind, activation, recurrent or "", bool(reset_after))
+    directions = []
+    for half in layer.halves:
+        if layer.is_cudnn:
+            weights = from_cudnn(half, layer.kind)
+            arrays = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh)
+            directions.append(Weights(*(reorder(array, _ORDER[cell]) for array in arrays)))
+        else:
+            kernel, recurrent_kernel, *rest = half
+            directions.append(
+                _from_keras(kernel, recurrent_kernel, rest[0] if rest else None, cell)
+            )
+    return make_layer(cell, [directions], batch_first=True, merge_mode=merge_mode)
 
 
 def _weights_of(layer: Any, cell: str) -> Weights:
@@ -154,8 +253,8 @@ def to_keras(layer: nn.RNNBase) -> Any:
     if layer.dropout and layer.num_layers > 1:
         raise NotImplementedError("dropout between layers is no part of a Keras recurrent layer")
     cell = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(layer.mode, layer.mode.lower())
-    built = []
-    for directions in read_layers(layer):
+    built: list[Any] = []
+    for directions in read_layers(layer, merges=True):
         options: dict[str, Any] = {"return_sequences": True, "use_bias": layer.bias}
         if cell == "gru":
             made = keras.layers.GRU(layer.hidden_size, reset_after=True, **options)
@@ -165,7 +264,9 @@ def to_keras(layer: nn.RNNBase) -> Any:
             made = keras.layers.SimpleRNN(layer.hidden_size, activation=cell, **options)
         halves = [made]
         if layer.bidirectional:
-            made = keras.layers.Bidirectional(made)
+            is_last = len(built) == layer.num_layers - 1
+            mode = getattr(layer, "merge_mode", "concat") if is_last else "concat"
+            made = keras.layers.Bidirectional(made, merge_mode=mode)
         made.build((None, None, directions[0].w_ih.shape[1]))
         if layer.bidirectional:
             halves = [made.forward_layer, made.backward_layer]

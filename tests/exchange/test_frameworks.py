@@ -57,15 +57,15 @@ def randomise(arrays):
 # ---- Keras
 
 
-def keras_layer(cell, bidirectional, **options):
+def keras_layer(cell, bidirectional, input_size=INPUT, merge_mode="concat", **options):
     keras = importlib.import_module("keras")
     options = {"return_sequences": True, **options}
     if cell in ("tanh", "relu"):
         layer = keras.layers.SimpleRNN(HIDDEN, activation=cell, **options)
     else:
         layer = {"gru": keras.layers.GRU, "lstm": keras.layers.LSTM}[cell](HIDDEN, **options)
-    layer = keras.layers.Bidirectional(layer) if bidirectional else layer
-    layer.build((None, None, INPUT))
+    layer = keras.layers.Bidirectional(layer, merge_mode=merge_mode) if bidirectional else layer
+    layer.build((None, None, input_size))
     layer.set_weights(randomise(layer.get_weights()))
     return layer
 
@@ -85,6 +85,29 @@ def test_keras_in(cell, bidirectional, use_bias):
     assert ours.bias == use_bias and ours.bidirectional == bidirectional
     x = batch()
     assert_same(by_keras([theirs], x), run([ours], x), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mul", "ave", None])
+@pytest.mark.parametrize("cell", CELLS)
+def test_keras_merges_in_and_out(cell, mode):
+    theirs = keras_layer(cell, True, merge_mode=mode)
+    ours = birnn_cuda.load_keras(theirs)
+    (back,) = birnn_cuda.to_keras(ours)
+    assert ours.merge_mode == back.merge_mode == mode
+    x = batch()
+    output = ours(x, lengths=torch.tensor(LENGTHS))[0]
+    for layer in (theirs, back):
+        wanted = layer(x, mask=INSIDE)
+        pairs = [(wanted, output)] if mode is not None else zip(wanted, output, strict=True)
+        for want, got in pairs:
+            assert_same(importlib.import_module("keras").ops.convert_to_numpy(want), got.detach())
+
+
+def test_what_does_not_merge_elsewhere():
+    ours = birnn_cuda.GRU(INPUT, HIDDEN, bidirectional=True, merge_mode="sum")
+    for write in (birnn_cuda.to_flax, birnn_cuda.to_mlx, birnn_cuda.to_paddle):
+        with pytest.raises(NotImplementedError, match="merge_mode='sum'"):
+            write(ours)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -23,7 +23,8 @@ void expect(bool holds, int line) {
 #define EXPECT(condition) expect(condition, __LINE__)
 
 // A pass of so many milliseconds from `begun` on, the last of which are lost to a wait.
-void pass(Crowding::Clock::time_point begun, Crowding::Clock::duration takes, Crowding::Clock::duration lost) {
+void pass(Crowding::Clock::time_point begun, Crowding::Clock::duration takes,
+          Crowding::Clock::duration lost) {
   Crowding::begin_pass();
   Crowding::note_wait(begun + takes - lost, begun + takes);
   Crowding::end_pass(begun, begun + takes);
