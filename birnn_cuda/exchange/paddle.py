@@ -36,6 +36,8 @@ def load_paddle(
         The layer, with ``batch_first`` the opposite of ``time_major``.
 
     Raises:
+        NotImplementedError: parameters of ``fluid.layers.dynamic_lstm`` with peepholes, or of
+            ``dynamic_gru``, which are other layers.
         ValueError: names that are none of such a layer, or shapes that do not fit.
     """
     arrays = {
@@ -44,6 +46,7 @@ def load_paddle(
         if not re.match(r"\d+\.", name)
     }
     unknown = sorted(name for name in arrays if not _NAME.fullmatch(name))
+    _refuse_fluid(arrays)
     if unknown or "weight_hh_l0" not in arrays:
         raise ValueError(f"these are not the weights of one recurrent layer: {sorted(arrays)}")
     rows, hidden_size = arrays["weight_hh_l0"].shape
@@ -65,6 +68,26 @@ def load_paddle(
         for index in range(num_layers)
     ]
     return make_layer(activation if cell == "tanh" else cell, layers, not time_major)
+
+
+def _refuse_fluid(arrays: Mapping[str, Any]) -> None:
+    """The older layers, by their shapes, for their names are the model's: python/paddle/fluid/
+    layers/nn.py of Paddle 1."""
+    shapes = {array.shape for array in arrays.values()}
+    for name, array in arrays.items():
+        if array.ndim != 2 or _NAME.fullmatch(name):
+            continue
+        rows, columns = array.shape
+        if rows == 1 and not columns % 7 and (columns // 7, 4 * (columns // 7)) in shapes:
+            raise NotImplementedError(
+                f"{name} of shape {(rows, columns)} is a bias of 7*H: its last 3*H are peepholes, "
+                "through which the gates read the cell state"
+            )
+        if rows > 1 and columns == 3 * rows:
+            raise NotImplementedError(
+                f"{name} of shape {(rows, columns)} is no [H, 3*H], but an [H, 2*H] and an [H, H] "
+                "one after the other, of a GRU whose reset gate stands before the recurrent product"
+            )
 
 
 def to_paddle(layer: nn.RNNBase) -> dict[str, Any]:

@@ -7,11 +7,14 @@ package; tests/exchange runs them again.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
-__all__ = ["Target", "target_of"]
+__all__ = ["Target", "parts_of", "target_of"]
 
 # Larger than any finite number that is not to be clipped.
 _NO_CLIP = 3.4028234663852886e38
+
+_EQUAL_LENGTHS = "run sequences of one length together, without lengths="
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,24 +24,35 @@ class Target:
     Attributes:
         name: of the runtime.
         clip_with_lengths: a clip that clips nothing, where the runtime ignores lengths without one.
+        lists_every_output: a node names all of its outputs, used or not, where the runtime takes
+            one for another as soon as some are left out.
+        leaves_shapes_out: nothing is said of the shapes of results, where the runtime will not have
+            the inputs' dimensions fixed beside them.
         refused: what it does not run right, by what it is: of cells "tanh", "relu", "gru", "lstm",
-            and "lengths" and "states"; with the reason.
+            and "lengths", "states" (initial ones) and "final states"; with the reason.
     """
 
     name: str
     clip_with_lengths: float | None = None
+    lists_every_output: bool = False
+    leaves_shapes_out: bool = False
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def check(self, cell: str, with_lengths: bool, with_states: bool) -> None:
-        """Refuse what the runtime does not run right.
+    def check(self, parts: Collection[str]) -> None:
+        """Refuse what the runtime does not run right of ``parts``, as :attr:`refused` calls them.
 
         Raises:
             NotImplementedError: names it, with the reason.
         """
-        wanted = {cell: True, "lengths": with_lengths, "states": with_states}
         for part, reason in self.refused.items():
-            if wanted.get(part):
+            if part in parts:
                 raise NotImplementedError(f"target {self.name!r} does not take {part}: {reason}")
+
+
+def parts_of(cell: str, lengths: object, hx: object) -> list[str]:
+    """What a call of a layer asks of a runtime, by the names of :attr:`Target.refused`."""
+    given = {"lengths": lengths, "states": hx}
+    return [cell, *(name for name, value in given.items() if value is not None)]
 
 
 _TARGETS = {
@@ -46,6 +60,42 @@ _TARGETS = {
     for target in (
         Target("onnxruntime"),
         Target("openvino", clip_with_lengths=_NO_CLIP),
+        Target(
+            "opencv",
+            lists_every_output=True,
+            refused={
+                "tanh": "OpenCV has no RNN operator",
+                "relu": "OpenCV has no RNN operator",
+                "lengths": f"OpenCV refuses or ignores sequence_lens; {_EQUAL_LENGTHS}",
+            },
+        ),
+        Target(
+            "ncnn",
+            refused={
+                "relu": "pnnx makes it a tanh layer",
+                "lengths": f"ncnn's layers know none; {_EQUAL_LENGTHS}",
+                "states": "pnnx does not convert a node with initial states",
+                "final states": "pnnx loses biases, or gives other values, where a node's final "
+                "states are read; return the output alone, which holds them",
+            },
+        ),
+        Target(
+            "mnn",
+            lists_every_output=True,
+            refused={
+                "relu": "MNN runs it as tanh",
+                "gru": "MNN gives other values, or none",
+                "lengths": f"MNN's layers know none; {_EQUAL_LENGTHS}",
+            },
+        ),
+        Target(
+            "tract",
+            leaves_shapes_out=True,
+            refused={
+                "relu": "tract runs it as tanh",
+                "lengths": f"tract takes constant lengths alone; {_EQUAL_LENGTHS}",
+            },
+        ),
     )
 }
 

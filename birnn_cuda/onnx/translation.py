@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .targets import Target, target_of
+from .targets import Target, parts_of, target_of
 
 __all__ = ["ONNX_GATES", "translations"]
 
@@ -74,7 +74,7 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
         refuse_what_onnx_lacks(
             num_weights, batch_sizes is not None, resets is not None, is_regularised
         )
-        target.check(cell, lengths is not None, hx is not None)
+        target.check(parts_of(cell, lengths, hx))
         hidden_size = weights[1].shape[1]
         directions = [
             weights[d * num_weights : (d + 1) * num_weights] for d in range(num_directions)

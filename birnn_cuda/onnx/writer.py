@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..regularisers import zoneout_of
-from .targets import Target, target_of
+from .targets import Target, parts_of, target_of
 from .translation import refuse_what_onnx_lacks, table
 
 __all__ = ["export"]
@@ -44,8 +44,9 @@ def export(
             of 1 for one that is always 1.
         path: of the file.
         kwargs: the example's keyword arguments.
-        target: "onnxruntime" or "openvino", the runtime that the file is for: they do not agree on
-            what a file means.
+        target: the runtime that the file is for, "onnxruntime", "openvino", "opencv", "ncnn",
+            "mnn" or "tract": they do not agree on what a file means, nor run all there is. The
+            table in docs/exchange.md says which runs what.
         dynamic_shapes: as of :func:`torch.export.export`; None leaves every dimension free that
             the model leaves free.
         input_names, output_names: of the graph.
@@ -148,7 +149,7 @@ def _check_call(call: torch.fx.Node, target: Target) -> None:
             )
     num_weights: Any = len(weights) // num_directions  # type: ignore[arg-type, operator]
     refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None, is_regularised)
-    target.check(cell, lengths is not None, hx is not None)  # type: ignore[arg-type]
+    target.check(parts_of(cell, lengths, hx))  # type: ignore[arg-type]
 
 
 def _finish(model: Any, target: Target, num_layers: int) -> None:
@@ -164,6 +165,18 @@ def _finish(model: Any, target: Target, num_layers: int) -> None:
     for node in nodes:
         for operand in node.inputs[1:4]:
             assert operand is None or operand.const_value is not None, f"{operand} is not folded"
+        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+            target.check(["final states"])
+        if target.lists_every_output:
+            listed = len(node.outputs)
+            node.resize_outputs(3 if node.op_type == "LSTM" else 2)
+            for index, output in enumerate(node.outputs):
+                if index >= listed or not output.name:
+                    output.name = f"{node.name}_unused_{index}"
+    if target.leaves_shapes_out:
+        for node in model.graph.all_nodes():
+            for value in node.outputs:
+                value.shape = None
     model.graph.doc_string = (
         f"Written by birnn_cuda for {target.name}. Other runtimes may read its recurrent nodes "
         "otherwise: export once for each."

@@ -6,7 +6,6 @@ what `make test` installs.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 import pytest
 import torch
 from conftest import make_layer
+from runtimes import by_onnxruntime, by_openvino
 from torch import nn
 
 import birnn_cuda
@@ -58,23 +58,6 @@ class Model(nn.Module):
             count = 2 if layer.mode == "LSTM" else 1
             operands += [torch.rand(rows, batch_size, HIDDEN) * 2 - 1 for _ in range(count)]
         return operands
-
-
-def by_onnxruntime(path, feeds, fixed):
-    onnxruntime = importlib.import_module("onnxruntime")
-    session = onnxruntime.InferenceSession(str(path))
-    return session.run(None, feeds)
-
-
-def by_openvino(path, feeds, fixed):
-    openvino = importlib.import_module("openvino")
-    model = openvino.Core().read_model(str(path))
-    if fixed:
-        model.reshape({name: list(value.shape) for name, value in feeds.items()})
-    # Else a processor with bfloat16 units would compute in bfloat16.
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    results = compiled([feeds[port.any_name] for port in model.inputs])
-    return [results[port] for port in compiled.outputs]
 
 
 RUNTIMES = {"onnxruntime": by_onnxruntime, "openvino": by_openvino}
@@ -144,6 +127,21 @@ def test_a_complete_network_by_the_exporter_itself(tmp_path):
     (name,) = (value.name for value in onnx.load(tmp_path / "model.onnx").graph.input)
     (scores,) = by_onnxruntime(tmp_path / "model.onnx", {name: x.numpy()}, False)
     torch.testing.assert_close(torch.from_numpy(scores), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mul", "ave", None])
+def test_merged_directions(mode, tmp_path):
+    model = Model("gru", True, False, merge_mode=mode).eval()
+    x, lengths = model.operands(9, 4, (9, 2, 1, 3))
+    path = tmp_path / "model.onnx"
+    wanted = model.layer(x, lengths=lengths)[0]
+    birnn_cuda.onnx.export(model, model.operands(5, 2, (5, 3)), path)
+    names = [value.name for value in onnx.load(path).graph.input]
+    outputs = by_onnxruntime(
+        path, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)), False
+    )
+    for want, got in zip([wanted] if mode is not None else wanted, outputs, strict=False):
+        torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5)
 
 
 def test_there_and_back(tmp_path):

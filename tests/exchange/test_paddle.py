@@ -60,6 +60,15 @@ def test_time_major():
     torch.testing.assert_close(torch.from_numpy(output.numpy()), ours(x)[0], rtol=0, atol=1e-5)
 
 
+def test_older_layers_are_refused_as_what_they_are():
+    lstm = {"lstm_0.w_0": np.zeros((5, 20)), "lstm_0.b_0": np.zeros((1, 35))}
+    with pytest.raises(NotImplementedError, match=r"lstm_0.b_0 .* peepholes"):
+        birnn_cuda.load_paddle(lstm)
+    gru = {"gru_0.w_0": np.zeros((5, 15)), "gru_0.b_0": np.zeros((1, 15))}
+    with pytest.raises(NotImplementedError, match=r"gru_0.w_0 .* \[H, 2\*H\] and an \[H, H\]"):
+        birnn_cuda.load_paddle(gru)
+
+
 def test_what_is_no_recurrent_layer():
     for weights in (
         {"weight": np.zeros((3, 3))},

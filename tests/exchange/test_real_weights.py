@@ -5,20 +5,28 @@ Long, for `make exchange`, which fetches the packages.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
+import json
+import os
 import pickle
+import sys
 import time
+import types
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_keras_files import by_keras_2
 from torch import Tensor
 
 import birnn_cuda
 from birnn_cuda import load_dynet, load_onnx
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
@@ -154,3 +162,124 @@ def test_ddddocr():
     difference = output - torch.from_numpy(y).transpose(1, 2).flatten(2)
     assert difference.pow(2).mean().sqrt() < 0.1 * output.pow(2).mean().sqrt()
     report("ddddocr (the package's time is that of its whole network)", theirs, ours)
+
+
+def stand_in(monkeypatch, name, **contents):
+    """A module under that name, for what a package imports and none of its recurrence needs."""
+    module = types.ModuleType(name)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def test_g2p_en(monkeypatch):
+    """Sounds of English words: an encoder and a decoder, GRUs under torch's names, run by numpy."""
+    found = types.SimpleNamespace(find=lambda path: path)
+    stand_in(monkeypatch, "nltk", pos_tag=None, data=found)
+    stand_in(monkeypatch, "nltk.corpus", cmudict=types.SimpleNamespace(dict=dict))
+    stand_in(monkeypatch, "nltk.tokenize", TweetTokenizer=lambda: types.SimpleNamespace(tokenize=0))
+    stand_in(monkeypatch, "inflect", engine=lambda: None)
+    g2p = importlib.import_module("g2p_en").G2p()
+
+    def layer_of(part):
+        layer = birnn_cuda.GRU(g2p.variables[f"{part}_w_ih"].shape[1], 256, batch_first=True)
+        names = ("w_ih", "w_hh", "b_ih", "b_hh")
+        arrays = [torch.from_numpy(g2p.variables[f"{part}_{name}"]) for name in names]
+        layer.load_state_dict(dict(zip(layer.state_dict(), arrays, strict=True)))
+        return layer.eval()
+
+    encoder, decoder = layer_of("enc"), layer_of("dec")
+    words = ["birnn", "activationist", "xyzzy", "schuster", "paliwal"]
+    coded = [torch.from_numpy(g2p.encode(word))[0] for word in words]
+    lengths = torch.tensor([len(code) for code in coded])
+    padded = torch.nn.utils.rnn.pad_sequence(coded, batch_first=True, padding_value=1e4)
+    weights = [g2p.variables[f"enc_{name}"] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+
+    def theirs():
+        return [g2p.gru(code[None].numpy(), len(code), *weights)[0] for code in coded]
+
+    wanted, their_time = timed(theirs)
+    (output, h_n), our_time = timed(lambda: encoder(padded, lengths=lengths))
+    for row, want in enumerate(wanted):
+        got = output[row, : len(want)]
+        torch.testing.assert_close(got, torch.from_numpy(want), rtol=0, atol=1e-5)
+    report("g2p_en's encoder", their_time, our_time)
+    for row, word in enumerate(words):  # what its predict does, by the decoder, a step at a time
+        sound, state, sounds = 2, h_n[:, row : row + 1], []
+        for _ in range(20):
+            step = torch.from_numpy(g2p.dec_emb[sound]).view(1, 1, -1)
+            output, state = decoder(step, state)
+            sound = int((output[0, 0].detach().numpy() @ g2p.fc_w.T + g2p.fc_b).argmax())
+            if sound == 3:
+                break
+            sounds.append(g2p.idx2p[sound])
+        assert sounds == g2p.predict(word), word
+
+
+def test_resemblyzer(monkeypatch):
+    """Voices: three LSTM layers of torch above each other, which replace_rnns swaps."""
+    audio = ("preprocess_wav", "wav_to_mel_spectrogram", "trim_long_silences", "normalize_volume")
+    stand_in(monkeypatch, "resemblyzer.audio", **dict.fromkeys(audio))
+    theirs = importlib.import_module("resemblyzer").VoiceEncoder("cpu", verbose=False)
+    ours = birnn_cuda.replace_rnns(copy.deepcopy(theirs))
+    assert type(ours.lstm) is birnn_cuda.LSTM
+    frames = torch.rand(4, 160, 40)
+    with torch.no_grad():
+        wanted, their_time = timed(theirs, frames)
+        got, our_time = timed(ours, frames)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    report("resemblyzer (whole networks)", their_time, our_time)
+
+
+def test_textgenrnn(monkeypatch):
+    """Texts by the letter: two CuDNNLSTMs of Keras 2, run by the package's model on Keras 3, with
+    what Keras 2 makes of their weights; the functions that Keras dropped are stood in for."""
+    keras = importlib.import_module("keras")
+    ops = keras.ops
+    dropped = types.SimpleNamespace(
+        backend=keras.backend.backend,
+        cast=ops.cast,
+        dot=ops.matmul,
+        epsilon=keras.backend.epsilon,
+        exp=ops.exp,
+        expand_dims=lambda x: ops.expand_dims(x, -1),
+        floatx=keras.backend.floatx,
+        max=ops.max,
+        reshape=ops.reshape,
+        shape=ops.shape,
+        sum=ops.sum,
+    )
+    folder = folder_of("textgenrnn")
+    contents = {"backend": dropped, "initializers": keras.initializers}
+    stand_in(monkeypatch, "tensorflow", config=None)
+    stand_in(monkeypatch, "tensorflow.keras", **contents)
+    stand_in(monkeypatch, "tensorflow.keras.optimizers", Adam=lambda lr: "adam")
+    monkeypatch.setitem(sys.modules, "tensorflow.keras.layers", keras.layers)
+    monkeypatch.setitem(sys.modules, "tensorflow.keras.models", keras.models)
+    stand_in(monkeypatch, "textgenrnn", __path__=[str(folder)])
+    make = importlib.import_module("textgenrnn.model").textgenrnn_model
+    sizes = {"max_length": 40, "dim_embeddings": 100, "rnn_layers": 2, "rnn_size": 128}
+    weights = folder / "textgenrnn_weights.hdf5"
+    letters = len(json.loads((folder / "textgenrnn_vocab.json").read_text())) + 1
+    model = make(letters, {**sizes, "rnn_bidirectional": False})
+    with importlib.import_module("h5py").File(weights) as file:
+        for layer in model.layers:
+            group = file[layer.name]
+            arrays = [np.asarray(group[name]) for name in group.attrs["weight_names"]]
+            is_rnn = layer.name.startswith("rnn_") and arrays
+            layer.set_weights(by_keras_2("LSTM", arrays) if is_rnn else arrays)
+    inner = [model.get_layer(name).output for name in ("embedding", "rnn_1", "rnn_2")]
+    network = keras.Model(model.inputs, inner)
+    text = torch.randint(1, letters, (3, 40))
+    (x, first, second), theirs = timed(lambda: [np.asarray(y) for y in network(text)])
+    layers = birnn_cuda.load_keras(weights)
+    assert [each.name for each in layers] == ["rnn_1", "rnn_2"]
+
+    def run():
+        below, _ = layers[0].layer(torch.from_numpy(x))
+        return below, layers[1].layer(below)[0]
+
+    outputs, ours = timed(run)
+    for got, wanted in zip(outputs, (first, second), strict=True):
+        torch.testing.assert_close(got.detach(), torch.from_numpy(wanted), rtol=0, atol=1e-5)
+    report("textgenrnn's LSTMs (the package's time is that with its embedding)", theirs, ours)
