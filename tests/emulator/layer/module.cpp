@@ -22,6 +22,7 @@ ForwardResult forward_cpu(const Problem&, bool) {
 BackwardResult backward_cpu(const Problem&, const BackwardInputs&) {
   TORCH_CHECK(false, "the CPU backend was called");
 }
+Tensor pack_weights_cpu(const Problem&) { TORCH_CHECK(false, "the CPU backend was called"); }
 
 }  // namespace birnn
 
