@@ -29,7 +29,8 @@ class Target:
         leaves_shapes_out: nothing is said of the shapes of results, where the runtime will not have
             the inputs' dimensions fixed beside them.
         refused: what it does not run right, by what it is: of cells "tanh", "relu", "gru", "lstm",
-            and "lengths", "states" (initial ones) and "final states"; with the reason.
+            a cell's "tanh in one direction", and "lengths", "states" (initial ones) and "final
+            states"; with the reason.
     """
 
     name: str
@@ -49,10 +50,11 @@ class Target:
                 raise NotImplementedError(f"target {self.name!r} does not take {part}: {reason}")
 
 
-def parts_of(cell: str, lengths: object, hx: object) -> list[str]:
+def parts_of(cell: str, num_directions: object, lengths: object, hx: object) -> list[str]:
     """What a call of a layer asks of a runtime, by the names of :attr:`Target.refused`."""
     given = {"lengths": lengths, "states": hx}
-    return [cell, *(name for name, value in given.items() if value is not None)]
+    parts = [cell, *(name for name, value in given.items() if value is not None)]
+    return parts if num_directions == 2 else [*parts, f"{cell} in one direction"]
 
 
 _TARGETS = {
@@ -73,6 +75,7 @@ _TARGETS = {
             "ncnn",
             refused={
                 "relu": "pnnx makes it a tanh layer",
+                "tanh in one direction": "pnnx converts the bidirectional RNN alone",
                 "lengths": f"ncnn's layers know none; {_EQUAL_LENGTHS}",
                 "states": "pnnx does not convert a node with initial states",
                 "final states": "pnnx loses biases, or gives other values, where a node's final "

@@ -74,7 +74,7 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
         refuse_what_onnx_lacks(
             num_weights, batch_sizes is not None, resets is not None, is_regularised
         )
-        target.check(parts_of(cell, lengths, hx))
+        target.check(parts_of(cell, num_directions, lengths, hx))
         hidden_size = weights[1].shape[1]
         directions = [
             weights[d * num_weights : (d + 1) * num_weights] for d in range(num_directions)

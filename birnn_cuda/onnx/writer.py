@@ -149,7 +149,7 @@ def _check_call(call: torch.fx.Node, target: Target) -> None:
             )
     num_weights: Any = len(weights) // num_directions  # type: ignore[arg-type, operator]
     refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None, is_regularised)
-    target.check(parts_of(cell, lengths, hx))  # type: ignore[arg-type]
+    target.check(parts_of(cell, num_directions, lengths, hx))  # type: ignore[arg-type]
 
 
 def _finish(model: Any, target: Target, num_layers: int) -> None:
