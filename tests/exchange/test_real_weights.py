@@ -8,8 +8,6 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import json
-import os
 import pickle
 import sys
 import time
@@ -20,13 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_keras_files import by_keras_2
 from torch import Tensor
 
 import birnn_cuda
 from birnn_cuda import load_dynet, load_onnx
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
@@ -229,57 +224,3 @@ def test_resemblyzer(monkeypatch):
         got, our_time = timed(ours, frames)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
     report("resemblyzer (whole networks)", their_time, our_time)
-
-
-def test_textgenrnn(monkeypatch):
-    """Texts by the letter: two CuDNNLSTMs of Keras 2, run by the package's model on Keras 3, with
-    what Keras 2 makes of their weights; the functions that Keras dropped are stood in for."""
-    keras = importlib.import_module("keras")
-    ops = keras.ops
-    dropped = types.SimpleNamespace(
-        backend=keras.backend.backend,
-        cast=ops.cast,
-        dot=ops.matmul,
-        epsilon=keras.backend.epsilon,
-        exp=ops.exp,
-        expand_dims=lambda x: ops.expand_dims(x, -1),
-        floatx=keras.backend.floatx,
-        max=ops.max,
-        reshape=ops.reshape,
-        shape=ops.shape,
-        sum=ops.sum,
-    )
-    folder = folder_of("textgenrnn")
-    contents = {"backend": dropped, "initializers": keras.initializers}
-    stand_in(monkeypatch, "tensorflow", config=None)
-    stand_in(monkeypatch, "tensorflow.keras", **contents)
-    stand_in(monkeypatch, "tensorflow.keras.optimizers", Adam=lambda lr: "adam")
-    monkeypatch.setitem(sys.modules, "tensorflow.keras.layers", keras.layers)
-    monkeypatch.setitem(sys.modules, "tensorflow.keras.models", keras.models)
-    stand_in(monkeypatch, "textgenrnn", __path__=[str(folder)])
-    make = importlib.import_module("textgenrnn.model").textgenrnn_model
-    sizes = {"max_length": 40, "dim_embeddings": 100, "rnn_layers": 2, "rnn_size": 128}
-    weights = folder / "textgenrnn_weights.hdf5"
-    letters = len(json.loads((folder / "textgenrnn_vocab.json").read_text())) + 1
-    model = make(letters, {**sizes, "rnn_bidirectional": False})
-    with importlib.import_module("h5py").File(weights) as file:
-        for layer in model.layers:
-            group = file[layer.name]
-            arrays = [np.asarray(group[name]) for name in group.attrs["weight_names"]]
-            is_rnn = layer.name.startswith("rnn_") and arrays
-            layer.set_weights(by_keras_2("LSTM", arrays) if is_rnn else arrays)
-    inner = [model.get_layer(name).output for name in ("embedding", "rnn_1", "rnn_2")]
-    network = keras.Model(model.inputs, inner)
-    text = torch.randint(1, letters, (3, 40))
-    (x, first, second), theirs = timed(lambda: [np.asarray(y) for y in network(text)])
-    layers = birnn_cuda.load_keras(weights)
-    assert [each.name for each in layers] == ["rnn_1", "rnn_2"]
-
-    def run():
-        below, _ = layers[0].layer(torch.from_numpy(x))
-        return below, layers[1].layer(below)[0]
-
-    outputs, ours = timed(run)
-    for got, wanted in zip(outputs, (first, second), strict=True):
-        torch.testing.assert_close(got.detach(), torch.from_numpy(wanted), rtol=0, atol=1e-5)
-    report("textgenrnn's LSTMs (the package's time is that with its embedding)", theirs, ours)
