@@ -68,7 +68,7 @@ _TARGETS = {
             refused={
                 "tanh": "OpenCV has no RNN operator",
                 "relu": "OpenCV has no RNN operator",
-                "lengths": f"OpenCV refuses or ignores sequence_lens; {_EQUAL_LENGTHS}",
+                "lengths": f"OpenCV raises an error for an LSTM with them; {_EQUAL_LENGTHS}",
             },
         ),
         Target(
@@ -76,10 +76,10 @@ _TARGETS = {
             refused={
                 "relu": "pnnx makes it a tanh layer",
                 "tanh in one direction": "pnnx converts the bidirectional RNN alone",
-                "lengths": f"ncnn's layers know none; {_EQUAL_LENGTHS}",
-                "states": "pnnx does not convert a node with initial states",
-                "final states": "pnnx loses biases, or gives other values, where a node's final "
-                "states are read; return the output alone, which holds them",
+                "lengths": f"not shown to run right there; {_EQUAL_LENGTHS}",
+                "states": "pnnx did not convert a GRU with them, and no cell was shown to run",
+                "final states": "a GRU gave other values with them, and no cell was shown to run "
+                "right; return the output alone, which holds them",
             },
         ),
         Target(
@@ -87,8 +87,8 @@ _TARGETS = {
             lists_every_output=True,
             refused={
                 "relu": "MNN runs it as tanh",
-                "gru": "MNN gives other values, or none",
-                "lengths": f"MNN's layers know none; {_EQUAL_LENGTHS}",
+                "gru": "no form was found in which MNN gives its values",
+                "lengths": f"not shown to run right there; {_EQUAL_LENGTHS}",
             },
         ),
         Target(
