@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import assert_close
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
 from birnn_cuda import BiRNN, to_torch
@@ -149,18 +149,33 @@ def test_runs_on_torchs_layers():
     assert_close([twin(x)], [model(x)], 1e-12)
 
 
-@pytest.mark.parametrize("cell", MODEL_CELLS)
-def test_learns_what_needs_the_future(cell):
-    """Label each step by the sign of the sum of its two neighbours."""
-    model = BiRNN(1, 12, 1, cell)
+def losses_of_training(model: nn.Module, input: Tensor, target: Tensor) -> Tensor:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    x = torch.randn(12, 64, 1)
-    target = (x.roll(1, 0) + x.roll(-1, 0) > 0)[1:-1].float()
+    losses = []
     for _ in range(150):
         optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(model(x)[1:-1], target)
-        loss.backward()
+        losses.append(nn.functional.binary_cross_entropy_with_logits(model(input), target))
+        losses[-1].backward()
         optimizer.step()
+    return torch.stack(losses).detach()
+
+
+@pytest.mark.parametrize("cell", MODEL_CELLS)
+def test_learns_what_needs_the_future(cell):
+    """Label each step by the sign of the sum of its two neighbours: step by step as torch's layers
+    learn it.
+
+    How well a small network learns depends on its first weights, so that these are the same in
+    every run; of 12 others none ended below 0.94.
+    """
+    torch.manual_seed(0)
+    model = BiRNN(1, 12, 1, cell, dtype=torch.float64)
+    twin = to_torch(copy.deepcopy(model))
+    x = torch.randn(12, 64, 1, dtype=torch.float64)
+    target = (x.roll(1, 0) + x.roll(-1, 0) > 0).double()
+    target[[0, -1]] = 0.0
+    found, expected = (losses_of_training(each, x, target) for each in (model, twin))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
     # Without the future one neighbour is known: 0.75 at best.
-    accuracy = ((model(x)[1:-1] > 0) == (target > 0)).float().mean()
-    assert accuracy > 0.88
+    accuracy = ((model(x) > 0) == (target > 0))[1:-1].double().mean()
+    assert accuracy > 0.9
