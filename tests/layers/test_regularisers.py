@@ -262,8 +262,8 @@ def test_recomputed_activations_are_the_same_bits(cell, kind):
 @pytest.mark.parametrize("kind", ["zoneout", "expectation"])
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm", "lstm_proj"])
 def test_derivatives_by_difference_quotients(cell, kind):
-    layer, _, operands, drawn = make_case(cell, torch.float64, kind, (4, 3, 2, 3), num_layers=2)
-    lengths = torch.tensor([4, 0, 2])
+    layer, _, operands, drawn = make_case(cell, torch.float64, kind, (3, 3, 1, 2))
+    lengths = torch.tensor([3, 0, 2])
     names = [name for name, _ in layer.named_parameters()]
     count = len(operands)
 
