@@ -278,6 +278,7 @@ def test_export(cell):
         assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+@pytest.mark.long
 def test_aot_inductor_package(tmp_path):
     """A library made without Python, run at other sizes than those it was exported at."""
     model = birnn_cuda.BiRNN(3, 4, 2, cell="gru").eval()

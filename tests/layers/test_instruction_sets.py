@@ -79,6 +79,7 @@ def available() -> list[str]:
     return found[1].split(", ")
 
 
+@pytest.mark.long
 def test_every_set(seed):
     names = available()
     assert names[0] == "baseline"

@@ -83,6 +83,7 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.long
 def test_neither_a_failure_nor_a_hang_stops_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +275,7 @@ def test_the_time_of_all_tests_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
     assert [entry["outcome"] for entry in found.values()][-1] == "out of time"
 
 
+@pytest.mark.long
 def test_each_case_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "cases"
     program.write_text(
@@ -369,6 +371,7 @@ def test_the_whole_leaves_all_files_and_times_alone(tmp_path: Path) -> None:
     assert all(begun[name] >= ended["cuda"] for name in ("tests", "sanitizer"))
 
 
+@pytest.mark.long
 def test_an_entry_that_hangs_is_passed_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
