@@ -1,0 +1,94 @@
+"""Rows of several sequences: where they begin, the right answer, and who computes it.
+
+The answer is torch.nn in fp64, on a PackedSequence of all sequences of all rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+from benchmarks.measure.cases import Case
+from benchmarks.measure.problem import LayerRun, Problem, Tensors
+
+
+@dataclass
+class Rows(Problem):
+    """A problem of equal lengths, and where sequences begin in it; at step 0 none does anew."""
+
+    resets: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))  # [T, B]
+
+    @classmethod
+    def draw(cls, case: Case, seed: int, share: float) -> Rows:
+        """The same numbers for every share of steps that begin a sequence."""
+        plain = Problem.random(case, seed)
+        generator = torch.Generator().manual_seed(seed)
+        places = torch.rand(case.seq_len, case.batch_size, generator=generator)
+        resets = places < share
+        resets[0] = False
+        return cls(case, plain.weights, plain.input, plain.d_output, plain.lengths, resets)
+
+    def sizes(self) -> list[list[int]]:
+        """Of each row: the lengths of its sequences."""
+        found = []
+        for row in self.resets.t():
+            begins = [0, *row.nonzero().flatten().tolist(), len(row)]
+            found.append([end - begin for begin, end in itertools.pairwise(begins)])
+        return found
+
+    def _torch_results(self, dtype: torch.dtype) -> Tensors:
+        run = segments_run(self, dtype)
+        return run.results(run.step())
+
+
+def resets_run(namespace: Any, rows: Rows, dtype: torch.dtype) -> LayerRun:
+    """A layer that takes resets=."""
+    run = LayerRun(namespace, rows, dtype)
+    run.kwargs["resets"] = rows.resets
+    return run
+
+
+def segments_run(rows: Rows, dtype: torch.dtype) -> LayerRun:
+    """torch.nn's layer, which is handed the sequences as one PackedSequence, made in every step."""
+    namespace = SimpleNamespace(
+        **{each.__name__: _by_segments(each) for each in (nn.RNN, nn.GRU, nn.LSTM)}
+    )
+    run = LayerRun(namespace, rows, dtype)
+    run.kwargs["sizes"] = rows.sizes()
+    return run
+
+
+def _by_segments(layer_class: Any) -> Any:
+    class BySegments(layer_class):  # type: ignore[misc]
+        def forward(self, input: Tensor, sizes: list[list[int]]) -> Any:
+            split = [row.split(own) for row, own in zip(input.unbind(1), sizes, strict=True)]
+            packed = pack_sequence([each for row in split for each in row], enforce_sorted=False)
+            output, final = super().forward(packed)
+            padded, _ = pad_packed_sequence(output)
+            columns, first, index = [], [], 0
+            last = []
+            for own in sizes:
+                columns.append(torch.cat([padded[:n, index + k] for k, n in enumerate(own)]))
+                first.append(index)
+                index += len(own)
+                last.append(index - 1)
+
+            def of_rows(state: Tensor) -> Tensor:
+                """The forward direction's at the end of a row, the reverse one's at its start."""
+                return torch.stack(
+                    [
+                        state[d, first if self.bidirectional and d % 2 else last]
+                        for d in range(state.size(0))
+                    ]
+                )
+
+            final = tuple(of_rows(s) for s in final) if isinstance(final, tuple) else of_rows(final)
+            return torch.stack(columns, 1), final
+
+    return BySegments
