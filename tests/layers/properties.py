@@ -257,10 +257,14 @@ def evaluate(
     if not wanted:
         return outputs, []
     used = [o for o, is_used in zip(outputs, case.used_outputs, strict=False) if is_used]
-    cotangents = cotangents_of(case, used)
+    pairs = zip(used, cotangents_of(case, used), strict=True)
+    # Of the oracle's some may depend on nothing wanted: a state that a reset keeps out.
+    pairs = [(o, c) for o, c in pairs if o.requires_grad]
+    if not pairs:
+        return outputs, [torch.zeros_like(x) for x in wanted]
     # What lies past a sequence's end is a constant, of torch's packed layer as well; a weight of a
     # layer above the last used state has no gradient.
-    grads = gradients(used, cotangents, wanted, allow_unused=True, materialize_grads=True)
+    grads = gradients(*zip(*pairs, strict=True), wanted, allow_unused=True, materialize_grads=True)
     return outputs, grads
 
 
