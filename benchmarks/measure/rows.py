@@ -1,4 +1,4 @@
-"""Rows of several sequences: where they begin, the right answer, and who computes it.
+"""Rows of several sequences: where they begin, and the right answer.
 
 The answer is torch.nn in fp64, on a PackedSequence of all sequences of all rows.
 """
@@ -55,7 +55,8 @@ def resets_run(namespace: Any, rows: Rows, dtype: torch.dtype) -> LayerRun:
 
 
 def segments_run(rows: Rows, dtype: torch.dtype) -> LayerRun:
-    """torch.nn's layer, which is handed the sequences as one PackedSequence, made in every step."""
+    """torch.nn on the sequences as one PackedSequence: for the answer alone, as the gradient
+    of each slice is as large as the whole."""
     namespace = SimpleNamespace(
         **{each.__name__: _by_segments(each) for each in (nn.RNN, nn.GRU, nn.LSTM)}
     )

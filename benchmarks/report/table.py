@@ -30,7 +30,7 @@ from benchmarks.sections.busy import NEIGHBOURS
 from benchmarks.sections.concurrency import ONE, TWO
 from benchmarks.sections.divisions import step_microseconds as division_microseconds
 from benchmarks.sections.lengths import PACKED, PLAIN, TORCH_PACKED, VARIANTS, filled, sweeps
-from benchmarks.sections.resets import OURS, SEGMENTS, SHARES, named
+from benchmarks.sections.resets import OURS, SHARES, named
 from benchmarks.sections.streaming import PERCENTILES
 
 NONE = "-"
@@ -244,9 +244,8 @@ def lengths(entries: Sequence[Entry], results: Results) -> Table:
 
 
 def resets(entries: Sequence[Entry], results: Results) -> Table:
-    """Each share of resets against no resets, and the peers against ours with the same share."""
-    peers = [(peer, share) for share in SHARES for peer in (SEGMENTS, TORCHRL)]
-    beside = [(named(*each), named("resets", each[1]) if each[1] else PLAIN) for each in peers]
+    """Each share of resets against no resets, and TorchRL's against ours with as many."""
+    beside = list(zip((named(TORCHRL, share) for share in SHARES), (PLAIN, *OURS), strict=True))
     beside = [pair for pair in beside if any(pair[0] in entry["samples"] for entry in entries)]
     columns = ["us a step", *OURS, *(f"x {peer}" for peer, _ in beside)]
     table = _case_table("Resets: time as a multiple of none, and of ours with as many", columns)

@@ -9,14 +9,13 @@ from typing import Any
 
 from benchmarks.measure.cases import Case
 from benchmarks.measure.problem import DTYPES
-from benchmarks.measure.rows import Rows, resets_run, segments_run
+from benchmarks.measure.rows import Rows, resets_run
 from benchmarks.peers import torchrl
 from benchmarks.sections.contest import Entrant, contest
 from benchmarks.sections.lengths import PLAIN
 from benchmarks.sections.session import Session, contest_cost
 
 SHARES = (0.0, 0.01, 0.1)  # of all steps
-SEGMENTS = "torch.nn segments"
 
 
 def named(name: str, share: float) -> str:
@@ -38,7 +37,7 @@ class ResetsMeasurement:
         return f"resets/{self.case.key}"
 
     def cost(self, session: Session) -> float:
-        return contest_cost(self.case, session, entrants=1 + 3 * len(SHARES[1:]))
+        return contest_cost(self.case, session, entrants=2 * len(SHARES))
 
     def measure(self, session: Session) -> dict[str, Any]:
         seed, dtype = session.seed_of(self.key), DTYPES[self.case.dtype]
@@ -52,8 +51,6 @@ class ResetsMeasurement:
             else:
                 run = partial(resets_run, ours.namespace(), rows, dtype)
                 entrants.append(Entrant(named("resets", share), run, rows))
-                run = partial(segments_run, rows, dtype)
-                entrants.append(Entrant(named(SEGMENTS, share), run, rows))
             if reason is None:
                 run = partial(torchrl.TorchRlRun, rows)
                 entrants.append(Entrant(named(torchrl.NAME, share), run, rows))

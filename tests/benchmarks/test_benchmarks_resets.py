@@ -96,13 +96,12 @@ def test_what_is_measured_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     measurement = ResetsMeasurement(Case("gru", 30, 3, 4, 4, "training", bidirectional=False))
     entry = {"key": measurement.key, **measurement.measure(session)}  # type: ignore[arg-type]
     assert entry["failed"] == {} and entry["skipped"]["torchrl"].startswith("cannot be imported")
-    names = ("resets 1%", "torch.nn segments 1%", "resets 10%", "torch.nn segments 10%")
-    assert set(entry["samples"]) == {"plain", *names}
+    assert set(entry["samples"]) == {"plain", "resets 1%", "resets 10%"}
     entry["samples"] = {"plain": [2.0], "resets 1%": [2.0], "resets 10%": [3.0]}
-    entry["samples"] |= {"torchrl 0%": [4.0], "torchrl 10%": [6.0], "torch.nn segments 1%": [8.0]}
+    entry["samples"] |= {"torchrl 0%": [4.0], "torchrl 10%": [6.0]}
     results = Results.load(fake_results(tmp_path / "a.json", [entry]))
     (shown,) = [each for each in table.tables(results) if each.title.startswith("Resets")]
     row = dict(zip(shown.columns, shown.rows[0], strict=True))
     assert (row["resets 1%"], row["resets 10%"]) == ("1.00", "1.50")
     assert (row["x torchrl 0%"], row["x torchrl 10%"]) == ("2.00", "2.00")
-    assert row["x torch.nn segments 1%"] == "4.00" and "x torchrl 1%" not in row
+    assert "x torchrl 1%" not in row
