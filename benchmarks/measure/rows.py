@@ -66,7 +66,7 @@ def segments_run(rows: Rows, dtype: torch.dtype) -> LayerRun:
 
 
 def _by_segments(layer_class: Any) -> Any:
-    class BySegments(layer_class):  # type: ignore[misc]
+    class BySegments(layer_class):
         def forward(self, input: Tensor, sizes: list[list[int]]) -> Any:
             split = [row.split(own) for row, own in zip(input.unbind(1), sizes, strict=True)]
             packed = pack_sequence([each for row in split for each in row], enforce_sorted=False)

@@ -52,8 +52,8 @@ class ResetsMeasurement:
                 run = partial(resets_run, ours.namespace(), rows, dtype)
                 entrants.append(Entrant(named("resets", share), run, rows))
             if reason is None:
-                run = partial(torchrl.TorchRlRun, rows)
-                entrants.append(Entrant(named(torchrl.NAME, share), run, rows))
+                peer = partial(torchrl.TorchRlRun, rows)
+                entrants.append(Entrant(named(torchrl.NAME, share), peer, rows))
         return {
             "section": "resets",
             "unit": "seconds",
