@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.measure.cases import Case
 from benchmarks.measure.problem import LayerRun, Problem, Tensors
@@ -55,8 +55,7 @@ def resets_run(namespace: Any, rows: Rows, dtype: torch.dtype) -> LayerRun:
 
 
 def segments_run(rows: Rows, dtype: torch.dtype) -> LayerRun:
-    """torch.nn on the sequences as one PackedSequence: for the answer alone, as the gradient
-    of each slice is as large as the whole."""
+    """torch.nn on all sequences of all rows as one PackedSequence: for the answer alone."""
     namespace = SimpleNamespace(
         **{each.__name__: _by_segments(each) for each in (nn.RNN, nn.GRU, nn.LSTM)}
     )
@@ -68,28 +67,23 @@ def segments_run(rows: Rows, dtype: torch.dtype) -> LayerRun:
 def _by_segments(layer_class: Any) -> Any:
     class BySegments(layer_class):
         def forward(self, input: Tensor, sizes: list[list[int]]) -> Any:
-            split = [row.split(own) for row, own in zip(input.unbind(1), sizes, strict=True)]
-            packed = pack_sequence([each for row in split for each in row], enforce_sorted=False)
+            lengths = torch.tensor([n for own in sizes for n in own])
+            number = torch.arange(len(lengths)).repeat_interleave(lengths)
+            step = torch.cat([torch.arange(int(n)) for n in lengths])
+            nothing = input.new_zeros(int(lengths.max()), len(lengths), input.size(2))
+            padded = nothing.index_put((step, number), input.transpose(0, 1).flatten(0, 1))
+            packed = pack_padded_sequence(padded, lengths, enforce_sorted=False)
             output, final = super().forward(packed)
-            padded, _ = pad_packed_sequence(output)
-            columns, first, index = [], [], 0
-            last = []
-            for own in sizes:
-                columns.append(torch.cat([padded[:n, index + k] for k, n in enumerate(own)]))
-                first.append(index)
-                index += len(own)
-                last.append(index - 1)
+            output = pad_packed_sequence(output)[0][step, number]
+            after_last = torch.tensor([len(own) for own in sizes]).cumsum(0)
+            last, first = after_last - 1, after_last - torch.tensor([len(own) for own in sizes])
 
             def of_rows(state: Tensor) -> Tensor:
                 """The forward direction's at the end of a row, the reverse one's at its start."""
-                return torch.stack(
-                    [
-                        state[d, first if self.bidirectional and d % 2 else last]
-                        for d in range(state.size(0))
-                    ]
-                )
+                ends = [last, first] if self.bidirectional else [last]
+                return torch.stack([each[index] for each, index in zip(state, ends, strict=True)])
 
             final = tuple(of_rows(s) for s in final) if isinstance(final, tuple) else of_rows(final)
-            return torch.stack(columns, 1), final
+            return output.unflatten(0, (len(sizes), -1)).transpose(0, 1), final
 
     return BySegments
