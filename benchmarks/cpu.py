@@ -17,6 +17,7 @@ from benchmarks.sections.import_time import ImportMeasurement
 from benchmarks.sections.layers import LayerMeasurement
 from benchmarks.sections.lengths import LengthsMeasurement
 from benchmarks.sections.memory import MemoryMeasurement
+from benchmarks.sections.resets import ResetsMeasurement
 from benchmarks.sections.session import Measurement
 from benchmarks.sections.streaming import StreamingMeasurement
 
@@ -39,6 +40,7 @@ class CpuCommand(MeasuringCommand):
         measurements += [LayerMeasurement(case) for case in cases.get("layers", [])]
         measurements += [DtypesMeasurement(case) for case in cases.get("dtypes", [])]
         measurements += [LengthsMeasurement(case) for case in cases.get("lengths", [])]
+        measurements += [ResetsMeasurement(case) for case in cases.get("resets", [])]
         measurements += [MemoryMeasurement(case) for case in cases.get("memory", [])]
         measurements += [AccuracyMeasurement(case) for case in cases.get("accuracy", [])]
         measurements += [StreamingMeasurement(case) for case in cases.get("streaming", [])]

@@ -7,7 +7,10 @@ from itertools import product
 
 from benchmarks.measure.cases import CELLS, PASSES, Case, Limits, Preset, Shape, grid, over_length
 
-SECTIONS = ("layers", "dtypes", "lengths", "memory", "accuracy", "streaming", "busy", "import")
+SECTIONS = (
+    *("layers", "dtypes", "lengths", "resets", "memory", "accuracy"),
+    *("streaming", "busy", "import"),
+)
 
 SHAPES: tuple[Shape, ...] = (
     (100, 1, 64),
@@ -44,6 +47,7 @@ NETWORKS: tuple[Network, ...] = (
     ("lstm", 20, 8, 1024, 1024, 2, 1),
 )
 QUICK_NETWORKS = NETWORKS[:1]
+RESETS_SHAPES: tuple[Shape, ...] = ((50, 8, 256), (100, 32, 128))
 ACCURACY_SHAPES: tuple[Shape, ...] = ((100, 8, 256),)
 BUSY = (("lstm", (50, 1, 1024)), ("lstm", (100, 8, 256)), ("gru", (100, 8, 256)))
 
@@ -93,10 +97,24 @@ def beside_others(shapes: Sequence[tuple[str, Shape]], directions: Sequence[int]
     ]
 
 
+def with_resets(
+    cells: Sequence[str], shapes: Sequence[Shape], directions: Sequence[int]
+) -> list[Case]:
+    """Of section resets."""
+    return [
+        Case(cell, t, b, h, h, pass_name, bidirectional=d == 2)
+        for cell in cells
+        for t, b, h in shapes
+        for d in directions
+        for pass_name in PASSES
+    ]
+
+
 def sections(
     layers: Sequence[Case],
     dtypes: Sequence[Case],
     lengths: Sequence[Case],
+    resets: Sequence[Case],
     memory: Sequence[Case],
     accuracy: Sequence[Case],
     streaming: Sequence[Case],
@@ -107,6 +125,7 @@ def sections(
         "layers": layers,
         "dtypes": dtypes,
         "lengths": lengths,
+        "resets": resets,
         "memory": memory,
         "accuracy": accuracy,
         "streaming": streaming,
@@ -120,6 +139,7 @@ PRESETS: Mapping[str, Preset] = {
             grid(CELLS, QUICK_SHAPES, ("fp32",)) + networks(QUICK_NETWORKS),
             grid(("lstm",), ((100, 8, 256),), ("fp32",)),
             grid(("lstm",), over_length((50, 100, 200), 8, 256), ("fp32",)),
+            with_resets(("lstm",), RESETS_SHAPES[:1], (1,)),
             grid(("lstm",), ((100, 32, 256),), ("fp32",), ("training",)),
             grid(("lstm",), ACCURACY_SHAPES, ("fp32", "bf16"), ("training",)),
             [
@@ -142,6 +162,7 @@ PRESETS: Mapping[str, Preset] = {
                 *grid(("rnn",), ((100, 8, 256), (100, 32, 512)), ("fp32",)),
                 *grid(("gru", "lstm"), (*over_length(SWEPT, 8, 256), (100, 32, 512)), ("fp32",)),
             ],
+            with_resets(("gru", "lstm"), RESETS_SHAPES, (1, 2)),
             grid(CELLS, ((200, 64, 512),), ("fp32",), ("training",)),
             grid(CELLS, ACCURACY_SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
             [*streams_of_a_preset(("gru", "lstm")), *streams(("rnn",), steps=(1,))],
@@ -163,6 +184,7 @@ PRESETS: Mapping[str, Preset] = {
                 (*over_length((25, *SWEPT, 800), 8, 256), *over_length(SWEPT, 32, 512)),
                 ("fp32",),
             ),
+            with_resets(CELLS, (*RESETS_SHAPES, (200, 64, 512)), (1, 2)),
             grid(CELLS, ((100, 32, 512), (200, 64, 512)), ("fp32",), ("training",)),
             grid(CELLS, SHAPES, ("fp32", "bf16", "fp64"), ("training",)),
             list(

@@ -24,6 +24,7 @@ DISTRIBUTIONS = (
     "triton",
     "flashrnn",
     "jax",
+    "torchrl",
 )
 
 

@@ -11,6 +11,7 @@ from benchmarks.measure.results import Entry, Results
 from benchmarks.measure.terminal import Table, Terminal
 from benchmarks.measure.timing import median_ratio, spread
 from benchmarks.peers.peer import CELL, GRAPH, SUBJECT
+from benchmarks.peers.torchrl import NAME as TORCHRL
 from benchmarks.report.metrics import (
     MEBIBYTE,
     best_own,
@@ -29,6 +30,7 @@ from benchmarks.sections.busy import NEIGHBOURS
 from benchmarks.sections.concurrency import ONE, TWO
 from benchmarks.sections.divisions import step_microseconds as division_microseconds
 from benchmarks.sections.lengths import PACKED, PLAIN, TORCH_PACKED, VARIANTS, filled, sweeps
+from benchmarks.sections.resets import OURS, SHARES, named
 from benchmarks.sections.streaming import PERCENTILES
 
 NONE = "-"
@@ -55,6 +57,7 @@ def tables(results: Results) -> list[Table]:
         ("dtypes", dtypes),
         ("concurrency", _concurrency),
         ("lengths", lengths),
+        ("resets", resets),
         ("memory", _memory),
         ("accuracy", _accuracy),
         ("streaming", streaming),
@@ -237,6 +240,23 @@ def lengths(entries: Sequence[Entry], results: Results) -> Table:
                 _number(ratio_in_rounds(entry, TORCH_PACKED, PACKED), ".2f"),
                 end_section=last,
             )
+    return table
+
+
+def resets(entries: Sequence[Entry], results: Results) -> Table:
+    """Each share of resets against no resets, and TorchRL's against ours with as many."""
+    beside = list(zip((named(TORCHRL, share) for share in SHARES), (PLAIN, *OURS), strict=True))
+    beside = [pair for pair in beside if any(pair[0] in entry["samples"] for entry in entries)]
+    columns = ["us a step", *OURS, *(f"x {peer}" for peer, _ in beside)]
+    table = _case_table("Resets: time as a multiple of none, and of ours with as many", columns)
+    for entry in entries:
+        table.add(
+            *case_cells(entry["case"]),
+            _number(step_microseconds(entry, PLAIN), ".2f"),
+            *(_number(ratio_in_rounds(entry, way, PLAIN), ".2f") for way in OURS),
+            *(_number(ratio_in_rounds(entry, *pair), ".2f") for pair in beside),
+            end_section=_ends_section(entry),
+        )
     return table
 
 

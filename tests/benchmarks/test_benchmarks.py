@@ -253,7 +253,7 @@ def test_time_left_follows_the_pace() -> None:
         (("--preset", "slow"), "--preset slow: valid values are quick, standard, full"),
         (
             ("--section", "all"),
-            "--section all: valid values are layers, dtypes, lengths, memory, accuracy",
+            "--section all: valid values are layers, dtypes, lengths, resets, memory, accuracy",
         ),
         (("--peer", "keras"), "--peer keras: valid values are torch.nn, onnxruntime, openvino"),
         (("--threads", "0"), "--threads 0: it must be at least 1"),

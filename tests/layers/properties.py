@@ -8,16 +8,18 @@ told; test_properties.py runs 200 cases.
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import hypothesis
 import rounding
 import rounding_model
 import torch
+from case_options import Drawn, call_oracle, draw_as_layer, resets_of
 from conftest import (
-    CELLS,
     TOLERANCE,
     NoOperandsError,
     call,
@@ -25,145 +27,21 @@ from conftest import (
     draw_operands,
     gradients,
     leave_the_kink,
+    make_layer,
     make_pair,
     make_states,
     strided,
 )
-from hypothesis import strategies as st
+from property_cases import Case, cases
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
-
-STRIDES = ("contiguous", "transposed", "sliced", "expanded")
-FORMS = ("padded", "lengths", "packed", "nested", "unbatched", "unbatched_length")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A layer and a call of it."""
-
-    cell: str
-    dtype: torch.dtype
-    form: str  # of the input, one of FORMS
-    seq_len: int
-    batch_size: int
-    input_size: int
-    hidden_size: int
-    lengths: tuple[int, ...]  # all seq_len where the form has none
-    num_layers: int = 1
-    bidirectional: bool = True
-    bias: bool = True
-    batch_first: bool = False
-    lengths_dtype: torch.dtype = torch.int64
-    sorted_lengths: bool = False  # packed: enforce_sorted
-    with_states: bool = False
-    recompute: bool = False
-    input_strides: str = "contiguous"
-    state_strides: str = "contiguous"
-    cotangent_strides: str = "contiguous"
-    grad_operands: tuple[bool, ...] = (True, True, True)  # input, hx, cx
-    grad_weights: tuple[bool, ...] = (True,)  # in turn
-    used_outputs: tuple[bool, ...] = (True, True, True)  # output, h_n, c_n
-    threads: int = 1
-    seed: int = 0
-
-    @property
-    def is_unbatched(self) -> bool:
-        return self.form.startswith("unbatched")
-
-    @property
-    def has_lengths(self) -> bool:
-        return self.form in ("lengths", "packed", "nested", "unbatched_length")
-
-
-def sizes(largest: int, *special: int) -> st.SearchStrategy[int]:
-    """1 to `largest`, and more often those at which kernels change what they do."""
-    return st.integers(1, largest) | st.sampled_from(special or (1,))
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Any case that torch.nn can answer as well, and some that it can only sequence by sequence."""
-    form = draw(st.sampled_from(FORMS))
-    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
-    cell = draw(st.sampled_from(CELLS))
-    # Of few numbers can it be asked that none lies near relu's kink.
-    small = cell == "relu"
-    seq_len = draw(sizes(5) if small else sizes(9, 1, 2, 5, 40))
-    batch_size = draw(sizes(5) if small else sizes(20, 1, 2, 3, 9, 17, 33))
-    hidden_size = draw(sizes(17, 1, 8, 16) if small else sizes(40, 1, 7, 8, 15, 16, 17, 33, 64))
-    if form.startswith("unbatched"):
-        batch_size = 1
-    shortest = 1 if form in ("packed", "unbatched_length") else 0
-    lengths = [seq_len] * batch_size
-    if form in ("lengths", "packed", "nested", "unbatched_length"):
-        one = st.integers(shortest, seq_len)
-        lengths = draw(st.lists(one, min_size=batch_size, max_size=batch_size))
-        if max(lengths) == 0:
-            lengths[0] = seq_len
-    is_16_bit = dtype in (torch.float16, torch.bfloat16)
-    # What a layer rounds to 16 bits moves the preactivations of the next across relu's kink.
-    num_layers = 1 if cell == "relu" and is_16_bit else draw(st.integers(1, 3))
-    flags = st.booleans()
-    smallest = 2 if cell == "lstm_proj" else 1
-    used = draw(st.tuples(flags, flags, flags).filter(any))
-    if not cell.startswith("lstm"):
-        used = (used[0], used[1] or not used[0], False)
-    return Case(
-        cell=cell,
-        dtype=dtype,
-        form=form,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        input_size=draw(sizes(40, 1, 7, 8, 16, 33)),
-        hidden_size=max(smallest, hidden_size),
-        lengths=tuple(lengths),
-        num_layers=num_layers,
-        bidirectional=draw(flags),
-        bias=draw(flags) or (cell == "relu" and is_16_bit),  # see check
-        batch_first=draw(flags),
-        lengths_dtype=draw(st.sampled_from([torch.int64, torch.int32])),
-        sorted_lengths=draw(flags),
-        with_states=draw(flags),
-        recompute=draw(flags),
-        input_strides=draw(st.sampled_from(STRIDES)),
-        state_strides=draw(st.sampled_from(STRIDES)),
-        cotangent_strides=draw(st.sampled_from(STRIDES)),
-        grad_operands=draw(st.tuples(flags, flags, flags)),
-        grad_weights=tuple(draw(st.lists(flags, min_size=1, max_size=5))),
-        used_outputs=used,
-        threads=draw(st.sampled_from([1, 1, 1, 3])),
-        seed=draw(st.integers(0, 2**31 - 1)),
-    )
-
-
-# Both directions of one layer, all strides plain, every gradient asked for: for tests that choose
-# cell and sizes themselves.
-PLAIN = Case(
-    cell="lstm",
-    dtype=torch.float32,
-    form="lengths",
-    seq_len=3,
-    batch_size=1,
-    input_size=1,
-    hidden_size=2,
-    lengths=(),
-    num_layers=1,
-    bidirectional=True,
-    bias=True,
-    batch_first=False,
-    lengths_dtype=torch.int64,
-    sorted_lengths=False,
-    with_states=True,
-    recompute=False,
-    input_strides="contiguous",
-    state_strides="contiguous",
-    cotangent_strides="contiguous",
-    grad_operands=(True, True, True),
-    grad_weights=(True,),
-    used_outputs=(True, True, True),
-    threads=1,
-    seed=0,
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pad_packed_sequence,
+    pad_sequence,
 )
+
+import birnn_cuda
 
 
 def check(case: Case) -> None:
@@ -171,14 +49,7 @@ def check(case: Case) -> None:
     if case.sorted_lengths and case.form == "packed":
         case = replace(case, lengths=tuple(sorted(case.lengths, reverse=True)))
     torch.manual_seed(case.seed)
-    options = {
-        "num_layers": case.num_layers,
-        "bidirectional": case.bidirectional,
-        "bias": case.bias,
-        "batch_first": case.batch_first,
-        "dtype": case.dtype,
-    }
-    oracle, ours = make_pair(case.cell, case.input_size, case.hidden_size, **options)
+    oracle, ours = make_layers(case)
     is_16_bit = case.dtype in (torch.float16, torch.bfloat16)
     if case.cell == "relu" and is_16_bit:
         leave_the_kink(ours)
@@ -187,33 +58,51 @@ def check(case: Case) -> None:
     shape = [case.seq_len, case.seq_len, case.input_size]
     shape[batch_dim] = case.batch_size
 
+    state = torch.get_rng_state()
+
     def draw() -> list[Tensor]:
+        nonlocal state
         operands = [arranged(torch.randn(shape).to(case.dtype), case.input_strides)]
         if case.with_states:
             states = make_states(ours, case.batch_size, case.dtype)
-            operands += [arranged(state, case.state_strides) for state in states]
+            operands += [arranged(x, case.state_strides) for x in states]
+        state = torch.get_rng_state()
         return operands
 
     lengths = torch.tensor(case.lengths, dtype=case.lengths_dtype)
+    resets = resets_of(case.options, lengths, case.seq_len)
+    given = {"lengths": lengths} if case.has_lengths else {}
+    if resets is not None:
+        given["resets"] = resets.t() if case.batch_first else resets
     try:
-        operands = draw_operands(ours, draw, **({"lengths": lengths} if case.has_lengths else {}))
+        # Masks are drawn there as they are again for the results: those decide what is near a kink.
+        operands = draw_operands(ours, draw, **given)
     except NoOperandsError:
         hypothesis.reject()
+    torch.set_rng_state(state)
+    by_time = operands[0].transpose(0, 1) if case.batch_first else operands[0]
+    drawn = draw_as_layer(
+        *(ours, case.options, case.form, by_time, lengths, case.sorted_lengths, resets)
+    )
     ours.recompute_activations = case.recompute
     torch.set_num_threads(case.threads)
     try:
-        results = evaluate(ours, case, operands, lengths)
+        results = evaluate(ours, case, operands, lengths, drawn)
     finally:
         torch.set_num_threads(1)
     if case.threads > 1:
-        alone, _ = evaluate(ours, case, operands, lengths)
+        torch.set_rng_state(state)
+        alone, _ = evaluate(ours, case, operands, lengths, drawn)
         same = all(torch.equal(a, b) for a, b in zip(results[0], alone, strict=True))
         assert same, "outputs depend on the number of threads"
-    expected = evaluate(oracle, case, [x.double() for x in operands], None)
+    expected = evaluate(oracle, case, [x.double() for x in operands], None, drawn)
     errors: list[Tensor] | list[None] = [None, None]
     if is_16_bit:
-        errors = rounding_errors(oracle, case, operands, results[0])
+        errors = rounding_errors(oracle, case, operands, results[0], drawn)
     tolerance = TOLERANCE.get(case.dtype, TOLERANCE[torch.float32])
+    if case.options.regularises:
+        # 1 / 0.75 is not the same number in both; a norm magnifies the rounding of its numbers.
+        tolerance *= 30 if case.options.layer_norm else 2
     for what, actual, exact, of_draws in zip(
         ("outputs", "gradients"), results, expected, errors, strict=True
     ):
@@ -223,8 +112,29 @@ def check(case: Case) -> None:
         rounding.check(as_vector(actual), as_vector(exact), tolerance, what=what, errors=of_draws)
 
 
+def make_layers(case: Case) -> tuple[Any, Any]:
+    """The oracle, torch's own layer in fp64 or where it lacks the options a copy, and ours."""
+    of_both = {
+        "num_layers": case.num_layers,
+        "bidirectional": case.bidirectional,
+        "bias": case.bias,
+        "batch_first": case.batch_first,
+        "dtype": case.dtype,
+    }
+    sizes = case.cell, case.input_size, case.hidden_size
+    if not case.options.regularises:
+        return make_pair(*sizes, **of_both)
+    ours = make_layer(birnn_cuda, *sizes, **of_both, **case.options.of_layer())
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.startswith("norm"):  # they begin as ones and zeros
+                parameter += 0.3 * torch.randn_like(parameter)
+    ours.train(case.options.training)
+    return copy.deepcopy(ours).double(), ours
+
+
 def rounding_errors(
-    layer: nn.RNNBase, case: Case, operands: list[Tensor], outputs: list[Tensor]
+    layer: nn.RNNBase, case: Case, operands: list[Tensor], outputs: list[Tensor], drawn: Drawn
 ) -> list[Tensor]:
     """What rounding to the case's dtype adds to outputs and to gradients, as vectors [draws, n]: of
     the same numbers as theirs, those of packed sequences in another order. outputs: of that shape.
@@ -245,10 +155,18 @@ def rounding_errors(
         cotangents = [c.unsqueeze(batch_dim if i == 0 else 1) for i, c in enumerate(cotangents)]
     lengths = torch.tensor(case.lengths) if case.has_lengths else None
     of_format, exact = (
-        rounding_model.drawn(layer, format, operands, cotangents, lengths, stores_gates=False)
+        rounding_model.drawn(
+            *(layer, format, operands, cotangents, lengths, False, drawn.resets),
+            drawn.regularisers or None,
+        )
         for format in (rounding.OF_DTYPE[case.dtype], rounding.Format(0.0, 0.0))
     )
     errors = [(drawn - e).flatten(1) for drawn, e in zip(of_format, exact, strict=True)]
+    if case.input_strides == "expanded":
+        # Sequences that are alike, or steps, are rounded alike: their errors add up, where those
+        # of the draws in part cancel.
+        alike = case.seq_len if case.batch_first else case.batch_size
+        errors = [e * alike**0.5 for e in errors]
     errors_of_outputs, errors_of_gradients = errors[: len(outputs)], errors[len(outputs) :]
     asked_for = zip(errors_of_gradients, leaves_of(layer, case, operands), strict=True)
     errors_of_gradients = [e for e, leaf in asked_for if leaf.requires_grad]
@@ -283,10 +201,10 @@ def as_vector(tensors: list[Tensor]) -> Tensor:
 
 
 def evaluate(
-    layer: nn.Module, case: Case, operands: list[Tensor], lengths: Tensor | None
+    layer: nn.Module, case: Case, operands: list[Tensor], lengths: Tensor | None, drawn: Drawn
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients. With `lengths`, of our layer, in the form that the case asks for;
-    without, of torch's layer, which gets the sequences packed if they are not all of one length.
+    without, of the oracle: torch's layer gets sequences packed that are not all of one length.
     """
     is_ours = lengths is not None
     batch_dim = 0 if case.batch_first else 1
@@ -294,11 +212,18 @@ def evaluate(
     input, states = leaves[0], leaves[1 : len(operands)]
     wanted = [x for x in leaves if x.requires_grad]
 
-    if case.form == "packed":
-        packed = pack_padded_sequence(
-            input, list(case.lengths), case.batch_first, enforce_sorted=case.sorted_lengths
+    def pack(padded: Tensor) -> PackedSequence:
+        return pack_padded_sequence(
+            padded, list(case.lengths), case.batch_first, enforce_sorted=case.sorted_lengths
         )
-        outputs = call(layer, packed, states)
+
+    if not is_ours and not case.options.is_torchs:
+        ends = case.lengths if case.has_lengths else None
+        outputs = call_oracle(layer, case.options, input, states, ends, drawn)
+        if case.form == "packed":
+            outputs[0] = pack(outputs[0]).data
+    elif case.form == "packed":
+        outputs = call(layer, pack(input), states)
     elif is_ours and case.form == "nested":
         sequences = zip(input.unbind(batch_dim), case.lengths, strict=True)
         nested = torch.nested.as_nested_tensor(
@@ -310,16 +235,19 @@ def evaluate(
         padding = (0, 0, 0, missing) if case.batch_first else (0, 0, 0, 0, 0, missing)
         outputs[0] = nn.functional.pad(padded, padding)
     elif is_ours:
-        options = {}
+        given = {}
         if case.has_lengths:
             inside = torch.arange(case.seq_len).unsqueeze(1) < lengths.unsqueeze(0)  # [T, B]
             inside = inside.t() if case.batch_first else inside
             # Padding must not be read.
             input = torch.where(inside.unsqueeze(2), input, float("nan"))
-            options["lengths"] = lengths.squeeze(0) if case.is_unbatched else lengths
+            given["lengths"] = lengths.squeeze(0) if case.is_unbatched else lengths
+        if drawn.resets is not None:
+            resets = drawn.resets.t() if case.batch_first else drawn.resets
+            given["resets"] = resets.squeeze(batch_dim) if case.is_unbatched else resets
         if case.is_unbatched:
             input, states = input.squeeze(batch_dim), [s.squeeze(1) for s in states]
-        outputs = call(layer, input, states, **options)
+        outputs = call(layer, input, states, **given)
     elif case.has_lengths:
         outputs = call_by_lengths(layer, input, states, case.lengths)
     else:
@@ -329,10 +257,14 @@ def evaluate(
     if not wanted:
         return outputs, []
     used = [o for o, is_used in zip(outputs, case.used_outputs, strict=False) if is_used]
-    cotangents = cotangents_of(case, used)
+    pairs = zip(used, cotangents_of(case, used), strict=True)
+    # Of the oracle's some may depend on nothing wanted: a state that a reset keeps out.
+    pairs = [(o, c) for o, c in pairs if o.requires_grad]
+    if not pairs:
+        return outputs, [torch.zeros_like(x) for x in wanted]
     # What lies past a sequence's end is a constant, of torch's packed layer as well; a weight of a
     # layer above the last used state has no gradient.
-    grads = gradients(used, cotangents, wanted, allow_unused=True, materialize_grads=True)
+    grads = gradients(*zip(*pairs, strict=True), wanted, allow_unused=True, materialize_grads=True)
     return outputs, grads
 
 

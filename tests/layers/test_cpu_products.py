@@ -14,6 +14,7 @@ PROGRAM = """
 import dataclasses, sys
 import torch
 import birnn_cuda, properties
+from property_cases import PLAIN
 
 assert birnn_cuda.ops.build_info()["cpu_products"] == sys.argv[1]
 torch.manual_seed(int(sys.argv[2]))
@@ -24,7 +25,7 @@ for cell, T, B, I, H in [
     lengths = torch.randint(0, T + 1, (B,)).tolist()
     for full in (True, False):
         properties.check(dataclasses.replace(
-            properties.PLAIN, cell=cell, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
+            PLAIN, cell=cell, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
             lengths=(T,) * B if full else tuple([T, *lengths[1:]]),
             used_outputs=(True, True, cell == "lstm"), seed=int(torch.randint(2**31, ())),
         ))

@@ -14,6 +14,7 @@ PROGRAM = """
 import dataclasses, itertools, os, sys
 import pytest, torch, torch.fx.experimental.symbolic_shapes
 import birnn_cuda, properties
+from property_cases import PLAIN
 from conftest import CELLS, call, make_layer
 
 seed, quantized, *names = sys.argv[1:]
@@ -40,7 +41,7 @@ for cell, dtype, (T, B, I, H) in itertools.product(
         continue  # differs from float32 by its loads, or not at all
     lengths = [T, *torch.randint(0, T + 1, (B - 1,)).tolist()]
     case = dataclasses.replace(
-        properties.PLAIN,
+        PLAIN,
         cell=cell, dtype=dtype, seq_len=T, batch_size=B, input_size=I, hidden_size=H,
         lengths=tuple(lengths), used_outputs=(True, True, cell.startswith("lstm")),
         seed=int(torch.randint(2**31, ())),

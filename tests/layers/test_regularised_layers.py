@@ -14,10 +14,10 @@ from conftest import (
     make_layer,
     make_states,
 )
+from drawn_regularisers import drawn_by_hand
 from step_by_step import call_step_by_step
 from torch import nn
 from torch.func import functional_call, vmap
-from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import birnn_cuda
@@ -27,32 +27,6 @@ from birnn_cuda.sequences import packed_to_padded, padded_to_packed
 
 BATCH_SIZES = torch.tensor([3, 2, 2, 2, 1, 1])
 LENGTHS = torch.tensor([7, 0, 3, 1, 6])
-
-
-def drawn_by_hand(layer, input, probabilities, training=True):
-    """The masks that a stack draws, in the order in which it does: of the outputs between layers,
-    and of each layer."""
-    T, B, _ = input.shape
-    D, H = 2 if layer.bidirectional else 1, layer.hidden_size
-    S = layer.proj_size or H
-    input_masks, regularisers = [], []
-    recurrent, of_h, of_c = probabilities
-    for index in range(layer.num_layers):
-        if index > 0 and layer.dropout > 0 and training:
-            input_masks.append(dropout(input.new_ones(1, B, D * S), layer.dropout))
-        mask = None
-        if recurrent > 0 and training:
-            mask = dropout(input.new_ones(D, B, S), recurrent)
-        shares = []
-        for p, size in ((of_h, S), (of_c if layer.mode == "LSTM" else 0.0, H)):
-            if p == 0:
-                shares.append(None)
-            elif training:
-                shares.append((torch.rand(T, B, D * size) < p).to(input.dtype))
-            else:
-                shares.append(input.new_full((1, 1, D * size), p))
-        regularisers.append([mask, *shares])
-    return input_masks, regularisers
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
