@@ -79,10 +79,10 @@ _TARGETS = {
             refused={
                 "relu": "pnnx makes it a tanh layer",
                 "tanh in one direction": "pnnx converts the bidirectional RNN alone",
-                "lengths": f"not shown to run right there; {_EQUAL_LENGTHS}",
-                "states": "pnnx did not convert a GRU with them, and no cell was shown to run",
-                "final states": "a GRU gave other values with them, and no cell was shown to run "
-                "right; return the output alone, which holds them",
+                "lengths": "pnnx did not convert a node with them as an input, and as constants an "
+                f"RNN and a GRU gave other values; {_EQUAL_LENGTHS}",
+                "final states": "an RNN and a GRU gave other values with them, and an LSTM none; "
+                "return the output alone, which holds them",
             },
         ),
         Target(
