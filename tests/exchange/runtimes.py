@@ -69,8 +69,10 @@ def by_mnn(path, feeds, fixed):
     expr = mnn.expr
     inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
     network = mnn.nn.load_module_from_file(str(converted), inputs, outputs)
+    kinds = {"float32": expr.float, "int32": expr.int}
     given = [
-        expr.const(feeds[name], list(feeds[name].shape), expr.NCHW, expr.float) for name in inputs
+        expr.const(value, list(value.shape), expr.NCHW, kinds[value.dtype.name])
+        for value in (feeds[name] for name in inputs)
     ]
     results = network.forward(given)
     results = results if isinstance(results, list | tuple) else [results]

@@ -147,6 +147,22 @@ def test_the_steps_that_a_file_for_mnn_states_are_not_all_it_runs(tmp_path):
     assert max(found(model, path, "mnn")) < 1e-5
 
 
+@pytest.mark.parametrize("cell", RUNS["mnn"][0])
+def test_mnn_runs_every_sequence_to_the_last_step(cell, tmp_path, monkeypatch):
+    """What its refusal of lengths says."""
+    monkeypatch.delitem(targets.target_of("mnn").refused, "lengths")
+    model = OutputAlone(cell, True, False, num_layers=1).eval()
+    path, lengths = tmp_path / "model.onnx", torch.tensor([5, 3], dtype=torch.int32)
+    example = (torch.randn(5, 2, INPUT), lengths)
+    birnn_cuda.onnx.export(model, example, path, target="mnn")
+    x = torch.randn(9, 2, INPUT)
+    names = [value.name for value in onnx.load(path).graph.input]
+    feeds = dict(zip(names, (x.numpy(), lengths.numpy()), strict=True))
+    (output,) = by_mnn(path, feeds, False)
+    full, _ = model.layer(x)
+    torch.testing.assert_close(torch.from_numpy(output), full, rtol=0, atol=1e-5)
+
+
 def test_an_example_of_one_step_is_refused_for_mnn(tmp_path):
     model = OutputAlone("gru", False, False).eval()
     with pytest.raises(ValueError, match="'mnn' takes a gru of an example of 2 steps"):
