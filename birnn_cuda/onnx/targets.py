@@ -29,7 +29,7 @@ class Target:
         leaves_shapes_out: nothing is said of the shapes of results, where the runtime will not have
             the inputs' dimensions fixed beside them.
         states_steps: cells of which the file states a number of steps, the example's, though others
-            run as well: where it states none, or 1, their values are wrong.
+            run as well: where it states none, or 1, values are wrong.
         refused: what it does not run right, by what it is: of cells "tanh", "relu", "gru", "lstm",
             a cell's "tanh in one direction", and "lengths", "states" (initial ones) and "final
             states"; with the reason.
@@ -88,7 +88,7 @@ _TARGETS = {
         Target(
             "mnn",
             lists_every_output=True,
-            states_steps=("gru",),
+            states_steps=("gru", "lstm"),
             refused={
                 "relu": "MNN runs it as tanh",
                 "lengths": f"MNN runs every sequence to the last step; {_EQUAL_LENGTHS}",
