@@ -28,6 +28,8 @@ class Target:
             one for another as soon as some are left out.
         leaves_shapes_out: nothing is said of the shapes of results, where the runtime will not have
             the inputs' dimensions fixed beside them.
+        states_steps: cells of which the file states a number of steps, the example's, though others
+            run as well: where it states none, or 1, values are wrong.
         refused: what it does not run right, by what it is: of cells "tanh", "relu", "gru", "lstm",
             a cell's "tanh in one direction", and "lengths", "states" (initial ones) and "final
             states"; with the reason.
@@ -37,6 +39,7 @@ class Target:
     clip_with_lengths: float | None = None
     lists_every_output: bool = False
     leaves_shapes_out: bool = False
+    states_steps: tuple[str, ...] = ()
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def check(self, parts: Collection[str]) -> None:
@@ -76,19 +79,19 @@ _TARGETS = {
             refused={
                 "relu": "pnnx makes it a tanh layer",
                 "tanh in one direction": "pnnx converts the bidirectional RNN alone",
-                "lengths": f"not shown to run right there; {_EQUAL_LENGTHS}",
-                "states": "pnnx did not convert a GRU with them, and no cell was shown to run",
-                "final states": "a GRU gave other values with them, and no cell was shown to run "
-                "right; return the output alone, which holds them",
+                "lengths": "pnnx did not convert a node with them as an input, and as constants an "
+                f"RNN and a GRU gave other values; {_EQUAL_LENGTHS}",
+                "final states": "an RNN and a GRU gave other values with them, and an LSTM none; "
+                "return the output alone, which holds them",
             },
         ),
         Target(
             "mnn",
             lists_every_output=True,
+            states_steps=("gru", "lstm"),
             refused={
                 "relu": "MNN runs it as tanh",
-                "gru": "no form was found in which MNN gives its values",
-                "lengths": f"not shown to run right there; {_EQUAL_LENGTHS}",
+                "lengths": f"MNN runs every sequence to the last step; {_EQUAL_LENGTHS}",
             },
         ),
         Target(

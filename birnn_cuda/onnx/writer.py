@@ -55,7 +55,8 @@ def export(
         NotImplementedError: the target does not run the model right, or ONNX has no such layer
             (``proj_size``, packed sequences, cell states of every step, ``zoneout``,
             ``layer_norm``); says which and why.
-        ValueError: there is no such target, or the model is in training mode.
+        ValueError: there is no such target, the model is in training mode, or the example is of one
+            step where the target wants more.
         TypeError: parameters of a layer are not float32.
         ImportError: onnx or onnxscript is missing.
 
@@ -73,6 +74,7 @@ def export(
     calls = _layers_of(program)
     for call in calls:  # before the exporter wraps what a translation raises
         _check_call(call, chosen)
+    stated = _stated_steps(program, calls, chosen)
     onnx_program = torch.onnx.export(
         program,
         dynamo=True,
@@ -83,6 +85,9 @@ def export(
     )
     assert onnx_program is not None
     _finish(onnx_program.model, chosen, len(calls))
+    for input, sizes in zip(onnx_program.model.graph.inputs, stated, strict=bool(stated)):
+        for dim, size in sizes.items():
+            input.shape[dim] = size  # type: ignore[index]
     onnx_program.save(os.fspath(path))
 
 
@@ -150,6 +155,44 @@ def _check_call(call: torch.fx.Node, target: Target) -> None:
     num_weights: Any = len(weights) // num_directions  # type: ignore[arg-type, operator]
     refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None, is_regularised)
     target.check(parts_of(cell, num_directions, lengths, hx))  # type: ignore[arg-type]
+
+
+def _stated_steps(
+    program: torch.export.ExportedProgram, calls: Sequence[torch.fx.Node], target: Target
+) -> list[dict[int, int]]:
+    """Of each input, the dimensions that the target wants stated, with the example's sizes.
+
+    Raises:
+        ValueError: the example has a single step, which is no better there than none stated.
+    """
+    symbols: set[Any] = set()
+    for call in calls:
+        if call.args[6] in target.states_steps:
+            steps = call.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
+            symbols |= _symbols(steps)
+            if _size(steps) < 2:
+                raise ValueError(
+                    f"target {target.name!r} takes a {call.args[6]} of an example of 2 steps or "
+                    "more: give a longer one"
+                )
+    if not symbols:
+        return []
+    names = program.graph_signature.user_inputs
+    values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    return [
+        {dim: _size(size) for dim, size in enumerate(value.shape) if _symbols(size) & symbols}
+        for value in values
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def _symbols(size: int | torch.SymInt) -> set[Any]:
+    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
+
+
+def _size(size: int | torch.SymInt) -> int:
+    """The example's."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
 
 
 def _finish(model: Any, target: Target, num_layers: int) -> None:

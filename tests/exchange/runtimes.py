@@ -69,8 +69,10 @@ def by_mnn(path, feeds, fixed):
     expr = mnn.expr
     inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
     network = mnn.nn.load_module_from_file(str(converted), inputs, outputs)
+    kinds = {"float32": expr.float, "int32": expr.int}
     given = [
-        expr.const(feeds[name], list(feeds[name].shape), expr.NCHW, expr.float) for name in inputs
+        expr.const(value, list(value.shape), expr.NCHW, kinds[value.dtype.name])
+        for value in (feeds[name] for name in inputs)
     ]
     results = network.forward(given)
     results = results if isinstance(results, list | tuple) else [results]
@@ -81,9 +83,12 @@ def by_ncnn(path, feeds, fixed):
     pnnx, ncnn = (importlib.import_module(name) for name in ("pnnx", "ncnn"))
     base = str(path).removesuffix(".onnx") + ".ncnn"
     if not os.path.exists(base + ".param"):
-        (features,) = {value.shape[2] for value in feeds.values()}
-        shape = f"inputshape=[6,2,{features}]f32"  # of another number of steps and of sequences
-        _call([pnnx.EXEC_PATH, str(path), shape, "fp16=0"], Path(base + ".param"))
+        # Of another number of steps and of sequences; after the input come states.
+        (_, _, features), *states = (value.shape for value in feeds.values())
+        shapes = [(6, 2, features), *((rows, 2, width) for rows, _, width in states)]
+        shape = ",".join(f"[{','.join(map(str, shape))}]f32" for shape in shapes)
+        command = [pnnx.EXEC_PATH, str(path), f"inputshape={shape}", "fp16=0"]
+        _call(command, Path(base + ".param"))
     network = ncnn.Net()
     network.load_param(base + ".param")
     network.load_model(base + ".bin")

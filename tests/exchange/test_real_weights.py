@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import json
+import os
 import pickle
 import sys
 import time
@@ -18,10 +20,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import check
+from test_keras_files import by_keras_2
 from torch import Tensor
 
 import birnn_cuda
 from birnn_cuda import load_dynet, load_onnx
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
@@ -224,3 +230,117 @@ def test_resemblyzer(monkeypatch):
         got, our_time = timed(ours, frames)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
     report("resemblyzer (whole networks)", their_time, our_time)
+
+
+def keras_lstm(x, kernel, recurrent_kernel, bias):
+    """Every step of a Keras LSTM, ``[B, T, H]``: its layer's equations, in the numbers of x."""
+    h = c = np.zeros((len(x), len(recurrent_kernel)), x.dtype)
+    steps = []
+    for t in range(x.shape[1]):
+        gates = x[:, t] @ kernel + h @ recurrent_kernel + bias
+        i, f, g, o = np.split(gates, 4, axis=1)
+        i, f, o = (1 / (1 + np.exp(-gate)) for gate in (i, f, o))
+        c = f * c + i * np.tanh(g)
+        h = o * np.tanh(c)
+        steps.append(h)
+    return np.stack(steps, axis=1)
+
+
+# Forty letters each, as the network reads.
+SENTENCES = (
+    "Why does the sky look blue at noon, and ",
+    "The best way to learn a language is to s",
+    "What happened to the old house on the hi",
+)
+
+
+def test_textgenrnn(monkeypatch):
+    """Texts by the letter: two CuDNNLSTMs of Keras 2, run by the package's model on Keras 3, with
+    what Keras 2 makes of their weights; the functions that Keras dropped are stood in for.
+
+    Letters at random are read in fp64 alone: on them a rounding error grows, that of fp32 to 1e-4
+    in 40 steps, in Keras's layers, in torch.nn's and in these alike. On English it does not.
+    """
+    keras = importlib.import_module("keras")
+    ops = keras.ops
+    dropped = types.SimpleNamespace(
+        backend=keras.backend.backend,
+        cast=ops.cast,
+        dot=ops.matmul,
+        epsilon=keras.backend.epsilon,
+        exp=ops.exp,
+        expand_dims=lambda x: ops.expand_dims(x, -1),
+        floatx=keras.backend.floatx,
+        max=ops.max,
+        reshape=ops.reshape,
+        shape=ops.shape,
+        sum=ops.sum,
+    )
+    folder = folder_of("textgenrnn")
+    contents = {"backend": dropped, "initializers": keras.initializers}
+    stand_in(monkeypatch, "tensorflow", config=None)
+    stand_in(monkeypatch, "tensorflow.keras", **contents)
+    stand_in(monkeypatch, "tensorflow.keras.optimizers", Adam=lambda lr: "adam")
+    monkeypatch.setitem(sys.modules, "tensorflow.keras.layers", keras.layers)
+    monkeypatch.setitem(sys.modules, "tensorflow.keras.models", keras.models)
+    stand_in(monkeypatch, "textgenrnn", __path__=[str(folder)])
+    make = importlib.import_module("textgenrnn.model").textgenrnn_model
+    sizes = {"max_length": 40, "dim_embeddings": 100, "rnn_layers": 2, "rnn_size": 128}
+    weights = folder / "textgenrnn_weights.hdf5"
+    vocabulary = json.loads((folder / "textgenrnn_vocab.json").read_text())
+    names = ("rnn_1", "rnn_2")
+    with importlib.import_module("h5py").File(weights) as file:
+        arrays = {
+            name: [np.asarray(group[path], np.float64) for path in group.attrs["weight_names"]]
+            for name, group in file.items()
+        }
+    for name in names:  # in fp64, where the sum of the two biases is not rounded
+        arrays[name] = by_keras_2("LSTM", arrays[name])
+
+    def by_keras(text, dtype):
+        """The embedded letters and what each of the LSTMs makes of them, and the time."""
+        keras.config.set_dtype_policy(dtype)
+        model = make(len(vocabulary) + 1, {**sizes, "rnn_bidirectional": False})
+        for layer in model.layers:
+            layer.set_weights(arrays[layer.name])
+        inner = [model.get_layer(name).output for name in ("embedding", *names)]
+        network = keras.Model(model.inputs, inner)
+        return timed(lambda: [np.asarray(y.detach()) for y in network(text)])
+
+    assert [each.name for each in birnn_cuda.load_keras(weights)] == list(names)
+    english = torch.tensor([[vocabulary[letter] for letter in line] for line in SENTENCES])
+    random = torch.randint(1, len(vocabulary) + 1, (3, 40))
+    policy = keras.config.dtype_policy()
+    try:
+        runs = {
+            key: by_keras(text, dtype)
+            for key, text, dtype in (
+                ("letters at random, fp64", random, "float64"),
+                ("English, fp64", english, "float64"),
+                ("English, fp32", english, "float32"),
+            )
+        }
+    finally:
+        keras.config.set_dtype_policy(policy)
+    tolerances = (1e-9, 1e-12, 1e-5)
+    for (what, (values, _)), tolerance in zip(runs.items(), tolerances, strict=True):
+        x, *theirs = values
+        layers = [
+            each.layer.to(torch.from_numpy(x).dtype) for each in birnn_cuda.load_keras(weights)
+        ]
+        assert x.dtype == (np.float32 if "fp32" in what else np.float64)
+
+        def run(x=x, layers=layers):
+            below, _ = layers[0](torch.from_numpy(x))
+            return below, layers[1](below)[0]
+
+        ours, our_time = timed(run)
+        below = x.astype(np.float64)
+        for name, by_theirs, by_ours in zip(names, theirs, ours, strict=True):
+            below = keras_lstm(below, *arrays[name])
+            wanted = torch.from_numpy(below)
+            check(by_ours, wanted, tolerance, what=f"{name}, {what}")
+            check(torch.from_numpy(by_theirs), wanted, tolerance, what=f"Keras's {name}, {what}")
+    _, their_time = runs["English, fp32"]
+    label = "textgenrnn's LSTMs (the package's time is that with its embedding)"
+    report(label, their_time, our_time)
