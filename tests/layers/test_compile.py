@@ -187,7 +187,7 @@ def test_inductor():
         assert_close(*results, 1e-6)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm_proj"])
+@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm_proj", marks=pytest.mark.long)])
 def test_forward_mode_compiled(cell):
     """Tangents go through compiled code, which is compiled apart from that without a level."""
     model = make_layer(birnn_cuda, cell, 3, 4, bidirectional=True, dtype=torch.float64)
