@@ -193,8 +193,8 @@ def test_what_is_not_finite_stays_in_its_sequence(cell, bad):
 def test_derivatives_by_difference_quotients(cell):
     layer = make(cell, 1, 3, torch.float64, bidirectional=True)
     names = [name for name, _ in layer.named_parameters()]
-    operands = [torch.randn(3, 2, 1).double(), *make_states(layer, 2, torch.float64)]
-    count, lengths = len(operands), torch.tensor([3, 2])
+    operands = [torch.randn(3, 3, 1).double(), *make_states(layer, 3, torch.float64)]
+    count, lengths = len(operands), torch.tensor([3, 0, 2])
 
     def function(*tensors):
         weights = dict(zip(names, tensors[count:], strict=True))
