@@ -1,6 +1,7 @@
 // ldmatrix and mma on the deposits of a warp. Fragment layouts: PTX ISA, sections "Matrix
 // fragments for mma.m16n8k16 with floating point type" and "... mma.m16n8k8".
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "device_emulator.h"
@@ -31,25 +32,33 @@ void load_matrices(Deposit* lanes) {
   }
 }
 
+double power_of_two(int exponent) { return std::bit_cast<double>(uint64_t(1023 + exponent) << 52); }
+
 // c + the products, as the matrix units of sm_80 to sm_90 add (Fasi et al. 2021, peerj-cs 330;
 // Khattak & Mikaitis 2025, arXiv 2512.07004): all terms are cut, not rounded, two bits below the
 // last place that the largest of them has in fp32, added exactly, and the sum is cut to fp32. The
 // chips differ in the number of these bits and in how many products they add at once.
+//
+// Most of a run of the emulator is spent here, so nothing calls the mathematical library: the cut
+// terms are integers below 2^26, and floats and their products are normal doubles.
 template <int K>
 float add_products(float c, const double (&products)[K]) {
-  double largest = std::fabs(c), plain = c;
+  double largest = __builtin_fabs(double(c)), plain = c;
   for (const double product : products) {
-    largest = std::max(largest, std::fabs(product));
+    largest = std::max(largest, __builtin_fabs(product));
     plain += product;
   }
-  if (largest == 0 || !std::isfinite(plain)) return static_cast<float>(plain);
+  if (largest == 0 || !__builtin_isfinite(plain)) return static_cast<float>(plain);
   constexpr int kFractionBits = 23, kFurtherBits = 2;
-  const double unit = std::ldexp(1.0, std::ilogb(largest) - kFractionBits - kFurtherBits);
-  double sum = std::trunc(c / unit);
-  for (const double product : products) sum += std::trunc(product / unit);
-  sum *= unit;
+  const int place =
+      int(std::bit_cast<uint64_t>(largest) >> 52) - 1023 - kFractionBits - kFurtherBits;
+  const double units = power_of_two(-place);
+  int64_t terms = static_cast<int64_t>(c * units);
+  for (const double product : products) terms += static_cast<int64_t>(product * units);
+  const double sum = static_cast<double>(terms) * power_of_two(place);
   const float nearest = static_cast<float>(sum);
-  return std::fabs(nearest) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest;
+  const bool away = __builtin_fabs(double(nearest)) > __builtin_fabs(sum);
+  return away ? std::nextafterf(nearest, 0.0f) : nearest;
 }
 
 // sum[16x8] += a[16xK] b[Kx8].
