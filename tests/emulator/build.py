@@ -186,6 +186,11 @@ def program(source, variant="plain", defines=(), first_include=None):
     return _link(Path(source).stem, "", objects, sanitize)
 
 
+def host_program(source):
+    """A program without kernels and without the emulator."""
+    return _link(Path(source).stem, "", [_object(source, ["-O2"])], [])
+
+
 def shared_library(*sources, defines=(), first_include=None):
     """A library for ctypes from the sources of a kernel driver. Not for sanitizers."""
     flags = VARIANTS["plain"] + [f"-D{define}" for define in defines]

@@ -1,6 +1,8 @@
 // The cluster backward kernel for ctypes, on the emulator: plain pointers and integers. With
 // CLUSTER_BACKWARD_IEEE_ALONE the other precisions are left out.
+#if !defined(BIRNN_ALL_INSTANCES)
 #define BIRNN_SMALL_INSTANCES
+#endif
 #include "cuda/cluster/backward.cu"
 #include "cuda/instances/cluster_backward_ieee.cu"
 #if defined(CLUSTER_BACKWARD_IEEE_ALONE)
@@ -31,4 +33,11 @@ extern "C" int cluster_backward_driver(const int64_t* sizes, int reverse, const 
     return cuda::cluster_backward(shape, lengths, direction, pointers[test::kFirstDgates], compute,
                                   given, workspace, nullptr);
   });
+}
+
+// Which instance takes a shape; -1: none.
+extern "C" int cluster_backward_instance(const int64_t* sizes, const int64_t* tiling) {
+  const birnn::cuda::ClusterBackwardTiling given{static_cast<int>(tiling[0]),
+                                                 static_cast<int>(tiling[1])};
+  return birnn::cuda::reduce_scatter::Sizes(birnn::test::shape_of(sizes), given).instance;
 }

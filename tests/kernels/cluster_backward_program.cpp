@@ -42,7 +42,7 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
         dhx.data(),       dcx.data(),   optional(dbias_ih), optional(dbias_hh), nullptr,
         optional(first)};
     const int status = cluster_backward_driver(sizes, reverse, ends, pointers, strides, tiling);
-    expect(status == 0, what + device::error_message(status));
+    expect(status == 0, what + device::error_message(device::Status(status)));
     expect_finite(dgates, what + "dgates");
     if (!bare) expect_finite(first, what + "first_dgates");
     if (!bare) expect_finite(dbias_ih, what + "dbias_ih");

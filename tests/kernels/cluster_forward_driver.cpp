@@ -1,6 +1,8 @@
 // The cluster forward kernel for ctypes, on the emulator: plain pointers and integers. With
 // CLUSTER_FORWARD_IEEE_ALONE the other precisions are left out.
+#if !defined(BIRNN_ALL_INSTANCES)
 #define BIRNN_SMALL_INSTANCES
+#endif
 #include "cuda/cluster/forward.cu"
 #include "cuda/instances/cluster_forward_ieee.cu"
 #if defined(CLUSTER_FORWARD_IEEE_ALONE)
@@ -32,4 +34,11 @@ extern "C" int cluster_forward_driver(const int64_t* sizes, int reverse, int sav
     return cuda::cluster_forward(shape, lengths, direction, save_reserve != 0, compute, given,
                                  workspace, nullptr);
   });
+}
+
+// Which instance takes a shape; -1: none.
+extern "C" int cluster_forward_instance(const int64_t* sizes, const int64_t* tiling) {
+  const birnn::cuda::ClusterForwardTiling given{
+      static_cast<int>(tiling[0]), static_cast<int>(tiling[1]), static_cast<int>(tiling[2])};
+  return birnn::cuda::all_gather::Sizes(birnn::test::shape_of(sizes), given).instance;
 }

@@ -41,7 +41,7 @@ void run_case(Cell cell, const Shape& shape, bool reverse, bool ragged) {
                               cy.data(),         nullptr};
     const int status =
         cluster_forward_driver(sizes, reverse, 1, optional(lengths), pointers, strides, tiling);
-    expect(status == 0, what + device::error_message(status));
+    expect(status == 0, what + device::error_message(device::Status(status)));
     expect_finite(gates, what + "gates");
     expect_finite(output, what + "output");
     expect_finite(hy, what + "hy");

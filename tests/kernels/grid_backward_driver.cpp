@@ -1,6 +1,8 @@
 // The grid backward kernel for ctypes, on the emulator: plain pointers and integers. With
 // GRID_BACKWARD_IEEE_ALONE the other precisions are left out.
+#if !defined(BIRNN_ALL_INSTANCES)
 #define BIRNN_SMALL_INSTANCES
+#endif
 #include "cuda/grid/backward.cu"
 #include "cuda/instances/grid_backward_ieee.cu"
 #include "driver_arguments.h"
@@ -52,12 +54,8 @@ extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, in
       });
 }
 
-// How a shape is divided: instance, row teams, column teams, units, row tiles, chunks of a warp.
-extern "C" void grid_backward_sizes(const int64_t* sizes, int num_directions, const int64_t* tiling,
-                                    int64_t* result) {
-  using namespace birnn;
-  const cuda::gather_reduce::Sizes given(test::shape_of(sizes), tiling_of(tiling), num_directions);
-  const int64_t values[] = {given.instance, given.row_teams, given.column_teams,
-                            given.units,    given.num_tiles, given.warp_chunks};
-  for (const int64_t value : values) *result++ = value;
+// Which instance takes a shape, one direction of it; -1: none.
+extern "C" int grid_backward_instance(const int64_t* sizes, const int64_t* tiling) {
+  return birnn::cuda::gather_reduce::Sizes(birnn::test::shape_of(sizes), tiling_of(tiling), 1)
+      .instance;
 }

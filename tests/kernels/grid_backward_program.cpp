@@ -65,7 +65,7 @@ void run_case(const Case& given) {
     }
     const int status =
         grid_backward_driver(sizes, 2, 0, optional(lengths), pointers, strides, tiling);
-    expect(status == 0, what + device::error_message(status));
+    expect(status == 0, what + device::error_message(device::Status(status)));
     expect_finite(dgates, what + "dgates");
     if (ragged) expect_finite(first, what + "first_dgates");
     if (ragged) expect_finite(dbias, what + "dbias");

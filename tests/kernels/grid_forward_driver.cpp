@@ -1,6 +1,8 @@
 // The grid forward kernel for ctypes, on the emulator: plain pointers and integers. With
 // GRID_FORWARD_IEEE_ALONE the other precisions are left out.
+#if !defined(BIRNN_ALL_INSTANCES)
 #define BIRNN_SMALL_INSTANCES
+#endif
 #include "cuda/grid/forward.cu"
 #include "cuda/instances/grid_forward_ieee.cu"
 #if defined(GRID_FORWARD_IEEE_ALONE)
@@ -39,4 +41,11 @@ extern "C" int grid_forward_driver(const int64_t* sizes, int num_directions, int
         return cuda::grid_forward(shape, lengths, directions, num_directions, save_reserve != 0,
                                   compute, given, workspace, nullptr);
       });
+}
+
+// Which instance takes a shape, one direction of it; -1: none.
+extern "C" int grid_forward_instance(const int64_t* sizes, const int64_t* tiling) {
+  const birnn::cuda::GridForwardTiling given{
+      static_cast<int>(tiling[0]), static_cast<int>(tiling[1]), static_cast<int>(tiling[2])};
+  return birnn::cuda::grid_gather::Sizes(birnn::test::shape_of(sizes), given, 1).instance;
 }

@@ -54,7 +54,7 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, const Tiling& tiling, 
     }
     const int status = grid_forward_driver(sizes, num_directions, 1, 1, optional(lengths), pointers,
                                            strides, given);
-    expect(status == 0, what + device::error_message(status));
+    expect(status == 0, what + device::error_message(device::Status(status)));
     expect_finite(output, what + "output");
     expect_finite(hy, what + "hy");
     if (cell == Cell::kLstm) expect_finite(cy, what + "cy");

@@ -27,12 +27,17 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
   };
   const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
-    LaunchConfig config =
-        persistent::blocks_of(call, sizes.num_clusters * cluster, kThreads, sizes.shared_bytes);
-    config.cluster = static_cast<uint32_t>(cluster);
-    return persistent::launch_or_ask(call, config,
-                                     cluster_backward_kernel<kCell, Precision, kInstance.row_tiles,
-                                                             kInstance.chunks, kInstance.pairs>);
+    if constexpr (!kInstance.is_compiled(kCell, sizeof(typename Precision::Element))) {
+      return kNoInstance;  // Sizes does not choose it
+    } else {
+      LaunchConfig config =
+          persistent::blocks_of(call, sizes.num_clusters * cluster, kThreads, sizes.shared_bytes);
+      config.cluster = static_cast<uint32_t>(cluster);
+      return persistent::launch_or_ask(
+          call, config,
+          cluster_backward_kernel<kCell, Precision, kInstance.row_tiles, kInstance.chunks,
+                                  kInstance.pairs>);
+    }
   };
   const int error = persistent::launch_packed<kNumInstances>(call, call.portion.packs, pack, recur);
   const BackwardDirection& dir = call.args.of.dir;

@@ -20,17 +20,28 @@ constexpr int kMaxCluster = 16;
 constexpr int kMaxBatchTiles = 16;  // of 8 sequences
 
 // What is compiled: the row tiles and chunks of weights that a warp holds in registers, and the
-// pairs of units of a thread. The first one that is large enough is taken.
+// pairs of units of a thread, and of which cells in 16 and in 32 bits. The first one that is large
+// enough is taken.
 struct Instance {
   int row_tiles, chunks, pairs;
+  Cells of_16 = kAll, of_32 = kAll;
+  constexpr bool is_compiled(Cell cell, int64_t element_bytes) const {
+    return has_cell(element_bytes == 4 ? of_32 : of_16, cell);
+  }
 };
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
 constexpr Instance kInstances[] = {{2, 8, 2}};
 #elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
 constexpr Instance kInstances[] = {{1, 4, 1}, {2, 8, 2}};
 #else
-constexpr Instance kInstances[] = {{1, 4, 1}, {1, 4, 2}, {2, 8, 1},  {2, 8, 2},
-                                   {4, 4, 1}, {4, 4, 2}, {1, 16, 1}, {8, 2, 1}};
+constexpr Instance kInstances[] = {{1, 4, 1},
+                                   {1, 4, 2},
+                                   {2, 8, 1},
+                                   {2, 8, 2},
+                                   {4, 4, 1, kAll, kRnn | kGru},
+                                   {4, 4, 2, kAll, kRnn | kGru},
+                                   {1, 16, 1, kNoCell, kGated},
+                                   {8, 2, 1, kRnn, kNoCell}};
 #endif
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
 

@@ -23,7 +23,7 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
   };
   const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
-    if constexpr (sizeof(typename Precision::Element) > kInstance.element_bytes) {
+    if constexpr (!kInstance.is_compiled(kCell, sizeof(typename Precision::Element))) {
       return kNoInstance;  // Sizes does not choose it
     } else {
       LaunchConfig config =

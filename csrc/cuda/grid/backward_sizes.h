@@ -27,6 +27,7 @@ struct Instance {
   bool rest;
   int pairs;
   int64_t element_bytes;
+  constexpr bool is_compiled(Cell, int64_t bytes) const { return bytes <= element_bytes; }
 };
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
 constexpr Instance kInstances[] = {{2, 1, true, 1, 4}};
@@ -99,7 +100,7 @@ struct Sizes {
     num_chunks = static_cast<int>(ceil_div(P * G * U * bytes, kChunkBytes));
     warp_chunks = static_cast<int>(ceil_div(num_chunks, kWarps));
     num_blocks = num_directions * blocks;
-    if (bytes > held.element_bytes) return 0;
+    if (!held.is_compiled(shape.cell, bytes)) return 0;
     if (num_tiles > held.row_tiles || U / 2 * tile_batch > int64_t{held.pairs} * kThreads) return 0;
 
     const int64_t warp_rest = warp_chunks > held.chunks ? warp_chunks - held.chunks : 0;

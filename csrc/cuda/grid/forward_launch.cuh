@@ -25,7 +25,7 @@ int launch_cell(std::integral_constant<Cell, kCell>, Precision, const Call& call
   const auto recur = [&](auto index) {
     constexpr Instance kInstance = kInstances[decltype(index)::value];
     constexpr int kBytes = sizeof(typename Precision::Element);
-    if constexpr (shared_bytes_of(kInstance, kBytes) > kMaxSharedBytes) {
+    if constexpr (!kInstance.is_compiled(kCell, kBytes)) {
       return kNoInstance;  // Sizes does not choose it
     } else {
       LaunchConfig config =

@@ -21,7 +21,11 @@ constexpr int64_t kMaxBlocks = 1 << 10;
 // bound. The first instance that is large enough is taken.
 struct Instance {
   int row_tiles, chunks, held_16, held_32, asked, batch_tiles, cells;
+  Cells of_16 = kAll, of_32 = kAll;  // cells in 16 and in 32 bits
   constexpr int held(int64_t element_bytes) const { return element_bytes == 4 ? held_32 : held_16; }
+  constexpr bool is_compiled(Cell cell, int64_t element_bytes) const {
+    return has_cell(element_bytes == 4 ? of_32 : of_16, cell);
+  }
 };
 // For tests on small shapes, which take the same path: blocks of two warps, so that few units are
 // split over warps and over pieces.
@@ -37,19 +41,19 @@ constexpr Instance kInstances[] = {{3, 2, 4, 4, 2, 1, 2}, {4, 2, 5, 5, 1, 2, 4}}
 #else
 constexpr int kThreads = 256;
 constexpr Instance kInstances[] = {
-    {2, 4, 8, 8, 4, 1, 1},    // one batch tile
-    {3, 4, 12, 12, 4, 1, 1},  //
-    {4, 2, 8, 8, 2, 1, 1},    //
-    {4, 4, 16, 16, 4, 1, 1},  //
-    {2, 8, 14, 11, 4, 1, 1},  //
-    {4, 8, 14, 11, 4, 1, 1},  //
-    {6, 6, 15, 12, 3, 1, 1},  // of 16 bits alone
-    {8, 4, 16, 11, 2, 1, 1},  // of 16 bits alone
-    {2, 4, 8, 8, 4, 2, 1},    // two
-    {4, 2, 8, 8, 2, 2, 1},    //
-    {4, 4, 14, 11, 4, 2, 1},  //
-    {4, 2, 8, 8, 2, 4, 2},    // four
-    {4, 4, 11, 9, 2, 4, 2},   //
+    {2, 4, 8, 8, 4, 1, 1},                     // one batch tile
+    {3, 4, 12, 12, 4, 1, 1, kGated, kGated},   //
+    {4, 2, 8, 8, 2, 1, 1, kGated, kGated},     //
+    {4, 4, 16, 16, 4, 1, 1, kGated, kGated},   //
+    {2, 8, 14, 11, 4, 1, 1},                   //
+    {4, 8, 14, 11, 4, 1, 1, kGated, kGated},   //
+    {6, 6, 15, 12, 3, 1, 1, kGated, kNoCell},  // more shared memory than there is in 32 bits
+    {8, 4, 16, 11, 2, 1, 1, kLstm, kNoCell},   // as this one
+    {2, 4, 8, 8, 4, 2, 1},                     // two
+    {4, 2, 8, 8, 2, 2, 1, kGated, kGated},     //
+    {4, 4, 14, 11, 4, 2, 1, kGated, kGated},   //
+    {4, 2, 8, 8, 2, 4, 2},                     // four
+    {4, 4, 11, 9, 2, 4, 2},                    //
 };
 #endif
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];

@@ -8,6 +8,22 @@
 
 namespace birnn::cuda::persistent {
 
+// Cells that an instance is compiled for: those of which some shape is given to it. Others have too
+// few rows or columns to need it, or find a smaller one first. tests/kernels/test_instances.py
+// looks at every shape, that none is compiled in vain and none is missing.
+enum Cells : unsigned {
+  kNoCell = 0,
+  kRnn = 1,
+  kGru = 2,
+  kLstm = 4,
+  kGated = kGru | kLstm,
+  kAll = 7
+};
+constexpr Cells operator|(Cells a, Cells b) { return Cells(unsigned(a) | unsigned(b)); }
+constexpr bool has_cell(Cells cells, Cell cell) {
+  return (cells & (cell == Cell::kLstm ? kLstm : cell == Cell::kGru ? kGru : kRnn)) != 0;
+}
+
 constexpr int kMatrixRows = 16;           // of a row tile of mma
 constexpr int64_t kChunkBytes = 64;       // of a row of weights: two k-steps in any precision
 constexpr int64_t kFragmentBytes = 1024;  // of a row tile and a chunk
