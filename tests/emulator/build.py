@@ -44,10 +44,10 @@ VARIANTS = {
     "thread": [*LINES, "-fsanitize=thread"],
 }
 # $EMULATOR_FRONT_END, what compiles kernels: "cpp", the C++ compiler against device_emulator.h, or
-# "ptx", nvcc, for the interpreter; of which architecture the latter.
+# "ptx", nvcc, for the interpreter; $EMULATOR_ARCHITECTURE, for which compute capability.
 FRONT_ENDS = ("cpp", "ptx")
 front_end = os.environ.get("EMULATOR_FRONT_END", "cpp")
-architecture = "90a"
+architecture = os.environ.get("EMULATOR_ARCHITECTURE", "90a")
 PTX = EMULATOR / "ptx"
 # Errors name lines of the PTX, and through -lineinfo those of the source.
 NVCC_FLAGS = ["-std=c++17", "-lineinfo", "-DPTX_EMULATED", "--compress-mode=none"]
@@ -60,6 +60,11 @@ SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": f"exitcode={SANITIZER_STATUS}:detect_leaks=0",
     "UBSAN_OPTIONS": f"exitcode={SANITIZER_STATUS}:print_stacktrace=1",
 }
+
+
+def has_clusters():
+    """Whether what is compiled can run in clusters of several blocks."""
+    return front_end == "cpp" or int(architecture.rstrip("a")) >= 90
 
 
 @functools.cache

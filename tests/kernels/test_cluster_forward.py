@@ -46,6 +46,8 @@ SHAPES = (
     (64, 5, 4, 1, 1),
     (80, 26, 5, 4, 3),
 )
+if not build.has_clusters():
+    SHAPES = tuple(shape for shape in SHAPES if shape[2] == 1)
 
 
 def kernel(*tiling: int, tf32: bool = False, on: build.Emulator | None = None) -> Kernel:

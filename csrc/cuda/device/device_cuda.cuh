@@ -83,13 +83,27 @@ class Smem {
   }
   template <class T>
   BIRNN_DEVICE T* alloc(uint32_t count, uint32_t alignment = 16) {
+#if defined(PTX_EMULATED)  // tests/emulator/ptx: room between arrays, and where each of them lies
+    offset_ += kEmulatedGap;
+#endif
     offset_ = (offset_ + alignment - 1) / alignment * alignment;
     T* array = reinterpret_cast<T*>(base_ + offset_);
-    offset_ += count * static_cast<uint32_t>(sizeof(T));
+    const uint32_t bytes = count * static_cast<uint32_t>(sizeof(T));
+    offset_ += bytes;
+#if defined(PTX_EMULATED)
+    needed_ = (needed_ + alignment - 1) / alignment * alignment + bytes;
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(array));
+    asm volatile(".pragma \"emulated.shared_array %0, %1, %2\";" ::"r"(address), "r"(bytes),
+                 "r"(needed_));
+#endif
     return array;
   }
 
  private:
+#if defined(PTX_EMULATED)
+  static constexpr uint32_t kEmulatedGap = 64;
+  uint32_t needed_ = 0;
+#endif
   unsigned char* base_;
   uint32_t offset_ = 0;
 };

@@ -137,6 +137,27 @@ void atomic(State& s, const Instruction& i) {
   s.polled = false;
 }
 
+// emulated.shared_array
+void shared_array(State& s, const Instruction& i) {
+  const uint32_t begin = s.get<uint32_t>(i.slots[0]) - kSharedBase;
+  const uint32_t bytes = s.get<uint32_t>(i.slots[1]), needed = s.get<uint32_t>(i.slots[2]);
+  const uint64_t given = dynamic_shared_bytes(s);
+  if (needed > given) {
+    fail(s, i,
+         std::to_string(needed) + " bytes of shared memory needed, " + std::to_string(given) +
+             " in the launch");
+  }
+  if (uint64_t{begin} + bytes > s.shared_bytes) fail(s, i, "more arrays than there is room for");
+  std::vector<uint8_t>& in_arrays = emulator::running->block->in_arrays;
+  const emulator::RuntimeScope allocates;
+  if (in_arrays.empty()) in_arrays.assign(s.shared_bytes, 0);
+  const uint32_t end = begin + bytes, end_of_load = std::min((end + 15) & ~15u, s.shared_bytes);
+  std::fill_n(in_arrays.begin() + begin, bytes, kInArray);
+  for (uint32_t byte = end; byte < end_of_load; ++byte)
+    in_arrays[byte] = std::max(in_arrays[byte], kBehindArray);
+  s.in_arrays = in_arrays.data();
+}
+
 // Hints about caches, which change no value.
 bool is_hint(std::string_view part) {
   static const std::string_view hints[] = {"nc",
@@ -238,6 +259,12 @@ bool decode_access(const Statement& statement, Instruction& instruction) {
   if (base == "ld") return decode_load_or_store(statement, instruction, false);
   if (base == "st") return decode_load_or_store(statement, instruction, true);
   if (base == "atom") return decode_atomic(statement, instruction);
+  if (is_opcode(statement, kSharedArray)) {
+    instruction.run = shared_array;
+    instruction.kind = Class::kMove;
+    set_slots(instruction, statement, 0, 3);
+    return true;
+  }
   if (base == "red") {
     if (!is_opcode(statement, "red.release.gpu.global.add.u32")) return false;
     instruction.run = add_release;

@@ -63,6 +63,23 @@ void check_global(const State& s, const Instruction& i, uint64_t address, size_t
   }
 }
 
+uint64_t dynamic_shared_bytes(const State& s) {
+  const Image& image = *s.program->image;
+  return s.shared_bytes - image.static_shared_bytes - image.gap_bytes;
+}
+
+namespace {
+
+void check_arrays(const State& s, const Instruction& i, uint64_t offset, size_t bytes) {
+  if (!s.in_arrays) return;
+  // An access is shorter than the gaps. Of what lies behind an array nvcc may load a part, with it.
+  const uint8_t least = i.stores ? kInArray : kBehindArray;
+  if (s.in_arrays[offset] < kInArray || s.in_arrays[offset + bytes - 1] < least)
+    fail(s, i, "outside of every shared array: offset " + std::to_string(offset));
+}
+
+}  // namespace
+
 char* own_shared(const State& s, const Instruction& i, uint64_t address, size_t bytes) {
   const uint64_t offset = address - kSharedBase;
   if (address < kSharedBase || offset + bytes > s.shared_bytes) {
@@ -73,6 +90,7 @@ char* own_shared(const State& s, const Instruction& i, uint64_t address, size_t 
          "outside of shared memory: offset " + std::to_string(static_cast<int64_t>(offset)) + ", " +
              std::to_string(bytes) + " bytes, of " + std::to_string(s.shared_bytes));
   }
+  check_arrays(s, i, offset, bytes);
   return s.shared + offset;
 }
 
@@ -92,6 +110,7 @@ char* cluster_shared(const State& s, const Instruction& i, uint32_t address, siz
          "outside of the shared memory of rank " + std::to_string(rank - 1) + ": offset " +
              std::to_string(static_cast<int32_t>(offset)));
   }
+  check_arrays(s, i, offset, bytes);  // those of a peer lie alike
   const char* const own_arena = emulator::running->block->arena;
   return blocks[rank - 1]->arena + (s.shared - own_arena) + offset;
 }

@@ -10,6 +10,12 @@ namespace ptx {
 std::string hex(uint64_t number);
 
 void check_global(const State&, const Instruction&, uint64_t address, size_t bytes);
+// What a byte of shared memory is, where kernels announce their arrays: nothing, of the 16 bytes
+// that an array's last byte is in, or of an array.
+constexpr uint8_t kBehindArray = 1, kInArray = 2;
+
+// What the launch gave.
+uint64_t dynamic_shared_bytes(const State&);
 // Of the block's own window.
 char* own_shared(const State&, const Instruction&, uint64_t address, size_t bytes);
 // Of the cluster's window: some block's.

@@ -70,6 +70,7 @@ std::unique_ptr<Image> make_image(std::unique_ptr<Module> module) {
               memory.begin() + static_cast<ptrdiff_t>(address - begin));
     image->addresses[variable.name] = address;
   }
+  if (module->text.find(kSharedArray) != std::string::npos) image->gap_bytes = kMostGapBytes;
   image->module = std::move(module);
   return image;
 }

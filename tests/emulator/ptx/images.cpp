@@ -124,7 +124,8 @@ int launch(Kernel& kernel, const emulator::LaunchConfig& given, void* const* arg
     }
     emulator::LaunchConfig config = given;
     if (config.cluster == 1 && function.cluster) config.cluster = function.cluster;
-    config.shared_bytes += image.static_shared_bytes;
+    config.shared_bytes += image.static_shared_bytes + image.gap_bytes;
+    emulator::gap_bytes = image.gap_bytes;
     Entry entry{&program, {}, static_cast<uint32_t>(config.shared_bytes), nullptr};
     entry.parameters.resize(program.formal_bytes);
     for (size_t i = 0; i < function.parameters.size(); ++i) {

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "addresses.h"
 #include "counts.h"
 #include "program.h"
 
@@ -61,7 +62,7 @@ uint64_t value_of(Special which, const State& s) {
     case Special::kNclusteridX:
       return thread.grid.x / thread.cluster_size;
     case Special::kDynamicSmemSize:
-      return s.shared_bytes - s.program->image->static_shared_bytes;
+      return dynamic_shared_bytes(s);
     case Special::kLanemaskLt:
       return lanes_below(thread.lane);
     case Special::kLanemaskLe:

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kNewestMajor = 9, kNewestMinor = 0;  // the ISA of nvcc 13.0
 constexpr uint64_t kMostBytes = 1 << 24;           // of a variable
+constexpr std::string_view kEmulated = "emulated.";
 
 bool is_word_character(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' ||
@@ -18,7 +19,7 @@ bool is_word_character(char c) {
 void split(Module& module) {
   const std::string& text = module.text;
   uint32_t line = 1;
-  size_t i = 0;
+  size_t i = 0, closing_quote = std::string::npos;
   const auto add = [&](size_t begin, size_t end) {
     module.tokens.push_back({std::string_view(text).substr(begin, end - begin), line});
   };
@@ -33,13 +34,23 @@ void split(Module& module) {
       const size_t end = text.find("*/", i + 2);
       if (end == std::string::npos) module.fail(line, "a comment without an end");
       for (; i < end + 2; ++i) line += text[i] == '\n';
+    } else if (i == closing_quote) {
+      ++i;
     } else if (c == '"') {
       const size_t end = text.find_first_of("\"\n", i + 1);
       if (end == std::string::npos || text[end] == '\n') {
         module.fail(line, "a string without an end");
       }
-      add(i, end + 1);
-      i = end + 1;
+      const bool is_for_us = text.compare(i + 1, kEmulated.size(), kEmulated) == 0 &&
+                             !module.tokens.empty() && module.tokens.back().text == ".pragma";
+      if (is_for_us) {  // a statement, between quotes for everybody else
+        module.tokens.pop_back();
+        closing_quote = end;
+        ++i;
+      } else {
+        add(i, end + 1);
+        i = end + 1;
+      }
     } else if (is_word_character(c)) {
       const size_t begin = i;
       while (i < text.size()) {

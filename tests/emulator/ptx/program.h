@@ -145,6 +145,7 @@ struct Image {
   std::map<std::string_view, std::vector<unsigned char>> globals;
   std::map<std::string_view, uint64_t> addresses;  // of variables, in their spaces
   uint64_t static_shared_bytes = 0;
+  uint64_t gap_bytes = 0;  // room for gaps, where kernels announce the arrays of shared memory
   std::map<std::string_view, std::unique_ptr<Program>> programs;  // decoded when first wanted
   std::deque<std::string> kept;                                   // what diagnoses point to
 
@@ -173,6 +174,13 @@ constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
 constexpr uint32_t kNoRank = 0xff;  // in place of 1 + rank
 constexpr uint32_t kLocalBase = 256;
 
+// .pragma "emulated.shared_array address, bytes, needed", which ptxas passes over: a kernel that is
+// compiled for the interpreter says by it which parts of its shared memory are arrays, and may
+// leave gaps between them, in which no access may fall; without them `needed` bytes would be
+// enough.
+constexpr const char* kSharedArray = "emulated.shared_array";
+constexpr uint64_t kMostGapBytes = 4096;
+
 // What %envreg0 reads: the host's to set.
 extern "C" uint32_t ptx_environment_registers[1];
 
@@ -196,7 +204,8 @@ struct State {
   unsigned char* parameters = nullptr;
   char* shared = nullptr;  // offset 0 of the block's own window
   uint32_t shared_bytes = 0;
-  bool race = false;    // ThreadSanitizer looks on
+  const uint8_t* in_arrays = nullptr;  // by byte of it, once an array was announced
+  bool race = false;                   // ThreadSanitizer looks on
   bool polled = false;  // a value that others change was read since the last branch back
   uint32_t branches_back = 0;
   std::vector<Frame> frames;
