@@ -7,13 +7,14 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help streaming-figures install test test-long test-ptx sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
+.PHONY: help streaming-figures install test test-long test-ptx test-ptx-kernels sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the test-suite"
 	@echo "make test-long  the defects planted in the kernels, each of which it must catch; sanitizers"
 	@echo "make test-ptx  what nvcc compiles, by an interpreter of its PTX, and defects planted in it"
+	@echo "make test-ptx-kernels  the kernels' tests, defects and all instances on what nvcc compiles"
 	@echo "make sanitize  every kind of tensor in every argument, under AddressSanitizer"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
@@ -49,7 +50,7 @@ test: install
 # that is killed, ten thousand steps without a leak, a library that inductor packs, the backend by
 # each instruction set. Those tests that need nvcc are the next target's and, where they take minutes,
 # `make cuda`'s; those that need other frameworks, `make exchange`'s.
-OTHERS_LONG := emulator/test_ptx.py kernels/test_nvcc.py kernels/test_steps.py exchange
+OTHERS_LONG := emulator/test_ptx.py $(patsubst %,kernels/test_%.py,nvcc steps instances) exchange
 test-long: install
 	$(VENV)/bin/python -m pytest -q -n auto -m long tests $(patsubst %,--ignore=tests/%,$(OTHERS_LONG))
 
@@ -57,6 +58,17 @@ test-long: install
 # planted in the device header.
 test-ptx: install
 	$(VENV)/bin/python -m pytest -q -n auto -m long tests/emulator/test_ptx.py
+
+# The tests of the kernels and of the GPU layer on what nvcc compiled: the same problems, schedules and
+# planted defects; every instance that a GPU build has; the values on other compute capabilities, whose
+# code differs. `make cuda` runs it.
+KERNEL_TESTS := $(patsubst %,tests/kernels/test_%.py,stepwise cluster_forward cluster_backward grid_forward grid_backward)
+WITH_PTX = EMULATOR_FRONT_END=ptx $(VENV)/bin/python -m pytest -q -n auto
+test-ptx-kernels: install
+	$(WITH_PTX) -m "long or not long" $(KERNEL_TESTS) $(wildcard tests/kernels/test_*_defects.py) tests/kernels/test_gpu_layer.py
+	$(WITH_PTX) -m long tests/kernels/test_instances.py
+	for capability in 80 100; do EMULATOR_ARCHITECTURE=$$capability $(WITH_PTX) -m "not long" \
+	    -k "(values or gradients) and not absent" $(KERNEL_TESTS) || exit 1; done
 
 # The tests that hand a layer every kind of tensor, and those around them, on an extension that
 # AddressSanitizer watches: a copy of the sources, built in build/asan beside the one in place.
@@ -163,6 +175,7 @@ cuda: .venv-cuda/.extension
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long \
 	    kernels/test_nvcc.py kernels/test_steps.py
+	$(MAKE) test-ptx-kernels
 
 # With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
 # nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts, EXTENSION=
