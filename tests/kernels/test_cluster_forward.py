@@ -16,6 +16,8 @@ from conftest import relative_error
 from defects import cluster_forward as defects
 from defects import planting, shared
 from kernel_run import (
+    GIVEN,
+    MANY_STEPS,
     SANITIZERS,
     Kernel,
     Run,
@@ -23,8 +25,10 @@ from kernel_run import (
     check_forward,
     check_in_place,
     check_inference,
+    check_nan_stays_before_a_reset,
     check_nan_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
+    with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths, exact
 from torch import Tensor
@@ -71,6 +75,39 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
         run = check_forward(problem, under_test)
         check_inference(problem, under_test, run)
         check_in_place(problem, under_test, run)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 10 :] + SHAPES[: seed % 10])
+    patterns = itertools.cycle(("none", "mixed", "none", "short"))
+    dtype, tf32 = PRECISIONS[precision], precision == "tf32"
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        sizes, states = (T, B, H), index % 4 != 2
+        problem = with_given(given, cell, dtype, sizes, next(patterns), states=states)
+        under_test = kernel(*tiling, tf32=tf32)
+        run = check_forward(problem, under_test)
+        check_inference(problem, under_test, run)
+        check_in_place(problem, under_test, run)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_of_many_steps(cell: str) -> None:
+    for pattern in ("none", "mixed"):
+        sizes = (MANY_STEPS, 3, 10)
+        problem = with_given(GIVEN[0], cell, torch.float32, sizes, pattern)
+        check_forward(problem, kernel(1, 1, 1))
+
+
+@pytest.mark.parametrize("tiling", [(1, 1, 1), (3, 1, 1)])
+def test_nan_stays_before_a_reset(tiling: tuple[int, int, int]) -> None:
+    check_nan_stays_before_a_reset(kernel(*tiling), torch.float32, 20)
+    check_nan_stays_before_a_reset(kernel(*tiling), torch.float16, 20)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -14,6 +14,8 @@ import torch
 from defects import grid_backward as defects
 from defects import planting, shared
 from kernel_run import (
+    GIVEN,
+    MANY_STEPS,
     SANITIZERS,
     Kernel,
     Run,
@@ -21,8 +23,10 @@ from kernel_run import (
     check_clean_under_sanitizers,
     check_first_dgates_may_be_absent,
     check_gradients_of_biases_may_be_absent,
+    check_nan_of_a_gradient_stays_behind_a_reset,
     check_same_bits_under_every_schedule,
     is_equal,
+    with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths
 from torch import Tensor
@@ -76,6 +80,36 @@ def test_weights_in_shared_memory(cell: str) -> None:
     for dtype, hidden_size in ((torch.float32, 45), (torch.bfloat16, 88)):
         problem = Problem(cell, dtype, (3, 2, hidden_size), None)
         check_backward(problem, kernel(hidden_size // 11, 1, 1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    patterns = itertools.cycle(("none", "mixed", "long", "short"))
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        options = {"states": index % 4 != 2, "cell_states": index % 3 == 0}
+        pattern = next(patterns)
+        problem = with_given(given, cell, PRECISIONS[precision], (T, B, H), pattern, **options)
+        check_backward(problem, kernel(*tiling, tf32=precision == "tf32"))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_of_many_steps(cell: str) -> None:
+    for pattern in ("none", "mixed", "long"):
+        sizes = (MANY_STEPS, 3, 10)
+        problem = with_given(GIVEN[0], cell, torch.float32, sizes, pattern)
+        check_backward(problem, kernel(2, 1, 2))
+
+
+@pytest.mark.parametrize("tiling", [(2, 1, 1)])
+def test_nan_stays_behind_a_reset(tiling: tuple[int, ...]) -> None:
+    check_nan_of_a_gradient_stays_behind_a_reset(kernel(*tiling), torch.float32, 20)
+    check_nan_of_a_gradient_stays_behind_a_reset(kernel(*tiling), torch.float16, 20)
 
 
 @pytest.mark.parametrize("cell", CELLS)

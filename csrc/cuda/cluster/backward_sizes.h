@@ -51,7 +51,9 @@ struct Sizes {
   int instance = -1;   // -1: none is large enough
   int64_t num_clusters = 0;
   int64_t shared_bytes = 0;
-  int64_t fragment_bytes = 0;  // of the workspace; behind them the sums of the biases
+  // Of the workspace, one behind the other: the fragments, the sums of the biases; then the words
+  // of resets.
+  int64_t fragment_bytes = 0, bias_bytes = 0;
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
@@ -74,7 +76,8 @@ struct Sizes {
     const int64_t pairs = ceil_div(U / 2 * tile_batch, kThreads);
     shared_bytes = shared_size(2 * R * U * tile_batch * 4) +
                    shared_size(2 * tile_batch * pitch * bytes) + shared_size(tile_batch * 4) +
-                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 8 * 4;
+                   shared_size(2 * tile_batch * 4) + shared_size(2 * sizeof(device::MBarrier)) +
+                   2 * 16 + 8 * 4;
     for (int i = kNumInstances - 1; i >= 0; --i)
       if (kInstances[i].row_tiles * kWarps >= num_tiles && kInstances[i].chunks >= num_chunks &&
           kInstances[i].pairs >= pairs)
@@ -83,10 +86,11 @@ struct Sizes {
       const int64_t held = kInstances[instance].pairs * kThreads;  // pairs of units, of a block
       shared_bytes += 2 * operand_arrays(shape.cell) * held * 2 * bytes;  // what two steps read
       if (biases_in_shared(bytes)) shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
+      if (shape.recurrent_dropout) shared_bytes += held * 2 * bytes;
     }
     fragment_bytes = R * num_tiles * num_chunks * kFragmentBytes;
-    workspace_bytes =
-        fragment_bytes + num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;
+    bias_bytes = num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;
+    workspace_bytes = fragment_bytes + bias_bytes + reset_bytes(shape);
   }
 };
 

@@ -78,6 +78,7 @@
 #include "cuda/warp/batch_tile.cuh"
 #include "cuda/warp/fragments.cuh"
 #include "cuda/warp/pairs.cuh"
+#include "cuda/warp/resets.cuh"
 #include "cuda/warp/unit_forward.cuh"
 #include "recurrence.h"
 
@@ -95,11 +96,16 @@ constexpr int kRowBlocks = row_blocks(kCell);
 template <int kBatchTiles, class T>
 constexpr int kStages = num_stages(kBatchTiles, sizeof(T));
 
+// What is handed on in place of h, by bits: zeros where a sequence begins anew, h times a mask.
+constexpr int kResets = 1, kMask = 2;
+
 // By value to the kernel. Strides count elements.
 struct Arguments {
   ForwardDirection dir;
   const int64_t* lengths = nullptr;    // [B] or null
   const Bits128* fragments = nullptr;  // pack_weights_kernel's
+  uint32_t* resets = nullptr;          // pack_weights_kernel's too, null where the direction's are
+  const void* recurrent_mask = nullptr;  // [B, H] or null
   int seq_len = 0, batch_size = 0, hidden_size = 0;
   int num_groups = 0;                       // of the hidden units
   int groups = 0;                           // of a block
@@ -113,7 +119,7 @@ struct Arguments {
   bool save_reserve = false;
 };
 
-// weight_hh [G*H, H] as operand A: [group][chunk][row tile] fragments.
+// weight_hh [G*H, H] as operand A: [group][chunk][row tile] fragments. And the words of resets.
 template <Cell kCell, class Precision>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments args,
                                                                        Bits128* packed) {
@@ -133,6 +139,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments
         const bool exists = unit < H && column < H;
         return exists ? weight_hh[(int64_t{gate} * H + unit) * H + column] : from_float<T>(0.0f);
       });
+  pack_resets(args.resets, args.dir.resets, args.lengths, args.dir.reverse, args.seq_len,
+              args.batch_size);
 }
 
 // A piece of neighbouring units in global memory. Of its elements the first `count`, at most all,
@@ -227,7 +235,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   MBarrier* const full = shared.alloc<MBarrier>(2);
   uint32_t* const mask = shared.alloc<uint32_t>(1);
   T* const zeros = shared.alloc<T>(16 / sizeof(T));
-  int* const constants = shared.alloc<int>(8);
+  int* const constants = shared.alloc<int>(12);
   int* const tile_lengths = shared.alloc<int>(NB);
   T* const h = shared.alloc<T>(2 * h_elements);  // [2][NB][pitch], as operand B
   // Of each group: [slots][blocks][NB][units], the sequences of a tile in the order of place().
@@ -235,6 +243,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       shared.alloc<T>(args.groups * kSlots * kSlotElements) + own_group * kSlots * kSlotElements;
   // Of each group: [NB][units], h of the step on its way out.
   T* const staged = shared.alloc<T>(args.groups * kBlockElements) + own_group * kBlockElements;
+  // The same of the mask of h, if there is one, and of h times the mask on its way out.
+  const int mask_elements = args.recurrent_mask ? kBlockElements : 0;
+  T* const masks = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
+  T* const staged_masked = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
   // [groups][k_split][batch tile][row tile][lane] of four sums, if k_split > 1
   const int partial_elements = args.k_split > 1 ? args.k_split * kBatchTiles * kTiles * 32 : 0;
   Bits128* const partial_sums =
@@ -271,17 +283,30 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         const int unit = group * kUnits + i % kUnits;
         bias[i] = unit < H ? unit_bias<kCell, T>(dir, i / kUnits, H, unit) : 0.0f;
       }
+      for (int i = lane; i < mask_elements; i += 32) {
+        const int b = first_sequence + i / kUnits, unit = group * kUnits + i % kUnits;
+        masks[i] = b < B && unit < H
+                       ? static_cast<const T*>(args.recurrent_mask)[int64_t{b} * H + unit]
+                       : from_float<T>(0.0f);
+      }
     }
   }
 
   load_tile_lengths(tile_lengths, NB, args.lengths, first_sequence, B, args.seq_len);
-  // The initial h; what lies in columns of units and in sequences that do not exist stays zero.
+  // The initial h as others multiply it; what lies in columns of units and in sequences that do not
+  // exist stays zero.
   for (int row = 0; row < 2 * NB; ++row) {
-    const T* const source = static_cast<const T*>(dir.hx) + int64_t{first_sequence + row} * H;
-    const bool exists = dir.hx && row < NB && first_sequence + row < B;
+    const int64_t first = int64_t{first_sequence + row} * H;
+    const T* const source = static_cast<const T*>(dir.hx) + first;
+    const T* const factors = static_cast<const T*>(args.recurrent_mask) + first;
+    const bool exists = dir.hx && row < NB && first_sequence + row < B &&
+                        !begins_anew_at_once(args.resets, first_sequence + row);
+    const auto handed_on = [&](int i) {
+      if (!args.recurrent_mask) return Precision::operand(source[i]);
+      return Precision::operand(from_float<T>(to_float(source[i]) * to_float(factors[i])));
+    };
     for (int i = thread; i < args.pitch; i += threads)
-      h[row * args.pitch + i] =
-          exists && i < H ? Precision::operand(source[i]) : from_float<T>(0.0f);
+      h[row * args.pitch + i] = exists && i < H ? handed_on(i) : from_float<T>(0.0f);
   }
   if (thread == 0) {
     *mask = kTf32Mask;
@@ -294,6 +319,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     constants[5] = args.save_reserve;
     constants[6] = cluster;
     constants[7] = B <= kFewColumns;
+    constants[8] = (args.resets ? kResets : 0) | (args.recurrent_mask ? kMask : 0);
   }
   sync_threads();  // the lengths, h, the bias, the mask and the constants
   const int steps = longest_of(tile_lengths, NB);
@@ -342,6 +368,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const bool reverse = kKeeps ? constants[4] != 0 : dir.reverse;
   const bool save_reserve = kKeeps ? constants[5] != 0 : args.save_reserve;
   const bool has_cluster = kKeeps ? constants[6] > 1 : cluster > 1;
+  const int hands_on = constants[8];
   const auto kept = [&](int value) { return kKeeps ? shfl(value, lane) : value; };
   int lane_lengths[2] = {}, lane_piece_length = 0;
   if constexpr (kBatchTiles == 1) {
@@ -379,9 +406,34 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       if (b < B && u < H) body(state[i][e][j], int64_t{b} * H + u);
     });
   };
+  // Of sequences, by bits: whether they begin anew at the next step.
+  ResetWindow window;
+  const auto begin_anew = [&](int k) {
+    return window.begin_anew(args.resets, k, first_sequence, NB, B);
+  };
+  const auto is_of = [](uint32_t bits, int n) { return (bits >> n & 1u) != 0; };
   const T* const first_state = static_cast<const T*>(kCell == Cell::kLstm ? dir.cx : dir.hx);
   if (kGates > 1 && first_state && owner)
     for_each_state([&](float& value, int64_t at) { value = to_float(first_state[at]); });
+  // The own h and c of sequences that begin anew.
+  const auto clear_states = [&](uint32_t anew) {
+    for_each_unit([&](int i, int tile, int e, int j) {
+      if (is_of(anew, sequence(tile, j))) state[i][e][j] = 0.0f;
+    });
+  };
+  uint32_t next_anew = 0;  // at the next step
+  uint32_t to_clear = 0;   // of an LSTM in training: the reserve takes c behind the pushes
+  if (owner && (hands_on & kResets)) {
+    if (steps > 0) clear_states(begin_anew(0));
+    if (steps > 1) next_anew = begin_anew(1);
+  }
+  const auto turn_resets = [&](int k) {
+    if (kCell == Cell::kLstm && save_reserve)
+      to_clear = next_anew;
+    else if (kGates > 1)
+      clear_states(next_anew);
+    next_anew = k + 2 < steps ? begin_anew(k + 2) : 0u;
+  };
 
   T* const gates = static_cast<T*>(dir.gates);
   T* const output = static_cast<T*>(dir.output);
@@ -440,10 +492,18 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     const int next = rank + 1 + i;
     return static_cast<uint32_t>(next < cluster ? next : next - cluster);
   };
-  const int lane_pushes = kept((cluster - first_block + kLaneBlocks - 1) / kLaneBlocks);
+  const int lane_pushes =
+      kept(cluster > 1 ? (cluster - first_block + kLaneBlocks - 1) / kLaneBlocks : 0);
   // Where all lanes have as many, no branch need part them.
   const int pushes = (constants[6] + kLaneBlocks - 1) / kLaneBlocks;
   const bool all_push = constants[6] % kLaneBlocks == 0;
+  // Of a step that hands on h as it is: the branch into them is that into all else.
+  const int plain_pushes = kept(hands_on != 0      ? 0
+                                : all_push         ? pushes
+                                : kLaneBlocks == 4 ? 0
+                                                   : lane_pushes);
+  const bool hands_over = kept(cluster > 1 || hands_on != 0) != 0;
+  const bool arms = kept(cluster > 1 && thread == 0) != 0;
   ClusterAddress peers[kLaneBlocks == 4 ? kPushes : 1]{};
   if (kLaneBlocks == 4 && cluster > 1) {
     BIRNN_UNROLL
@@ -492,6 +552,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       const T* const x =
           slot + lane_in_slot + of * kBlockElements + (tile * 8 + j * 4) * kUnits + e;
       return of < kGates ? to_float(*x) + b : b;
+    };
+    // h of a lane's unit, not rounded, once the cell has been applied.
+    const auto exact_h = [&](int i, int e, int j) {
+      return kCell == Cell::kLstm  ? LstmCell<Math>::output(sum_of(i, e, j, 3), state[i][e][j])
+             : kCell == Cell::kGru ? state[i][e][j]
+                                   : sum_of(i, e, j, 0);
     };
     const auto load_new_gate = [&] {
       if constexpr (kCell == Cell::kGru)
@@ -602,6 +668,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
           // Kept where the sums were, for after the push; an LSTM's c is in `state`.
           if constexpr (kGates > 1) BIRNN_UNROLL
           for (int of = 0; of < 4; ++of) sum_of(i, e, j, of) = kept_values[of];
+          if constexpr (kGates == 1) sum_of(i, e, j, 0) = h_of_unit;
         }
         const auto store = [&](T* target, const T(&values)[kLaneUnits]) {
           if constexpr (kLaneUnits == 1)
@@ -613,52 +680,92 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         for (int j = 0; j < 2; ++j) store(staged + lane_staged + (tile * 8 + j) * kUnits, h_new[j]);
         if (!has_cluster) BIRNN_UNROLL
         for (int j = 0; j < 2; ++j) {
+          T* const target = h + ((k + 1) & 1) * h_elements + sequence(tile, j) * pitch +
+                            group * kUnits + lane_unit;
           T rounded[kLaneUnits];
-          BIRNN_UNROLL
-          for (int e = 0; e < kLaneUnits; ++e) rounded[e] = Precision::operand(h_new[j][e]);
-          store(h + ((k + 1) & 1) * h_elements + sequence(tile, j) * pitch + group * kUnits +
-                    lane_unit,
-                rounded);
+          if (hands_on) {
+            BIRNN_UNROLL
+            for (int e = 0; e < kLaneUnits; ++e) {
+              const int at = lane_staged + (tile * 8 + j) * kUnits + e;
+              const float factor = hands_on & kMask ? to_float(masks[at]) : 1.0f;
+              const T handed = from_float<T>(exact_h(i, e, j) * factor);
+              const bool anew = is_of(next_anew, sequence(tile, j));
+              rounded[e] = anew ? from_float<T>(0.0f) : Precision::operand(handed);
+            }
+            store(target, rounded);
+          } else {
+            BIRNN_UNROLL
+            for (int e = 0; e < kLaneUnits; ++e) rounded[e] = Precision::operand(h_new[j][e]);
+            store(target, rounded);
+          }
         }
       });
       sync_warp();  // h of the group, by all lanes; and they have read h_now and the slot
       Bits128 pieces[kBatchTiles];
-      for_each_tile([&](int i, int tile) {
-        pieces[i] = *reinterpret_cast<const Bits128*>(staged + piece_staged + tile * 8 * kUnits);
-      });
+      const auto load_pieces = [&](const T* from) {
+        for_each_tile([&](int i, int tile) {
+          pieces[i] = *reinterpret_cast<const Bits128*>(from + piece_staged + tile * 8 * kUnits);
+        });
+      };
+      load_pieces(staged);
 
-      if (has_cluster && k + 1 < steps) {
+      if (hands_over && k + 1 < steps) {
         const uint32_t next = (k + 1) & 1;
         const uint32_t to_signal = next * sizeof(MBarrier);
         const uint32_t to_next = to_piece + next * h_elements * sizeof(T);
+        // In place of h: h times the mask, rounded once; zeros, by a select.
+        const auto hand_on = [&] {
+          if (hands_on & kMask) {
+            for_each_unit([&](int i, int tile, int e, int j) {
+              const int at = lane_staged + (tile * 8 + j) * kUnits + e;
+              staged_masked[at] = from_float<T>(exact_h(i, e, j) * to_float(masks[at]));
+            });
+            sync_warp();  // the masked h of the group, by all lanes
+            load_pieces(staged_masked);
+          }
+          for_each_tile([&](int i, int tile) {
+            if (is_of(next_anew, tile * 8 + piece_row)) pieces[i] = Bits128{};
+          });
+        };
+        // Then: y is h as it is, and the next step begins with its own states.
+        const auto go_on = [&] {
+          load_pieces(staged);
+          if (hands_on & kResets) turn_resets(k);
+        };
         const auto push = [&](const ClusterAddress& peer) {
           for_each_tile([&](int i, int tile) {
             st_async(peer + (to_next + tile * 8 * pitch * sizeof(T)),
                      as_operand<Precision>(pieces[i]), peer + to_signal);
           });
         };
-        if constexpr (kLaneBlocks == 4) {
-          if (all_push) {
+        if (plain_pushes > 0) {
+          if constexpr (kLaneBlocks == 4) {
             BIRNN_UNROLL
             for (int j = 0; j < kPushes; ++j) {
-              if (j >= pushes) break;
+              if (j >= plain_pushes) break;
               push(peers[j]);
             }
           } else {
+            BIRNN_UNROLL_BY(4)
+            for (int j = 0; j < plain_pushes; ++j)
+              push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
+          }
+        } else {
+          if (hands_on) hand_on();
+          if constexpr (kLaneBlocks == 4) {
             BIRNN_UNROLL
             for (int j = 0; j < kPushes; ++j)
               if (j < lane_pushes) push(peers[j]);
+          } else {
+            BIRNN_UNROLL_BY(1)
+            for (int j = 0; j < lane_pushes; ++j)
+              push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
           }
-        } else {
-          const int own_pushes = all_push ? pushes : lane_pushes;
-          BIRNN_UNROLL_BY(4)
-          for (int j = 0; j < own_pushes; ++j)
-            push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
+          if (hands_on) go_on();
         }
         // The mbarrier that has been waited for, for step k + 2: its phase cannot end before this
         // arrival, whatever has come by then.
-        if (thread == 0 && k > 0 && k + 2 < steps)
-          mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
+        if (arms && k > 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
       }
 
       for_each_tile([&](int i, int tile) {
@@ -685,6 +792,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
             store_piece(gates, to + block * H, piece, piece_count, gates_access);
           }
         });
+        if constexpr (kCell == Cell::kLstm) {
+          clear_states(to_clear);
+          to_clear = 0;
+        }
       }
       if (k + kSlots < steps) fetch(k + kSlots, slot);
       cp_async_commit();

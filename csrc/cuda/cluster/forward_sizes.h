@@ -78,6 +78,7 @@ struct Sizes {
   int instance = -1;  // -1: none is large enough
   int64_t num_clusters = 0;
   int64_t shared_bytes = 0;
+  int64_t fragment_bytes = 0;  // of the workspace; behind them the words of resets
   int64_t workspace_bytes = 0;
 
   // aligned: whether the rows of the arrays are, as far as the hidden size allows it.
@@ -100,15 +101,16 @@ struct Sizes {
     num_clusters = ceil_div(shape.batch_size, NB);
     const int64_t row_bytes = (G * units > K * columns ? G * units : K * columns) * bytes;
     pitch = static_cast<int>(row_pitch(row_bytes) / bytes);
-    workspace_bytes = G * K * tiles * kFragmentBytes;
+    fragment_bytes = G * K * tiles * kFragmentBytes;
+    workspace_bytes = fragment_bytes + reset_bytes(shape);
 
     const int64_t slot_bytes = row_blocks(shape.cell) * NB * units * bytes;
     shared_bytes = 2 * NB * pitch * bytes +
                    groups * num_stages(tiling.batch_tiles, bytes) * slot_bytes +
-                   groups * NB * units * bytes +
+                   groups * NB * units * bytes * (shape.recurrent_dropout ? 3 : 1) +
                    (KS > 1 ? groups * KS * tiling.batch_tiles * tiles * kSumsBytes : 0) +
                    groups * num_sums(shape.cell) * units * 4 + shared_size(NB * 4) +
-                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 8 * 4;
+                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 12 * 4;
     for (int i = kNumInstances - 1; i >= 0; --i) {
       const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;

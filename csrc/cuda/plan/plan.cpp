@@ -141,9 +141,6 @@ std::string only_stepwise_words(const PlanRequest& request) {
     return "fp64 has no products that a persistent kernel could use";
   if (request.shape.proj_size > 0)
     return "an LSTM with proj_size runs stepwise, a second product a step";
-  if (request.has_resets) return "resets, sequences inside rows, run stepwise";
-  if (request.shape.recurrent_dropout)
-    return "recurrent dropout runs stepwise, where h is masked before its product";
   if (request.shape.zoneout) return "zoneout runs stepwise, which mixes states with those before";
   return "W_hh of " + std::to_string(request.shape.hidden_size) +
          " hidden units does not fit on the chip";
