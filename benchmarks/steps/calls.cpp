@@ -274,6 +274,15 @@ void divide(Request& request, int blocks, int batch_tiles, int k_split) {
   }
 }
 
+// Trees before this kept it elsewhere.
+template <class Request>
+void give_resets(Request& request, bool resets) {
+  if constexpr (requires { request.shape.resets; })
+    request.shape.resets = resets;
+  else if constexpr (requires { request.has_resets; })
+    request.has_resets = resets;
+}
+
 }  // namespace
 
 int main() {
@@ -300,7 +309,7 @@ int main() {
                      : precision == "tf32" ? "Tf32"
                                            : "Ieee";
     request.input_size = s.hidden_size;
-    request.has_resets = resets;
+    give_resets(request, resets);
     s.recurrent_dropout = masks;
     request.ieee = precision == "ieee";
     for (const DeviceLimits& device : known_devices())

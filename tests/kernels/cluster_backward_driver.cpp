@@ -25,8 +25,8 @@ extern "C" int cluster_backward_driver(const int64_t* sizes, int reverse, const 
   using namespace birnn;
   const Regularisers regularisers =
       test::regularisers(pointers + test::kBackwardPointers, strides + test::kBackwardStrides);
-  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers);
   const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::ClusterBackwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1])};
   const GemmCompute compute = tiling[2] ? GemmCompute::kTf32 : GemmCompute::kIeee;
   return test::with_workspace(cuda::cluster_backward_workspace(shape, given), [&](void* workspace) {

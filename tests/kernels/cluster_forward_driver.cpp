@@ -25,8 +25,8 @@ extern "C" int cluster_forward_driver(const int64_t* sizes, int reverse, int sav
   using namespace birnn;
   const Regularisers regularisers =
       test::regularisers(pointers + test::kForwardPointers, strides + test::kForwardStrides);
-  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers);
   const ForwardDirection direction = test::forward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::ClusterForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                          static_cast<int>(tiling[2])};
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;

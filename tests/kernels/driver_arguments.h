@@ -70,8 +70,10 @@ inline Regularisers regularisers(void* const* pointers, const int64_t* strides) 
 }
 
 // The shape of a call that is given these.
-inline RecurrenceShape regularised_shape(const int64_t* sizes, const Regularisers& regularisers) {
+inline RecurrenceShape regularised_shape(const int64_t* sizes, const Regularisers& regularisers,
+                                         const bool* resets) {
   RecurrenceShape shape = shape_of(sizes);
+  shape.resets = resets != nullptr;
   shape.recurrent_dropout = regularisers.recurrent_mask != nullptr;
   shape.zoneout = regularisers.zoneout_h || regularisers.zoneout_c;
   return shape;

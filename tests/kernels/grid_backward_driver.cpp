@@ -44,7 +44,8 @@ extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, in
     pointers += test::kRegulariserPointers;
     strides += test::kRegulariserStrides;
   }
-  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers[0]);
+  const RecurrenceShape shape =
+      test::regularised_shape(sizes, regularisers[0], directions[0].resets);
   const cuda::GridBackwardTiling given = tiling_of(tiling);
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
   return test::with_workspace(

@@ -33,7 +33,8 @@ extern "C" int grid_forward_driver(const int64_t* sizes, int num_directions, int
     regularisers[d] = test::regularisers(pointers, strides + test::kForwardStrides);
     pointers += test::kRegulariserPointers;
   }
-  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers[0]);
+  const RecurrenceShape shape =
+      test::regularised_shape(sizes, regularisers[0], directions[0].resets);
   const cuda::GridForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                       static_cast<int>(tiling[2])};
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;

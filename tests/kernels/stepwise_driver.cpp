@@ -27,8 +27,8 @@ extern "C" int stepwise_forward_driver(const int64_t* sizes, int reverse, int sa
                                        const int64_t* strides, int* products_before_error) {
   const Regularisers regularisers =
       test::regularisers(pointers + test::kForwardPointers, strides + test::kForwardStrides);
-  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers);
   const ForwardDirection direction = test::forward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
   return test::with_workspace(cuda::stepwise_forward_workspace(shape), [&](void* workspace) {
     return cuda::stepwise_forward(shape, lengths, direction, regularisers, save_reserve != 0, gemm,
@@ -41,8 +41,8 @@ extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const
                                         int* products_before_error) {
   const Regularisers regularisers =
       test::regularisers(pointers + test::kBackwardPointers, strides + test::kBackwardStrides);
-  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers);
   const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
   return test::with_workspace(cuda::stepwise_backward_workspace(shape), [&](void* workspace) {
     return cuda::stepwise_backward(shape, lengths, direction, regularisers,

@@ -104,7 +104,7 @@ def test_resets_of_many_steps(cell: str) -> None:
         check_forward(problem, kernel(1, 1, 1))
 
 
-@pytest.mark.parametrize("tiling", [(1, 1, 1), (3, 1, 1)])
+@pytest.mark.parametrize("tiling", [(1, 1, 1), (2, 1, 1)])
 def test_nan_stays_before_a_reset(tiling: tuple[int, int, int]) -> None:
     check_nan_stays_before_a_reset(kernel(*tiling), torch.float32, 20)
     check_nan_stays_before_a_reset(kernel(*tiling), torch.float16, 20)

@@ -207,6 +207,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   constexpr int kTiles = kRowTiles<kCell>, kUnits = kGroupUnits<kCell>;
   constexpr int kLaneUnits = kUnits / 8;
   constexpr int kSlots = kStages<kBatchTiles, T>;
+  // Whether something else is handed on than h: by the instances that Sizes takes for it.
+  constexpr bool kHandsOn = kSharedWeights;
   constexpr int NB = 8 * kBatchTiles;
   constexpr int kBlockElements = NB * kUnits, kSlotElements = kBlocks * kBlockElements;
   const ForwardDirection& dir = args.dir;
@@ -244,7 +246,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // Of each group: [NB][units], h of the step on its way out.
   T* const staged = shared.alloc<T>(args.groups * kBlockElements) + own_group * kBlockElements;
   // The same of the mask of h, if there is one, and of h times the mask on its way out.
-  const int mask_elements = args.recurrent_mask ? kBlockElements : 0;
+  const int mask_elements = kHandsOn && args.recurrent_mask ? kBlockElements : 0;
   T* const masks = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
   T* const staged_masked = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
   // [groups][k_split][batch tile][row tile][lane] of four sums, if k_split > 1
@@ -368,7 +370,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const bool reverse = kKeeps ? constants[4] != 0 : dir.reverse;
   const bool save_reserve = kKeeps ? constants[5] != 0 : args.save_reserve;
   const bool has_cluster = kKeeps ? constants[6] > 1 : cluster > 1;
-  const int hands_on = constants[8];
+  const int hands_on = kHandsOn ? constants[8] : 0;
   const auto kept = [&](int value) { return kKeeps ? shfl(value, lane) : value; };
   int lane_lengths[2] = {}, lane_piece_length = 0;
   if constexpr (kBatchTiles == 1) {
@@ -422,18 +424,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     });
   };
   uint32_t next_anew = 0;  // at the next step
-  uint32_t to_clear = 0;   // of an LSTM in training: the reserve takes c behind the pushes
   if (owner && (hands_on & kResets)) {
     if (steps > 0) clear_states(begin_anew(0));
     if (steps > 1) next_anew = begin_anew(1);
   }
-  const auto turn_resets = [&](int k) {
-    if (kCell == Cell::kLstm && save_reserve)
-      to_clear = next_anew;
-    else if (kGates > 1)
-      clear_states(next_anew);
-    next_anew = k + 2 < steps ? begin_anew(k + 2) : 0u;
-  };
 
   T* const gates = static_cast<T*>(dir.gates);
   T* const output = static_cast<T*>(dir.output);
@@ -497,12 +491,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // Where all lanes have as many, no branch need part them.
   const int pushes = (constants[6] + kLaneBlocks - 1) / kLaneBlocks;
   const bool all_push = constants[6] % kLaneBlocks == 0;
-  // Of a step that hands on h as it is: the branch into them is that into all else.
-  const int plain_pushes = kept(hands_on != 0      ? 0
-                                : all_push         ? pushes
-                                : kLaneBlocks == 4 ? 0
-                                                   : lane_pushes);
-  const bool hands_over = kept(cluster > 1 || hands_on != 0) != 0;
+  const bool hands_over = kHandsOn ? kept(cluster > 1 || hands_on != 0) != 0 : has_cluster;
   const bool arms = kept(cluster > 1 && thread == 0) != 0;
   ClusterAddress peers[kLaneBlocks == 4 ? kPushes : 1]{};
   if (kLaneBlocks == 4 && cluster > 1) {
@@ -680,24 +669,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         for (int j = 0; j < 2; ++j) store(staged + lane_staged + (tile * 8 + j) * kUnits, h_new[j]);
         if (!has_cluster) BIRNN_UNROLL
         for (int j = 0; j < 2; ++j) {
-          T* const target = h + ((k + 1) & 1) * h_elements + sequence(tile, j) * pitch +
-                            group * kUnits + lane_unit;
           T rounded[kLaneUnits];
-          if (hands_on) {
-            BIRNN_UNROLL
-            for (int e = 0; e < kLaneUnits; ++e) {
-              const int at = lane_staged + (tile * 8 + j) * kUnits + e;
-              const float factor = hands_on & kMask ? to_float(masks[at]) : 1.0f;
-              const T handed = from_float<T>(exact_h(i, e, j) * factor);
-              const bool anew = is_of(next_anew, sequence(tile, j));
-              rounded[e] = anew ? from_float<T>(0.0f) : Precision::operand(handed);
-            }
-            store(target, rounded);
-          } else {
-            BIRNN_UNROLL
-            for (int e = 0; e < kLaneUnits; ++e) rounded[e] = Precision::operand(h_new[j][e]);
-            store(target, rounded);
-          }
+          BIRNN_UNROLL
+          for (int e = 0; e < kLaneUnits; ++e) rounded[e] = Precision::operand(h_new[j][e]);
+          store(h + ((k + 1) & 1) * h_elements + sequence(tile, j) * pitch + group * kUnits +
+                    lane_unit,
+                rounded);
         }
       });
       sync_warp();  // h of the group, by all lanes; and they have read h_now and the slot
@@ -727,42 +704,42 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
             if (is_of(next_anew, tile * 8 + piece_row)) pieces[i] = Bits128{};
           });
         };
-        // Then: y is h as it is, and the next step begins with its own states.
-        const auto go_on = [&] {
-          load_pieces(staged);
-          if (hands_on & kResets) turn_resets(k);
-        };
         const auto push = [&](const ClusterAddress& peer) {
           for_each_tile([&](int i, int tile) {
             st_async(peer + (to_next + tile * 8 * pitch * sizeof(T)),
                      as_operand<Precision>(pieces[i]), peer + to_signal);
           });
         };
-        if (plain_pushes > 0) {
+        const auto push_all = [&] {
           if constexpr (kLaneBlocks == 4) {
-            BIRNN_UNROLL
-            for (int j = 0; j < kPushes; ++j) {
-              if (j >= plain_pushes) break;
-              push(peers[j]);
+            if (all_push) {
+              BIRNN_UNROLL
+              for (int j = 0; j < kPushes; ++j) {
+                if (j >= pushes) break;
+                push(peers[j]);
+              }
+            } else {
+              BIRNN_UNROLL
+              for (int j = 0; j < kPushes; ++j)
+                if (j < lane_pushes) push(peers[j]);
             }
           } else {
+            const int own_pushes = all_push ? pushes : lane_pushes;
             BIRNN_UNROLL_BY(4)
-            for (int j = 0; j < plain_pushes; ++j)
+            for (int j = 0; j < own_pushes; ++j)
               push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
           }
-        } else {
-          if (hands_on) hand_on();
-          if constexpr (kLaneBlocks == 4) {
-            BIRNN_UNROLL
-            for (int j = 0; j < kPushes; ++j)
-              if (j < lane_pushes) push(peers[j]);
-          } else {
-            BIRNN_UNROLL_BY(1)
-            for (int j = 0; j < lane_pushes; ++j)
-              push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
-          }
-          if (hands_on) go_on();
+        };
+        const bool other = kHandsOn && ((hands_on & kMask) || next_anew != 0);
+        if (other) hand_on();
+        if (has_cluster) push_all();
+        if (!has_cluster && first_block == 0) {  // over what the lanes have put there
+          for_each_tile([&](int i, int tile) {
+            *reinterpret_cast<Bits128*>(h + next * h_elements + (tile * 8 + piece_row) * pitch +
+                                        unit) = as_operand<Precision>(pieces[i]);
+          });
         }
+        if (other) load_pieces(staged);  // y is h as it is
         // The mbarrier that has been waited for, for step k + 2: its phase cannot end before this
         // arrival, whatever has come by then.
         if (arms && k > 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
@@ -792,13 +769,13 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
             store_piece(gates, to + block * H, piece, piece_count, gates_access);
           }
         });
-        if constexpr (kCell == Cell::kLstm) {
-          clear_states(to_clear);
-          to_clear = 0;
-        }
       }
       if (k + kSlots < steps) fetch(k + kSlots, slot);
       cp_async_commit();
+      if (hands_on & kResets) {
+        if (kGates > 1) clear_states(next_anew);
+        next_anew = k + 2 < steps ? begin_anew(k + 2) : 0u;
+      }
     }
     turn = turn + 1 < kSlots ? turn + 1 : 0;
     if (!has_cluster) sync_threads();  // h of step k + 1 to all warps; all have read that of step k

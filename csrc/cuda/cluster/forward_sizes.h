@@ -84,6 +84,7 @@ struct Sizes {
   // aligned: whether the rows of the arrays are, as far as the hidden size allows it.
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, bool aligned = true) {
     const int64_t bytes = element_bytes(shape.element);
+    const bool hands_on = shape.resets || shape.recurrent_dropout;
     const bool in_pieces = aligned && shape.hidden_size * bytes % 16 == 0;
     const int64_t columns = kChunkBytes / bytes, R = tiling.cluster_size, KS = tiling.k_split;
     const int64_t units = group_units(shape.cell), tiles = row_tiles(shape.cell);
@@ -115,7 +116,7 @@ struct Sizes {
       const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;
       if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
-      if ((left > 0 || !in_pieces) && !kInstances[i].shared_weights) continue;
+      if ((left > 0 || !in_pieces || hands_on) && !kInstances[i].shared_weights) continue;
       if (shared_bytes + groups * KS * left * tiles * kFragmentBytes > kMaxSharedBytes) continue;
       instance = i;
       shared_chunks = left;

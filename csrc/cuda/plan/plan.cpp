@@ -296,7 +296,7 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 s.hidden_size,
                 s.proj_size,
                 request.ieee,
-                request.has_resets,
+                s.resets,
                 s.recurrent_dropout,
                 s.zoneout,
                 request.captured,
@@ -341,7 +341,7 @@ int backward_parts(const PlanRequest& request, const Choice& choice) {
   const RecurrenceShape& s = request.shape;
   // With lengths the steps of a part lie at different times, with resets a part would have to know
   // whether the one before it in time ends there; stepwise takes turns with products as it is.
-  if (request.has_lengths || request.has_resets || choice.kernel == Kernel::kStepwise) return 1;
+  if (request.has_lengths || s.resets || choice.kernel == Kernel::kStepwise) return 1;
   if (const int parts = forced().backward_parts; parts > 0)
     return static_cast<int>(std::min<int64_t>(parts, s.seq_len));
   return 1;

@@ -46,6 +46,7 @@ BIRNN_DEVICE bool begins_anew_at_once(const uint32_t* words, int b) {
 // The sequences of a batch tile, at most 32, for a warp: lane n keeps a word of sequence n.
 struct ResetWindow {
   uint32_t word = 0;
+  uint32_t any = 0;  // all lanes' words: most steps begin nothing anew
 
   // A warp collective, once for each step in turn. Bit n of what it returns: whether step k of the
   // tile's sequence n begins anew. words: not null.
@@ -55,7 +56,11 @@ struct ResetWindow {
       const int n = lane_id(), b = first_sequence + n;
       const bool exists = n < num_sequences && b < batch_size;
       word = exists ? words[int64_t{k / kResetSteps} * batch_size + b] : 0u;
+      any = word;
+      BIRNN_UNROLL
+      for (int lanes = 1; lanes < 32; lanes *= 2) any |= shfl_xor(any, lanes);
     }
+    if ((any >> (k % kResetSteps) & 1u) == 0) return 0u;
     return vote_ballot((word >> (k % kResetSteps) & 1u) != 0);
   }
 };
