@@ -230,28 +230,25 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
   const auto warp_has = [&](int e) { return e * kThreads + warp * 32 < num_cells; };
 
   T h[kCells];
+  T handed[kCells];  // h as it enters its product
   float c[kCells];
-  const bool hands_on = resets || recurrent_mask;
   const auto is_of = [&](uint32_t bits, int e) { return (bits >> sequence[e] & 1u) != 0; };
-  // Shows the state to all blocks: as it enters their products, so times its mask, and zeros of
-  // sequences that begin anew, by bits. A collective of warps that have cells.
-  const auto publish_state = [&](uint32_t epoch, uint32_t anew) {
+  // h times its mask, rounded once.
+  const auto masked = [&](int e, float exact_h) {
+    return from_float<T>(recurrent_mask ? exact_h * to_float(factors[e * kThreads]) : exact_h);
+  };
+  // Shows the state to all blocks. A collective of warps that have cells.
+  const auto publish_state = [&](uint32_t epoch) {
     uint64_t* const slot = reinterpret_cast<uint64_t*>(ring + int64_t{epoch & 1} * args.slot_pairs);
     BIRNN_UNROLL
     for (int e = 0; e < kCells; ++e) {
       if (!warp_has(e)) continue;
-      T handed = h[e];
-      if (hands_on && sequence[e] >= 0) {
-        if (recurrent_mask)
-          handed = from_float<T>(to_float(handed) * to_float(factors[e * kThreads]));
-        if (is_of(anew, e)) handed = from_float<T>(0.0f);
-      }
       uint32_t payload;
       if constexpr (Precision::kWordElements == 2) {
-        const uint32_t own = static_cast<uint32_t>(handed);
+        const uint32_t own = static_cast<uint32_t>(handed[e]);
         payload = own | shfl_xor(own, 1) << 16;
       } else {
-        payload = float_bits(Precision::operand(handed));
+        payload = float_bits(Precision::operand(handed[e]));
       }
       if (word[e] >= 0) grid_exchange::publish(slot + word[e], epoch, payload);
     }
@@ -301,7 +298,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
     };
     BIRNN_UNROLL
     for (int e = 0; e < kCells; ++e) {
-      h[e] = from_float<T>(0.0f);
+      h[e] = handed[e] = from_float<T>(0.0f);
       c[e] = 0.0f;
       if (length[e] < 0) continue;
       if (dir.hx) h[e] = static_cast<const T*>(dir.hx)[state_offset(e)];
@@ -326,7 +323,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
       if (steps > 0) clear_states(begin_anew(0));
       if (steps > 1) next_anew = begin_anew(1);
     }
-    if (steps > 0) publish_state(epoch + 1, 0u);
+    BIRNN_UNROLL
+    for (int e = 0; e < kCells; ++e)
+      if (length[e] >= 0) handed[e] = masked(e, to_float(h[e]));
+    if (steps > 0) publish_state(epoch + 1);
     fetch(0);
 
     for (int k = 0; k < steps; ++k) {
@@ -411,9 +411,11 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
         if (!ended) {
           h[e] = from_float<T>(h_new);
           c[e] = c_new;
+          // Zeros by a select.
+          handed[e] = is_of(next_anew, e) ? from_float<T>(0.0f) : masked(e, h_new);
         }
       }
-      if (k + 1 < steps) publish_state(epoch + 1, next_anew);
+      if (k + 1 < steps) publish_state(epoch + 1);
 
       // Off the way to the other blocks.
       BIRNN_UNROLL
