@@ -342,6 +342,12 @@ GIVEN: tuple[dict[str, Any], ...] = (
 )
 # More steps than the bits of a word of resets, twice.
 MANY_STEPS = 70
+# What planted defects are looked for with: what is given, steps, a pattern of lengths.
+GIVEN_OF_DEFECTS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "resets": (GIVEN[0], 6, "none"),
+    "masks": (GIVEN[1], 6, "none"),
+    "many": (GIVEN[2], MANY_STEPS, "long"),
+}
 
 
 def with_given(

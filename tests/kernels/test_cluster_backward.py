@@ -15,6 +15,7 @@ from defects import cluster_backward as defects
 from defects import planting, shared
 from kernel_run import (
     GIVEN,
+    GIVEN_OF_DEFECTS,
     MANY_STEPS,
     SANITIZERS,
     Kernel,
@@ -180,6 +181,12 @@ DEFECT_CASES = (
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("gru", torch.float16, (10, 3, 1, 1), "nan"),
+    *itertools.product(
+        ("lstm", "gru"),
+        (torch.float32,),
+        ((21, 9, 3, 1), (40, 12, 5, 2)),
+        ("resets", "masks", "many"),
+    ),
 )
 
 
@@ -194,6 +201,10 @@ def check_defective(
     under_test = kernel(*tiling, on=emulator)
     if pattern == "nan":
         check_nan_of_a_gradient_stays_in_its_sequence(under_test, dtype)
+        return
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, lengths = GIVEN_OF_DEFECTS[pattern]
+        check_backward(with_given(given, cell, dtype, (T, B, H), lengths), under_test)
         return
     cell_states = pattern != "long"
     lengths = draw_lengths("long" if pattern == "cells" else pattern, 6, B)

@@ -17,6 +17,7 @@ from defects import cluster_forward as defects
 from defects import planting, shared
 from kernel_run import (
     GIVEN,
+    GIVEN_OF_DEFECTS,
     MANY_STEPS,
     SANITIZERS,
     Kernel,
@@ -200,6 +201,7 @@ FILES = {
         (*shared.FRAGMENTS, *shared.FRAGMENTS_OF_FEW_COLUMNS),
         shared.FRAGMENTS_EXPLAINED,
     ),
+    "warp/resets.cuh": (shared.RESETS, shared.RESETS_EXPLAINED),
     "warp/unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }
 
@@ -221,6 +223,10 @@ def check_defective(
     if pattern == "nan":
         check_nan_stays_in_its_sequence(under_test, dtype, H)
         return
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, lengths = GIVEN_OF_DEFECTS[pattern]
+        check_forward(with_given(given, cell, dtype, (T, B, H), lengths), under_test)
+        return
     problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
     run = check_forward(problem, under_test)
     if cell != "tanh":
@@ -238,11 +244,16 @@ SHAPES_OF_DEFECTS = (
     ((96, 2), (6, 2, 1)),
     ((96, 3), (6, 2, 1)),
 )
+# One block, and several.
+SHAPES_OF_GIVEN = (((21, 9), (1, 2, 1)), ((40, 9), (3, 2, 1)))
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("tanh", torch.float16, ((32, 10), (1, 2, 1)), "mixed"),
     ("lstm", torch.float16, ((64, 5), (4, 2, 1)), "mixed"),  # whole groups of peers
     ("gru", torch.float16, ((5, 3), (1, 2, 1)), "nan"),
+    *itertools.product(
+        ("lstm", "gru"), (torch.float32,), SHAPES_OF_GIVEN, ("resets", "masks", "many")
+    ),
     ("lstm", torch.float32, ((96, 2), (6, 2, 1)), "full"),  # few sequences, each with all steps
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
 )

@@ -15,6 +15,7 @@ from defects import grid_backward as defects
 from defects import planting, shared
 from kernel_run import (
     GIVEN,
+    GIVEN_OF_DEFECTS,
     MANY_STEPS,
     SANITIZERS,
     Kernel,
@@ -188,6 +189,9 @@ SHAPES_OF_DEFECTS = (
     (20, 9, (2, 2, 2), "short"),
     (12, 12, (2, 2, 1), "short"),
     (34, 1, (3, 1, 1), "short"),
+    (12, 12, (2, 2, 1), "resets"),
+    (12, 12, (2, 2, 1), "masks"),
+    (12, 12, (2, 2, 1), "many"),
 )
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float32,), SHAPES_OF_DEFECTS),
@@ -199,6 +203,11 @@ def check_defective(
     emulator: build.Emulator, cell: str, dtype: torch.dtype, case: tuple[int, int, Any, str]
 ) -> None:
     H, B, tiling, pattern = case
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, drawn = GIVEN_OF_DEFECTS[pattern]
+        problem = with_given(given, cell, dtype, (T, B, H), drawn)
+        check_backward(problem, kernel(*tiling, together=False, on=emulator))
+        return
     lengths = [0] * 8 + [5, 2] if pattern == "empty" else draw_lengths(pattern, 5, B)
     problem = Problem(cell, dtype, (5, B, H), lengths, cell_states=True)
     check_backward(problem, kernel(*tiling, together=False, on=emulator))

@@ -17,6 +17,7 @@ from defects import grid_forward as defects
 from defects import planting, shared
 from kernel_run import (
     GIVEN,
+    GIVEN_OF_DEFECTS,
     MANY_STEPS,
     SANITIZERS,
     Kernel,
@@ -174,6 +175,11 @@ def check_defective(
     case: tuple[tuple[int, int], Any, str],
 ) -> None:
     (H, B), tiling, pattern = case
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, drawn = GIVEN_OF_DEFECTS[pattern]
+        problem = with_given(given, cell, dtype, (T, B, H), drawn)
+        check_forward(problem, kernel(*tiling, on=emulator))
+        return
     lengths = draw_lengths(pattern, 6, B)
     if pattern == "empty":  # the first group
         lengths = [0 if b < 16 else 6 - b % 3 for b in range(B)]
@@ -195,7 +201,13 @@ SHAPES_OF_DEFECTS = (
     ((6, 34), (2, 2, 2), "short"),
     ((6, 34), (2, 2, 1), "empty"),
 )
+SHAPES_OF_GIVEN = (
+    ((9, 18), (4, 2, 1), "resets"),
+    ((9, 18), (4, 2, 1), "masks"),
+    ((9, 3), (4, 2, 1), "many"),
+)
 DEFECT_CASES = (
+    *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_GIVEN),
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:3]),
 )

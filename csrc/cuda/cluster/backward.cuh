@@ -128,9 +128,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
   using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<T>>;
   Bits64* const bias_slots = shared.alloc<Bits64>(Biases::kSlots);
   int* const tile_lengths = shared.alloc<int>(NB);
-  uint32_t* const reset_words = shared.alloc<uint32_t>(2 * NB);
-  auto* const masks = shared.alloc<typename Pairs::Bits>(
-      args.of.recurrent_mask ? kPairs * kThreads : 0);  // [pairs][threads]
+  // [2][kMaxTileSequences] words, [pairs][threads] of a mask
+  const int mask_words = args.of.recurrent_mask ? Pairs::kMaskWords : 0;
+  uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
   // Two inboxes, [R][NB / 2][U / 2] pieces of [2 sequences][2 units].
   float* const inbox = shared.alloc<float>(2 * inbox_floats);
   T* const staged = shared.alloc<T>(2 * NB * args.pitch);  // [2][NB][pitch]
@@ -174,8 +174,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     cluster_sync();  // every block has begun, and its mbarriers are there
   }
 
-  Pairs pairs(args.of, tile_lengths, first_sequence, rank * U, U, NB, thread, operands, reset_words,
-              masks);
+  Pairs pairs(args.of, tile_lengths, first_sequence, rank * U, U, NB, thread, operands, given);
   pairs.begin(steps);
   if (args.of.resets) sync_threads();  // the first words of resets
   // Who writes dgates out: where half of the threads own no pair, they do; unless weights that are

@@ -76,8 +76,7 @@ struct Sizes {
     const int64_t pairs = ceil_div(U / 2 * tile_batch, kThreads);
     shared_bytes = shared_size(2 * R * U * tile_batch * 4) +
                    shared_size(2 * tile_batch * pitch * bytes) + shared_size(tile_batch * 4) +
-                   shared_size(2 * tile_batch * 4) + shared_size(2 * sizeof(device::MBarrier)) +
-                   2 * 16 + 8 * 4;
+                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 8 * 4;
     for (int i = kNumInstances - 1; i >= 0; --i)
       if (kInstances[i].row_tiles * kWarps >= num_tiles && kInstances[i].chunks >= num_chunks &&
           kInstances[i].pairs >= pairs)
@@ -86,7 +85,7 @@ struct Sizes {
       const int64_t held = kInstances[instance].pairs * kThreads;  // pairs of units, of a block
       shared_bytes += 2 * operand_arrays(shape.cell) * held * 2 * bytes;  // what two steps read
       if (biases_in_shared(bytes)) shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
-      if (shape.recurrent_dropout) shared_bytes += held * 2 * bytes;
+      shared_bytes += shared_bytes_of_given(shape, kInstances[instance].pairs, kThreads);
     }
     fragment_bytes = R * num_tiles * num_chunks * kFragmentBytes;
     bias_bytes = num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;

@@ -486,8 +486,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     const int next = rank + 1 + i;
     return static_cast<uint32_t>(next < cluster ? next : next - cluster);
   };
-  const int lane_pushes =
-      kept(cluster > 1 ? (cluster - first_block + kLaneBlocks - 1) / kLaneBlocks : 0);
+  const int lane_pushes = kept((cluster - first_block + kLaneBlocks - 1) / kLaneBlocks);
   // Where all lanes have as many, no branch need part them.
   const int pushes = (constants[6] + kLaneBlocks - 1) / kLaneBlocks;
   const bool all_push = constants[6] % kLaneBlocks == 0;

@@ -222,9 +222,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   // From here they are read where they are used, and take no registers beside the weights.
   BackwardArguments* const arguments = shared.alloc<BackwardArguments>(1);
   using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs>;
-  uint32_t* const reset_words = shared.alloc<uint32_t>(2 * NB);
-  auto* const masks = shared.alloc<typename Pairs::Bits>(
-      args.directions[0].recurrent_mask ? kPairs * kThreads : 0);  // [pairs][threads]
+  // [2][kMaxTileSequences] words, [pairs][threads] of a mask
+  const int mask_words = args.directions[0].recurrent_mask ? Pairs::kMaskWords : 0;
+  uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
 
   WeightFragment weights[kRowTiles][kChunks];
   const int64_t first_fragment = (int64_t{direction} * blocks + block) * num_tiles * num_chunks;
@@ -273,8 +273,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
     load_tile_lengths(tile_lengths, NB, of.lengths, first_sequence, of.batch_size, of.seq_len);
     sync_threads();  // the lengths
     const int steps = longest_of(tile_lengths, NB);
-    Pairs pairs(of, tile_lengths, first_sequence, block * U, U, NB, thread, nullptr, reset_words,
-                masks);
+    Pairs pairs(of, tile_lengths, first_sequence, block * U, U, NB, thread, nullptr, given);
     pairs.begin(steps);
     if (of.resets) sync_threads();  // the first words of resets
     float sums[kPairs][2] = {};     // dgates W_hh of the step after

@@ -110,8 +110,8 @@ struct Sizes {
                                    ? int64_t{held.pairs} * dgates_blocks(shape.cell) * kThreads * 8
                                    : 0;
     shared_bytes = 2 * sums_of_warps + rest_bytes + bias_slots + shared_size(tile_batch * 4) + 16 +
-                   shared_size(sizeof(BackwardArguments)) + shared_size(2 * tile_batch * 4);
-    if (shape.recurrent_dropout) shared_bytes += int64_t{held.pairs} * kThreads * 2 * bytes;
+                   shared_size(sizeof(BackwardArguments)) +
+                   shared_bytes_of_given(shape, held.pairs, kThreads);
     if (shared_bytes > kMaxSharedBytes) return 0;
     fragment_bytes = blocks * num_tiles * num_chunks * kFragmentBytes;
     gates_bytes = int64_t{2} * Q * tiling.batch_tiles * num_chunks * kFragmentBytes;

@@ -34,6 +34,15 @@ constexpr int operand_arrays(Cell cell) {
   return activation_arrays(cell) + 2 + (cell == Cell::kLstm ? 1 : 0);
 }
 
+// Bytes of shared memory for what BackwardPairs reads of resets and of a mask: two rows of words of
+// 32 steps, one for each sequence of a tile, and the factors of the threads' pairs of units.
+constexpr int kMaxTileSequences = 128;
+constexpr int64_t shared_bytes_of_given(const RecurrenceShape& shape, int64_t pairs,
+                                        int64_t threads) {
+  return 2 * kMaxTileSequences * 4 +
+         (shape.recurrent_dropout ? pairs * threads * 2 * element_bytes(shape.element) : 0);
+}
+
 inline bool fits_32_bits(const BackwardDirection& dir) {
   return std::max({dir.output_stride, dir.reserve_stride, dir.dy_stride, dir.dc_stride,
                    dir.dgates_stride}) <= INT32_MAX;

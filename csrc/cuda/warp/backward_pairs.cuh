@@ -70,6 +70,7 @@ struct BackwardPairs {
   static constexpr bool kTakesDc = kCell == Cell::kLstm;
   static constexpr int kOperands = operand_arrays(kCell);
   static constexpr int kSequenceShift = 16;
+  static constexpr int kMaskWords = kPairs * kThreads * static_cast<int>(sizeof(Bits)) / 4;
 
   const BackwardArguments& args;
   int first_sequence, first_unit;  // of the tile, of the block
@@ -81,26 +82,21 @@ struct BackwardPairs {
   Operands operands[kAhead ? 1 : kPairs];
   Bits* slots;  // kAhead: [2][operands][pairs][threads] in shared memory, from the thread's on
   bool all_given;
-  int tile_sequences;
-  // Where they are given: words of resets, of block k / 32 of steps in row k / 32 % 2, [2][rows],
-  // and the mask, [pairs][threads] from the thread's on.
-  uint32_t* reset_words;
-  Bits* masks;
+  // Where they are given: words of resets, those of steps 32 i to 32 i + 31 in row i % 2,
+  // [2][kMaxTileSequences]; behind them the mask, [pairs][threads].
+  uint32_t* given;
 
   // tile_lengths [tile_batch], in shared memory. thread: its number among those that share pairs.
   BIRNN_DEVICE BackwardPairs(const BackwardArguments& arguments, const int* tile_lengths,
                              int first_sequence_of_tile, int first_unit_of_block, int units,
                              int tile_batch, int thread, Bits* slots_of_block = nullptr,
-                             uint32_t* reset_words_of_block = nullptr,
-                             Bits* masks_of_block = nullptr)
+                             uint32_t* given_of_block = nullptr)
       : args(arguments),
         first_sequence(first_sequence_of_tile),
         first_unit(first_unit_of_block),
         slots(kAhead ? slots_of_block + thread : nullptr),
         all_given(shfl(arguments.paired && arguments.dir.dy, lane_id()) != 0),
-        tile_sequences(tile_batch),
-        reset_words(reset_words_of_block),
-        masks(masks_of_block ? masks_of_block + thread : nullptr) {
+        given(given_of_block) {
     const int half_units = units / 2;
     shortest = INT32_MAX;
     for (int n = 0; n < tile_batch; ++n)
@@ -245,9 +241,10 @@ struct BackwardPairs {
   // the block shows it. In its place was a block whose last use lies 16 steps back.
   template <bool kCopies>
   BIRNN_DEVICE void load_resets(int block) {
-    for (int n = static_cast<int>(thread_idx()); n < tile_sequences; n += kThreads) {
-      if (first_sequence + n >= args.batch_size) continue;
-      uint32_t* const target = reset_words + (block & 1) * tile_sequences + n;
+    static_assert(kThreads >= kMaxTileSequences);
+    const int n = static_cast<int>(thread_idx());
+    if (n < kMaxTileSequences && first_sequence + n < args.batch_size) {
+      uint32_t* const target = given + (block & 1) * kMaxTileSequences + n;
       const uint32_t* const source =
           args.resets + int64_t{block} * args.batch_size + first_sequence + n;
       if constexpr (kCopies)
@@ -268,7 +265,7 @@ struct BackwardPairs {
   // Whether step k of pair e's sequence begins anew.
   BIRNN_DEVICE bool begins_anew(int e, int k) const {
     if (!args.resets) return false;
-    const uint32_t word = reset_words[(k / kResetSteps & 1) * tile_sequences + tile_row(e)];
+    const uint32_t word = given[(k / kResetSteps & 1) * kMaxTileSequences + tile_row(e)];
     return (word >> (k % kResetSteps) & 1u) != 0;
   }
 
@@ -286,13 +283,18 @@ struct BackwardPairs {
     }
     if constexpr (kAhead) cp_async_commit();
   }
+  // The mask of pair e, of the state that its units multiply.
+  BIRNN_DEVICE Bits& mask_of(int e) const {
+    return reinterpret_cast<Bits*>(given + 2 * kMaxTileSequences)[e * kThreads + thread_idx()];
+  }
+
   // Before the first step undone, of `steps`.
   BIRNN_DEVICE void begin(int steps) {
     begin_resets(steps);
     if (args.recurrent_mask) BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e)
       if (length[e] >= 0)
-        masks[e * kThreads] =
+        mask_of(e) =
             pack(load_pair<T>(args.recurrent_mask, state_offset(e), args.paired, has_both(e)));
     if constexpr (kCell == Cell::kLstm) {
       const float* const dcx = static_cast<const float*>(args.dir.dcx);
@@ -390,7 +392,7 @@ struct BackwardPairs {
     if (!apart) return;
     if (args.recurrent_mask) {
       Pair<T> mask;
-      unpack(masks[e * kThreads], mask);
+      unpack(mask_of(e), mask);
       dh[0] *= to_float(mask.first);
       dh[1] *= to_float(mask.second);
     }
