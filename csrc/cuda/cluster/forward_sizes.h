@@ -41,10 +41,12 @@ struct Instance {
   bool shared_weights;
 
   // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums. So has fp32
-  // with four batch tiles, where those of a chunk stand beside many.
+  // with four batch tiles, where those of a chunk stand beside many, and an LSTM with as many that
+  // may hand on something else than h.
   constexpr int chunks(Cell cell, int64_t element_bytes) const {
     const bool is_full = batch_tiles == 4 && element_bytes == 4 && row_tiles(cell) > 1;
-    const int held = fragments / row_tiles(cell) - (is_full ? 1 : 0);
+    const bool hands_on = batch_tiles == 4 && shared_weights && cell == Cell::kLstm;
+    const int held = fragments / row_tiles(cell) - (is_full || hands_on ? 1 : 0);
     const int gru_limit = batch_tiles == 1 ? 6 : batch_tiles == 2 ? 4 : is_full ? 2 : 3;
     return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
   }
