@@ -113,40 +113,51 @@ class Model:
         self.before: list[Tensor] = []  # h
         self.kept: list[tuple[Tensor, ...]] = []
         outputs, cells = [], []
+        # h as it enters its product: times the mask, rounded for it.
+        entering = h if op.recurrent_mask is None else stored(h * self.mask)
         for t in range(T):
             active = self.active[t]
-            h, c = (torch.where(self.anew[:, :, t], 0, state) for state in (h, c))
+            h, c, entering = (
+                torch.where(self.anew[:, :, t], 0, state) for state in (h, c, entering)
+            )
             self.before.append(h)
             x = gates[:, :, t] + biases[0]
-            q = self.forward_factors.product(h * self.mask, weight_t) + biases[1]
+            q = self.forward_factors.product(entering, weight_t) + biases[1]
             new_c = c
             if op.cell == "tanh":
-                new_h = stored(torch.tanh(x + q))
+                exact_h = torch.tanh(x + q)
+                new_h = stored(exact_h)
                 kept: tuple[Tensor, ...] = (new_h,)
             elif op.cell == "relu":
-                new_h = stored(torch.relu(x + q))
+                exact_h = torch.relu(x + q)
+                new_h = stored(exact_h)
                 kept = (new_h,)
             elif op.cell == "gru":
                 r, z = torch.sigmoid((x + q)[..., : 2 * H]).chunk(2, -1)
                 q_n = q[..., 2 * H :]
                 n = torch.tanh(x[..., 2 * H :] + r * q_n)
-                new_h = stored(n + z * (h - n))
+                exact_h = n + z * (h - n)
+                new_h = stored(exact_h)
                 kept = tuple(stored(a) for a in (r, z, n, q_n))
             else:
                 i, f, g, o = (x + q).chunk(4, -1)
                 i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
                 new_c = f * c + i * g
-                new_h = stored(o * torch.tanh(new_c))
+                exact_h = o * torch.tanh(new_c)
+                new_h = stored(exact_h)
                 kept = tuple(stored(a) for a in (i, f, g, o, new_c))
                 new_c = self._mix(new_c, c, self.share_c, t)
                 kept += (kept[4] if self.share_c is None else stored(new_c),)
                 if op.weight_hr is not None:
                     weight_hr_t = op.weight_hr.unsqueeze(1).transpose(2, 3)
-                    new_h = stored(self.forward_factors.product(new_h, weight_hr_t))
+                    exact_h = self.forward_factors.product(new_h, weight_hr_t)
+                    new_h = stored(exact_h)
             if self.share_h is not None:
-                new_h = stored(self._mix(new_h, h, self.share_h, t))
+                exact_h = self._mix(new_h, h, self.share_h, t)
+                new_h = stored(exact_h)
             self.kept.append(kept)
             h, c = torch.where(active, new_h, h), torch.where(active, new_c, c)
+            entering = h if op.recurrent_mask is None else stored(exact_h * self.mask)
             outputs.append(torch.where(active, new_h, 0))
             cells.append(torch.where(active, kept[5] if op.cell == "lstm" else new_c, 0))
         results = {"output": self._turn(torch.stack(outputs, 2)), "hy": h}

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "steps"
 CALLS = Path(__file__).with_name("calls.cpp")
 ARCHITECTURE = "sm_90a"
+GIVEN = ("nothing", "resets", "recurrent-dropout")
 HOST_SOURCES = {"cost_model.cpp", "division.cpp", "plan.cpp", "request.cpp", "residency.cpp"}
 
 
@@ -89,9 +90,10 @@ def calls_of(
     problems: Sequence[tuple[str, str, int, int]],
     steps: int,
     division: Sequence[int] | None = None,
+    given: str = "nothing",
 ) -> list[Call]:
     """What the plan of a tree has launched for each problem; division: what it is asked for, blocks
-    of a cluster, batch tiles and K split."""
+    of a cluster, batch tiles and K split; given: one of GIVEN, beside the other operands."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise Unavailable("no C++ compiler: install g++ or set CXX")
@@ -113,7 +115,7 @@ def calls_of(
         if result.returncode != 0:
             raise Unavailable(f"{' '.join(command)}\n{result.stderr[-4000:]}")
         partial.rename(program)
-    words = [[*problem, steps, *(division or ())] for problem in problems]
+    words = [[*problem, steps, given, *(division or ())] for problem in problems]
     lines = "".join(" ".join(map(str, line)) + "\n" for line in words)
     result = subprocess.run([program], input=lines, capture_output=True, text=True)
     if result.returncode != 0:

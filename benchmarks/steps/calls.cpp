@@ -165,9 +165,22 @@ using namespace birnn::cuda;
 // never followed: all that counts is which are null, and their alignment.
 void* somewhere(int64_t index) { return reinterpret_cast<void*>((1 << 20) * (1 + index)); }
 
+// Of trees before this, persistent kernels took no regularisers: call(regularisers) or call().
+template <class Call, class... Regularised>
+int call_with(const Call& call, const Regularised&... given) {
+  if constexpr (requires { call(given...); })
+    return call(given...);
+  else
+    return call();
+}
+
+// resets, masks: what is given beside.
 int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_reserve,
-        GemmCompute compute) {
+        GemmCompute compute, bool resets, bool masks) {
   const RecurrenceShape& s = request.shape;
+  Regularisers given[2];
+  if (masks) given[0].recurrent_mask = given[1].recurrent_mask = somewhere(13);
+  const bool* const begins = resets ? static_cast<const bool*>(somewhere(14)) : nullptr;
   const int64_t H = s.hidden_size, G = num_gates(s.cell);
   const int64_t width = reserve_blocks(s.cell) > G ? reserve_blocks(s.cell) : G;
   if (pass == Pass::kForward) {
@@ -186,14 +199,27 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
       dir.output_stride = 2 * H;
       dir.hy = somewhere(8);
       dir.cy = somewhere(9);
+      dir.resets = begins;
     }
     if (choice.kernel == Kernel::kGrid)
-      return grid_forward(s, nullptr, dirs, 2, save_reserve, compute,
-                          {choice.blocks, choice.batch_tiles, choice.groups_at_once}, somewhere(10),
-                          nullptr);
-    return cluster_forward(s, nullptr, dirs[0], save_reserve, compute,
-                           {choice.blocks, choice.batch_tiles, choice.k_split}, somewhere(10),
-                           nullptr);
+      return call_with(
+          [&](const auto&... more) -> decltype(grid_forward(
+                                       s, nullptr, dirs, more..., 2, save_reserve, compute,
+                                       GridForwardTiling{}, nullptr, nullptr)) {
+            return grid_forward(s, nullptr, dirs, more..., 2, save_reserve, compute,
+                                {choice.blocks, choice.batch_tiles, choice.groups_at_once},
+                                somewhere(10), nullptr);
+          },
+          &given[0]);
+    return call_with(
+        [&](const auto&... more) -> decltype(cluster_forward(
+                                     s, nullptr, dirs[0], more..., save_reserve, compute,
+                                     ClusterForwardTiling{}, nullptr, nullptr)) {
+          return cluster_forward(s, nullptr, dirs[0], more..., save_reserve, compute,
+                                 {choice.blocks, choice.batch_tiles, choice.k_split}, somewhere(10),
+                                 nullptr);
+        },
+        given[0]);
   }
   BackwardDirection dirs[2];
   for (int d = 0; d < 2; ++d) {
@@ -212,13 +238,26 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
     dir.dgates_stride = dgates_blocks(s.cell) * H;
     dir.dhx = somewhere(8);
     dir.dcx = somewhere(9);
+    dir.resets = begins;
   }
   void* const first_dgates[2] = {somewhere(11), somewhere(12)};
   if (choice.kernel == Kernel::kGrid)
-    return grid_backward(s, nullptr, dirs, first_dgates, 2, compute,
-                         {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
-  return cluster_backward(s, nullptr, dirs[0], first_dgates[0], compute,
-                          {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
+    return call_with(
+        [&](const auto&... more) -> decltype(grid_backward(s, nullptr, dirs, more..., first_dgates,
+                                                           2, compute, GridBackwardTiling{},
+                                                           nullptr, nullptr)) {
+          return grid_backward(s, nullptr, dirs, more..., first_dgates, 2, compute,
+                               {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
+        },
+        &given[0]);
+  return call_with(
+      [&](const auto&... more) -> decltype(cluster_backward(
+                                   s, nullptr, dirs[0], more..., first_dgates[0], compute,
+                                   ClusterBackwardTiling{}, nullptr, nullptr)) {
+        return cluster_backward(s, nullptr, dirs[0], more..., first_dgates[0], compute,
+                                {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
+      },
+      given[0]);
 }
 
 // Trees before this could not be asked for a division.
@@ -235,6 +274,15 @@ void divide(Request& request, int blocks, int batch_tiles, int k_split) {
   }
 }
 
+// Trees before this kept it elsewhere.
+template <class Request>
+void give_resets(Request& request, bool resets) {
+  if constexpr (requires { request.shape.resets; })
+    request.shape.resets = resets;
+  else if constexpr (requires { request.has_resets; })
+    request.has_resets = resets;
+}
+
 }  // namespace
 
 int main() {
@@ -244,7 +292,9 @@ int main() {
     std::string cell, precision;
     PlanRequest request;
     RecurrenceShape& s = request.shape;
-    words >> cell >> precision >> s.hidden_size >> s.batch_size >> s.seq_len;
+    std::string given;
+    words >> cell >> precision >> s.hidden_size >> s.batch_size >> s.seq_len >> given;
+    const bool resets = given == "resets", masks = given == "recurrent-dropout";
     problem = cell + ' ' + precision + ' ' + std::to_string(s.hidden_size) + ' ' +
               std::to_string(s.batch_size) + ' ' + std::to_string(s.seq_len);
     s.cell = cell == "lstm"   ? Cell::kLstm
@@ -259,6 +309,8 @@ int main() {
                      : precision == "tf32" ? "Tf32"
                                            : "Ieee";
     request.input_size = s.hidden_size;
+    give_resets(request, resets);
+    s.recurrent_dropout = masks;
     request.ieee = precision == "ieee";
     for (const DeviceLimits& device : known_devices())
       if (device.name == "h100") request.device = device;
@@ -272,7 +324,7 @@ int main() {
       const ChoiceResult result = choose(request, pass);
       if (!result.error.empty() || result.choice.kernel == Kernel::kStepwise) {
         std::cout << problem << ' ' << pass_name << " stepwise\n";
-      } else if (run(request, result.choice, pass, request.training, compute) != 0) {
+      } else if (run(request, result.choice, pass, request.training, compute, resets, masks) != 0) {
         std::cerr << "calls: no instance for " << line << '\n';
         return 1;
       }

@@ -84,11 +84,12 @@ def play_all(
     problems: Sequence[Problem],
     which: Sequence[str],
     division: Sequence[int] | None = None,
+    given: str = builds.GIVEN[0],
 ) -> dict[Key, Played]:
     """The steps of a tree; those that run stepwise are left out, as are divisions (calls_of's) that
     do not fit."""
-    few = builds.calls_of(tree, problems, play.FEW_STEPS, division)
-    more = builds.calls_of(tree, problems, play.MORE_STEPS, division)
+    few = builds.calls_of(tree, problems, play.FEW_STEPS, division, given)
+    more = builds.calls_of(tree, problems, play.MORE_STEPS, division, given)
     found = {}
     for short, long in zip(few, more, strict=True):
         if short.kernel != STEPWISE and short.which in which:
@@ -147,6 +148,9 @@ def add_parser(commands: Any) -> None:
         metavar=("BLOCKS", "TILES", "K_SPLIT"),
         help="of a cluster, in place of the plan's",
     )
+    parser.add_argument(
+        "--given", choices=builds.GIVEN, default=builds.GIVEN[0], help="beside the other operands"
+    )
     parser.add_argument("--roles", action="store_true", help="what the warps do, and wait for")
     parser.add_argument("--against", metavar="REV", help="another revision, side by side")
     parser.add_argument("--table", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
@@ -162,7 +166,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
     ]
     try:
         tree = builds.tree_of(None)
-        played = play_all(tree, problems, arguments.which, arguments.division)
+        played = play_all(tree, problems, arguments.which, arguments.division, arguments.given)
         before = None
         if arguments.against is not None:
             before = play_all(

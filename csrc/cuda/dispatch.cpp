@@ -101,15 +101,15 @@ int forward_recurrence(const Choice& choice, const RecurrenceShape& shape, const
                        int num_directions, bool save_reserve, const StepGemm& gemm, void* workspace,
                        void* stream, const Portion& portion) {
   if (choice.kernel == Kernel::kGrid)
-    return grid_forward(shape, lengths, directions, num_directions, save_reserve, gemm.compute,
-                        forward_grid(choice), workspace, stream, portion);
+    return grid_forward(shape, lengths, directions, regularisers, num_directions, save_reserve,
+                        gemm.compute, forward_grid(choice), workspace, stream, portion);
   return run_each(
       forward_workspace(choice, shape, 1), workspace, num_directions, [&](int d, void* memory) {
+        const Regularisers given = regularisers ? regularisers[d] : Regularisers{};
         if (choice.kernel == Kernel::kStepwise)
-          return stepwise_forward(shape, lengths, directions[d],
-                                  regularisers ? regularisers[d] : Regularisers{}, save_reserve,
-                                  gemm, memory, stream, portion);
-        return cluster_forward(shape, lengths, directions[d], save_reserve, gemm.compute,
+          return stepwise_forward(shape, lengths, directions[d], given, save_reserve, gemm, memory,
+                                  stream, portion);
+        return cluster_forward(shape, lengths, directions[d], given, save_reserve, gemm.compute,
                                forward_cluster(choice), memory, stream, portion);
       });
 }
@@ -119,15 +119,15 @@ int backward_recurrence(const Choice& choice, const RecurrenceShape& shape, cons
                         void* const* first_dgates, int num_directions, const StepGemm& gemm,
                         void* workspace, void* stream, const Portion& portion) {
   if (choice.kernel == Kernel::kGrid)
-    return grid_backward(shape, lengths, directions, first_dgates, num_directions, gemm.compute,
-                         backward_grid(choice), workspace, stream, portion);
+    return grid_backward(shape, lengths, directions, regularisers, first_dgates, num_directions,
+                         gemm.compute, backward_grid(choice), workspace, stream, portion);
   return run_each(
       backward_workspace(choice, shape, 1), workspace, num_directions, [&](int d, void* memory) {
+        const Regularisers given = regularisers ? regularisers[d] : Regularisers{};
         if (choice.kernel == Kernel::kStepwise)
-          return stepwise_backward(shape, lengths, directions[d],
-                                   regularisers ? regularisers[d] : Regularisers{}, first_dgates[d],
-                                   gemm, memory, stream, portion);
-        return cluster_backward(shape, lengths, directions[d], first_dgates[d], gemm.compute,
+          return stepwise_backward(shape, lengths, directions[d], given, first_dgates[d], gemm,
+                                   memory, stream, portion);
+        return cluster_backward(shape, lengths, directions[d], given, first_dgates[d], gemm.compute,
                                 backward_cluster(choice), memory, stream, portion);
       });
 }

@@ -38,7 +38,7 @@ constexpr Portion kPacking{true, false};
 
 // stepwise: any shape, any element type; a library GEMM and one fused kernel a step.
 //
-// `regularisers` are of the shape's flags; no other kernel takes them. The workspace is device
+// `regularisers` are of the shape's flags; no other kernel takes zoneout. The workspace is device
 // memory, aligned to 256 bytes. ForwardDirection::cy is fp32 for 16-bit elements (fp64 for fp64)
 // and need not be initialised; hx, cx and the biases have the element type. BackwardDirection::dhx
 // and dcx are fp32 for 16-bit elements and hold dhy and dcy on entry.
@@ -80,9 +80,9 @@ int64_t cluster_forward_workspace(const RecurrenceShape& shape, const ClusterFor
 Residency cluster_forward_residency(const RecurrenceShape& shape, GemmCompute compute,
                                     const ClusterForwardTiling& tiling);
 int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
-                    const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
-                    const ClusterForwardTiling& tiling, void* workspace, void* stream,
-                    const Portion& portion = {});
+                    const ForwardDirection& direction, const Regularisers& regularisers,
+                    bool save_reserve, GemmCompute compute, const ClusterForwardTiling& tiling,
+                    void* workspace, void* stream, const Portion& portion = {});
 
 struct ClusterBackwardTiling {
   int cluster_size = 1;  // blocks that share a direction's hidden units, 1 to 16; 1: no cluster
@@ -93,9 +93,9 @@ int64_t cluster_backward_workspace(const RecurrenceShape& shape,
 Residency cluster_backward_residency(const RecurrenceShape& shape, GemmCompute compute,
                                      const ClusterBackwardTiling& tiling);
 int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
-                     const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
-                     const ClusterBackwardTiling& tiling, void* workspace, void* stream,
-                     const Portion& portion = {});
+                     const BackwardDirection& direction, const Regularisers& regularisers,
+                     void* first_dgates, GemmCompute compute, const ClusterBackwardTiling& tiling,
+                     void* workspace, void* stream, const Portion& portion = {});
 
 // grid_forward: the whole recurrence of one or two directions in one cooperative launch (behind one
 // of a kernel that packs the weights and clears what blocks exchange). Blocks share a direction's
@@ -112,9 +112,10 @@ struct GridForwardTiling {
 int64_t grid_forward_workspace(const RecurrenceShape& shape, const GridForwardTiling& tiling,
                                int num_directions);
 int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
-                 const ForwardDirection* directions, int num_directions, bool save_reserve,
-                 GemmCompute compute, const GridForwardTiling& tiling, void* workspace,
-                 void* stream, const Portion& portion = {});
+                 const ForwardDirection* directions, const Regularisers* regularisers,
+                 int num_directions, bool save_reserve, GemmCompute compute,
+                 const GridForwardTiling& tiling, void* workspace, void* stream,
+                 const Portion& portion = {});
 
 // grid_backward: the recurrence of one or two directions in one cooperative launch, each divided
 // among num_blocks blocks that exchange through L2. Any cell in fp16, bf16 and fp32 without
@@ -131,8 +132,9 @@ struct GridBackwardTiling {
 int64_t grid_backward_workspace(const RecurrenceShape& shape, const GridBackwardTiling& tiling,
                                 int num_directions);
 int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
-                  const BackwardDirection* directions, void* const* first_dgates,
-                  int num_directions, GemmCompute compute, const GridBackwardTiling& tiling,
-                  void* workspace, void* stream, const Portion& portion = {});
+                  const BackwardDirection* directions, const Regularisers* regularisers,
+                  void* const* first_dgates, int num_directions, GemmCompute compute,
+                  const GridBackwardTiling& tiling, void* workspace, void* stream,
+                  const Portion& portion = {});
 
 }  // namespace birnn::cuda

@@ -170,7 +170,7 @@ pybind11::dict plan(const pybind11::dict& device, const std::string& cell, const
                    num_directions, precision);
   request.training = training;
   request.has_lengths = lengths;
-  request.has_resets = resets;
+  request.shape.resets = resets;
   request.shape.recurrent_dropout = recurrent_dropout;
   request.shape.zoneout = zoneout;
   request.captured = captured;

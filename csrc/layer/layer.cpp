@@ -184,6 +184,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   }
   check_regularisers(regularisers, p, cell);
   p.regularisers = regularisers;
+  p.shape.resets = p.resets.has_value();
   p.shape.recurrent_dropout = regularisers.recurrent_mask.has_value();
   p.shape.zoneout = regularisers.zoneout_h || regularisers.zoneout_c;
   return p;

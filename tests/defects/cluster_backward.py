@@ -14,6 +14,18 @@ KERNEL = (
     ("shared.alloc<MBarrier>(<|2|>)", {"room_for_one_mbarrier": "1"}),
     ("shared.alloc<uint32_t>(<|1|>)", {"no_room_for_the_mask": "0"}),
     ("shared.alloc<T>(<|16 / sizeof(T)|>)", {"too_little_room_for_zeros": "4 / sizeof(T)"}),
+    (
+        "<|2 * kMaxTileSequences|> + mask_words",
+        {"room_for_one_block_of_resets": "kMaxTileSequences"},
+    ),
+    (
+        "? <|Pairs::kMaskWords|> : 0",
+        {"room_for_half_of_the_mask": "Pairs::kMaskWords / 2"},
+    ),
+    (
+        "if (args.of.resets) sync_threads();",
+        {"no_barrier_after_the_first_resets": ""},
+    ),
     ("shared.alloc<int>(<|8|>)", {"too_little_room_for_constants": "6"}),
     (
         "<|2 * Pairs::kOperands * kPairs * kThreads|>);",
@@ -132,7 +144,7 @@ KERNEL_EXPLAINED = {
     "if (cluster > 1) peers[m]": "one block has no peers; see push_of_one_block",
     "const bool arms =": "see armed_by_all_threads",
     "if (inner)": "of `inner`, above",
-    "else if (s > 0 && pairs.is_inner_with_dc(k))": "as above",
+    "else if (s > 0 && pairs.is_inner_with_more(k))": "as above",
     "if (!Precision::kRounds ||": "known when compiled",
     "if (has_cluster) {": "see push_of_one_block",
     "if (m > 0 && m >= own_tiles) break;": "of `pieces`, above",

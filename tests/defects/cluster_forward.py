@@ -39,7 +39,15 @@ KERNEL = (
         {"too_little_room_for_h_on_its_way": "args.groups * kBlockElements - 1"},
     ),
     ("shared.alloc<T>(<|16 / sizeof(T)|>)", {"too_little_room_for_zeros": "4 / sizeof(T)"}),
-    ("shared.alloc<int>(<|8|>)", {"too_little_room_for_constants": "7"}),
+    ("shared.alloc<int>(<|12|>)", {"too_little_room_for_constants": "8"}),
+    (
+        "T* const masks = shared.alloc<T>(<|args.groups * mask_elements|>)",
+        {"too_little_room_for_masks": "args.groups * mask_elements / 2"},
+    ),
+    (
+        "T* const staged_masked = shared.alloc<T>(<|args.groups * mask_elements|>)",
+        {"too_little_room_for_masked_h": "args.groups * mask_elements / 2"},
+    ),
     (
         "of_part * kBatchTiles + tile",
         {"one_place_for_all_sums": "tile", "sums_of_one_tile": "of_part * kBatchTiles"},
@@ -62,11 +70,11 @@ KERNEL = (
     ),
     ("const uint32_t next = <|(k + 1) & 1|>;", {"pushes_into_the_own_step": "k & 1"}),
     (
-        "if (<|thread == 0 && k > 0 && k + 2 < steps|>)",
+        "if (<|arms && k > 0 && k + 2 < steps|>)",
         {
             "never_armed_again": "false",
-            "armed_by_all_threads": "k > 0 && k + 2 < steps",
-            "armed_before_the_first_wait": "thread == 0 && k + 2 < steps",
+            "armed_by_all_threads": "has_cluster && k > 0 && k + 2 < steps",
+            "armed_before_the_first_wait": "arms && k + 2 < steps",
         },
     ),
     (
@@ -111,9 +119,48 @@ KERNEL = (
     ("sync_warp();  // h of the group", {"h_of_other_lanes_not_awaited": ""}),
     ("sync_warp();  // what backward needs", {"reserve_of_other_lanes_not_awaited": ""}),
     (
-        "if (<|has_cluster && k + 1 < steps|>) {",
-        {"push_at_the_last_step": "has_cluster", "push_of_one_block": "k + 1 < steps"},
+        "if (<|hands_over && k + 1 < steps|>) {",
+        {"push_at_the_last_step": "hands_over"},
     ),
+    ("if (<|has_cluster|>) push_all();", {"push_of_one_block": "true"}),
+    # What is handed on in place of h.
+    (
+        "<|!begins_anew_at_once(args.resets, first_sequence + row)|>;",
+        {"hx_handed_on_at_a_reset": "true"},
+    ),
+    ("if (<|!args.recurrent_mask|>) return Precision", {"hx_not_masked": "true"}),
+    ("masks[i] = <|b < B && unit < H|>", {"access_to_masks_of_missing_sequences": "unit < H"}),
+    (
+        "if (<|is_of(anew, sequence(tile, j))|>) state[i][e][j] = 0.0f;",
+        {"own_states_go_on_at_a_reset": "false"},
+    ),
+    (
+        "if (steps > 0) <|clear_states(begin_anew(0));|>",
+        {"first_states_go_on_at_a_reset": "begin_anew(0);"},
+    ),
+    (
+        "if (steps > 1) <|next_anew = begin_anew(1);|>",
+        {"first_reset_forgotten": "begin_anew(1);"},
+    ),
+    (
+        "if (<|is_of(next_anew, tile * 8 + piece_row)|>) pieces",
+        {
+            "h_handed_on_at_a_reset": "false",
+            "h_of_a_neighbour_cut": "is_of(next_anew, tile * 8 + (piece_row ^ 1))",
+        },
+    ),
+    ("if (<|hands_on & kMask|>) {", {"h_not_masked": "false"}),
+    (
+        "sync_warp();  // the masked h of the group",
+        {"masked_h_of_other_lanes_not_awaited": ""},
+    ),
+    (
+        "kHandsOn && (<|(hands_on & kMask) || next_anew != 0|>);",
+        {"resets_without_a_mask_forgotten": "(hands_on & kMask) != 0"},
+    ),
+    ("if (other) load_pieces(staged);", {"y_is_what_is_handed_on": ""}),
+    ("if (<|!has_cluster && first_block == 0|>) {", {"one_block_hands_on_h": "false"}),
+    ("if (kGates > 1) clear_states(next_anew);", {"c_goes_on_at_a_reset": ""}),
     ("if (<|j < lane_pushes|>) push(peers[j]);", {"push_past_the_cluster": "true"}),
     ("if (<|j >= pushes|>) break;", {"push_past_the_last_group": "false"}),
     ("all_push ? pushes : <|lane_pushes|>;", {"push_past_the_cluster": "pushes"}),
@@ -152,16 +199,16 @@ KERNEL = (
     ("if (<|chunk < register_chunks|>)\n", {"access_to_weights_of_no_chunk": "true"}),
     ("<|unit < H|> ? unit_bias", {"access_to_biases_of_missing_units": "true"}),
     (
-        "<|dir.hx && row < NB && first_sequence + row < B|>;",
+        "<|dir.hx && row < NB && first_sequence + row < B|> &&\n",
         {
             "access_to_absent_hx": "row < NB && first_sequence + row < B",
             "access_to_states_of_missing_sequences": "dir.hx != nullptr && row < NB",
         },
     ),
     (
-        "exists && i < H ? Precision::operand(source[i]) : from_float<T>(0.0f)",
+        "exists && i < H ? handed_on(i) : from_float<T>(0.0f)",
         {
-            "h_of_missing_units_not_zeroed": "exists && i < H ? Precision::operand(source[i]) "
+            "h_of_missing_units_not_zeroed": "exists && i < H ? handed_on(i) "
             ": h[row * args.pitch + i]"
         },
     ),
@@ -268,5 +315,15 @@ KERNEL_EXPLAINED = {
     "if (!has_cluster) BIRNN_UNROLL": "more work, where blocks push",
     "if (all_push) {": "see all_lanes_push",
     "from_float<T>(block < kSums ?": "known when compiled",
+    "const int mask_elements =": "the size of arrays: see too_little_room_for_masks",
+    "const auto is_of =": "of its uses",
+    "if (owner && (hands_on & kResets)) {": "without resets no bit is set",
+    "<|if (hands_on & kResets) {|>\n        if (kGates": "as above",
+    "const bool hands_over =": "one block that hands on h as it is has stored it already",
+    "const bool arms =": "see armed_by_all_threads",
+    "return kCell == Cell::kLstm  ? LstmCell": "known when compiled",
+    ": kCell == Cell::kGru ? state": "known when compiled",
+    "if (other) hand_on();": "of `other`, above",
+    "next_anew = k + 2 < steps ?": "past the last step there are no words",
     "const int64_t last = length > 0": "a place that is read only where there is a step",
 }

@@ -17,6 +17,15 @@ KERNEL = (
         {"room_for_half_of_the_biases": "Biases::kSlots / 2"},
     ),
     ("shared.alloc<int>(<|NB|>)", {"too_little_room_for_lengths": "NB - 1"}),
+    (
+        "<|2 * kMaxTileSequences|> + mask_words",
+        {"room_for_one_block_of_resets": "kMaxTileSequences"},
+    ),
+    (
+        "? <|Pairs::kMaskWords|> : 0",
+        {"room_for_half_of_the_mask": "Pairs::kMaskWords / 2"},
+    ),
+    ("if (of.resets) sync_threads();", {"no_barrier_after_the_first_resets": ""}),
     ("shared.alloc<uint32_t>(<|1|>)", {"no_room_for_the_mask": "0"}),
     ("shared.alloc<BackwardArguments>(<|1|>)", {"no_room_for_the_arguments": "0"}),
     ("gates_ring + <|(epoch & 1)|> *", {"one_slot_of_gates": "0"}),

@@ -17,6 +17,10 @@ KERNEL = (
         {"too_little_room_for_lengths": "kTileBatch - 1"},
     ),
     ("shared.alloc<uint32_t>(<|1|>)", {"no_room_for_the_mask": "0"}),
+    (
+        "shared.alloc<T>(<|recurrent_mask ? kCells * kThreads : 0|>)",
+        {"too_little_room_for_masks": "recurrent_mask ? kCells * kThreads / 2 : 0"},
+    ),
     ("(epoch & 1) * (kWarps * kSourceFloats)", {"one_buffer_of_sums": "0"}),
     (
         "(fragment - kHeld) * 64 + step * 32 + lane",
@@ -114,6 +118,30 @@ KERNEL = (
         "kCell == Cell::kGru && gate == 2 ? 3 : gate",
         {"gru_products_on_the_input_side": "gate"},
     ),
+    # What is handed on in place of h.
+    (
+        "if (recurrent_mask) factors[e * kThreads] = recurrent_mask[state_offset(e)];",
+        {
+            "mask_of_the_first_group": "if (recurrent_mask && group == team) "
+            "factors[e * kThreads] = recurrent_mask[state_offset(e)];"
+        },
+    ),
+    (
+        "if (sequence[e] < 0 || <|!is_of(anew, e)|>) continue;",
+        {"own_states_go_on_at_a_reset": "true"},
+    ),
+    (
+        "if (steps > 0) <|clear_states(begin_anew(0));|>",
+        {"first_states_go_on_at_a_reset": "begin_anew(0);"},
+    ),
+    (
+        "if (steps > 1) <|next_anew = begin_anew(1);|>",
+        {"first_reset_forgotten": "begin_anew(1);"},
+    ),
+    ("<|handed[e] = masked(e, to_float(h[e]));|>", {"hx_not_masked": "handed[e] = h[e];"}),
+    ("handed[e] = <|is_of(next_anew, e)|> ?", {"h_handed_on_at_a_reset": "false"}),
+    (": <|masked(e, h_new)|>;", {"h_not_masked": "from_float<T>(h_new)"}),
+    ("clear_states(next_anew);", {"c_goes_on_at_a_reset": ""}),
     # Masks of time.
     ("group += args.teams", {"one_group_of_a_team": "group += args.num_groups"}),
     ("if (<|k >= length[e]|>) continue;", {"access_to_gates_past_the_end": "false"}),
@@ -155,4 +183,9 @@ KERNEL_EXPLAINED = {
     "kChains == 2 ? chains[0][m][i]": "known when compiled",
     "j < kGates ? to_float": "known when compiled",
     "if (!ended) {": "of `ended`, above",
+    "const auto is_of =": "of its uses",
+    "if (length[e] >= 0) handed[e] =": "of others the mask is not there",
+    "<|if (resets) {|>\n      if (steps > 0)": "without resets no bit is set",
+    "<|if (resets) {|>\n        clear_states": "as above",
+    "next_anew = k + 2 < steps ?": "past the last step there are no words",
 }

@@ -138,29 +138,48 @@ BACKWARD_PAIRS = (
         {"gradients_of_cell_state_forgotten": ""},
     ),
     (
-        "<|take<true>(e, k, kDc, at(dir.dc, row, args.dc_stride));|>",
-        {"gradients_of_cell_state_of_inner_steps_forgotten": ""},
+        "take<true>(e, k, kDc, <|dir.dc|>,",
+        {"gradients_of_cell_state_of_inner_steps_forgotten": "static_cast<const void*>(nullptr)"},
     ),
     (
-        "if (<|kTakesDc && args.dir.dc|>) shortest",
-        {"inner_steps_without_cell_state": "false"},
+        "if (<|(kTakesDc && args.dir.dc) || args.resets || args.recurrent_mask|>) shortest",
+        {
+            "inner_steps_without_cell_state": "args.resets || args.recurrent_mask",
+            "inner_steps_without_resets": "(kTakesDc && args.dir.dc) || args.recurrent_mask",
+            "inner_steps_without_a_mask": "(kTakesDc && args.dir.dc) || args.resets",
+        },
     ),
     (
         "<|carried[e][1] += to_float(dc.second);|>",
         {"gradients_of_cell_state_of_the_second_unit_forgotten": ""},
     ),
     (
-        "return kTakesDc && k > 0 && <|k + 1 < -shortest|>;",
-        {"last_steps_are_inner_with_cell_state": "k < -shortest"},
+        "return k > 0 && <|k + 1 < -shortest|>;",
+        {"last_steps_are_inner_with_more": "k < -shortest"},
     ),
     (
-        "return kTakesDc && <|k > 0|> && k + 1",
-        {"first_step_is_inner_with_cell_state": "k >= 0"},
+        "return <|k > 0|> && k + 1 < -shortest",
+        {"first_step_is_inner_with_more": "k >= 0"},
     ),
     ("(slots) + <|(k & 1)|> * kStepBytes", {"operands_of_one_step": "0"}),
     ("return k > 0 && <|k + 1 < shortest|>;", {"last_steps_are_inner": "k < shortest"}),
-    ("return <|k > 0|> && k + 1", {"first_step_is_inner": "k >= 0"}),
-    ("if (<|args.paired|>)\n      fetch_as<true>(k);", {"odd_pairs_fetched_as_words": "true"}),
+    ("return <|k > 0|> && k + 1 < shortest", {"first_step_is_inner": "k >= 0"}),
+    ("if (<|args.paired|>)\n        fetch_as<true>(k);", {"odd_pairs_fetched_as_words": "true"}),
+    # Resets and masks.
+    ("<|(block & 1) * kMaxTileSequences|> + n;", {"one_block_of_resets": "0"}),
+    (
+        "if (<|args.resets && k % kResetSteps == kResetSteps / 2 && k > kResetSteps|>)",
+        {"resets_of_earlier_steps_not_loaded": "false"},
+    ),
+    (
+        "return <|(word >> (k % kResetSteps) & 1u) != 0|>;",
+        {"reset_of_the_step_after": "(word >> ((k + 1) % kResetSteps) & 1u) != 0"},
+    ),
+    ("<|anew ? 0.0f : of(from.before)|>,", {"state_before_a_reset_counts": "of(from.before)"}),
+    ("if (anew) carried[e][half] = 0.0f;", {"carried_across_a_reset": ""}),
+    ("if (<|args.recurrent_mask|>) {\n      Pair<T> mask;", {"gradients_not_masked": "false"}),
+    ("dh[half] = apart ? <|0.0f|> :", {"direct_path_masked_too": "direct[half]"}),
+    ("const bool anew = <|begins_anew(e, k)|>;\n    BIRNN", {"gradients_cross_a_reset": "false"}),
     (
         "<|if (length[e] < 0) continue;|>\n        carried[e][0] = dcx",
         {"access_to_dcx_of_missing_sequences": ""},
@@ -179,7 +198,7 @@ BACKWARD_PAIRS = (
         },
     ),
     (
-        "dh[0] = <|kCell == Cell::kGru ? carried[e][0] : 0.0f|>;",
+        "const float direct[2] = {<|kCell == Cell::kGru ? carried[e][0] : 0.0f|>,",
         {"gru_direct_path_forgotten": "0.0f"},
     ),
     # What is stored.
@@ -210,15 +229,48 @@ BACKWARD_PAIRS_EXPLAINED = {
     ": which == kDc": "known when compiled",
     "static constexpr bool kTakesDc =": "known when compiled",
     "if (all_given && is_inner(k))": "of is_inner",
-    "else if (all_given && is_inner_with_dc(k))": "of is_inner_with_dc",
+    "if (all_given && is_inner_with_more(k))": "of is_inner_with_more",
     "if (length[e] < 0) continue;\n      const auto at": "spares copies of what nobody reads",
     "else if constexpr (kGates > 1)": "known when compiled",
     "if (length[e] == steps) c_after": "of others it comes with their last step",
     "if (kInner || k <= length[e]) from": "spares reading what nobody asks for",
-    "if ((is_inner(k) || is_inner_with_dc(k)) && args.paired) {": "a shorter way of the same",
+    "if ((is_inner(k) || is_inner_with_more(k)) && args.paired) {": "a shorter way of the same",
     "return to_float(half == 0": "known when compiled",
     "(half == 0 ? dgates": "known when compiled",
-    "dh[1] = kCell == Cell::kGru": "as of the first unit",
+    "kCell == Cell::kGru ? carried[e][1] : 0.0f};": "as of the first unit",
+    "if (n < kMaxTileSequences &&": "words that nobody asks for",
+    "cp_async<4>(target, source);": "see operands_not_awaited",
+    "if (!args.resets) return;": "without resets nobody looks at words",
+    "if (!args.resets) return false;": "as above",
+    "const uint32_t word = given[": "see one_block_of_resets",
+    "if (args.recurrent_mask) BIRNN_UNROLL": "of a mask that is not there nobody reads",
+    "if (length[e] >= 0)\n": "of pairs that are not there nobody reads",
+    "gradient_of_state<kStep != StepKind::kInner>": "known when compiled",
+    "const bool anew = kStep != StepKind::kInner": "see carried_across_a_reset",
+    "const bool apart =": "a longer way of the same, where nothing is given",
+    "if (!apart) return;": "as above",
+}
+
+RESETS = (
+    (
+        "t = <|reverse ? length - k : k|>;",
+        {
+            "reset_at_the_reverse_step_itself": "reverse ? length - 1 - k : k",
+            "reset_off_by_one_step": "reverse ? length - k : k + 1",
+        },
+    ),
+    ("const bool anew = <|t < length|> &&", {"reverse_begins_anew_at_its_start": "true"}),
+    ("if (<|k % kResetSteps == 0|>) {", {"words_of_the_first_steps": "k == 0"}),
+    (
+        "vote_ballot(<|(word >> (k % kResetSteps) & 1u) != 0|>);",
+        {"reset_of_the_step_after": "(word >> ((k + 1) % kResetSteps) & 1u) != 0"},
+    ),
+)
+RESETS_EXPLAINED = {
+    "if (!resets) return;": "there is room for the words, which nobody reads",
+    "return words && (words[b] & 1u) != 0;": "see hx_handed_on_at_a_reset",
+    "const bool exists = n < num_sequences": "of others nobody looks at the bits",
+    "if ((any >> (k % kResetSteps) & 1u) == 0) return 0u;": "spares a vote",
 }
 
 BIAS_GRADIENTS = (

@@ -25,13 +25,15 @@ extern "C" int cluster_backward_driver(const int64_t* sizes, int reverse, const 
                                        void* const* pointers, const int64_t* strides,
                                        const int64_t* tiling) {
   using namespace birnn;
-  const RecurrenceShape shape = test::shape_of(sizes);
+  const Regularisers regularisers =
+      test::regularisers(pointers + test::kBackwardPointers, strides + test::kBackwardStrides);
   const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::ClusterBackwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1])};
   const GemmCompute compute = tiling[2] ? GemmCompute::kTf32 : GemmCompute::kIeee;
   return test::with_workspace(cuda::cluster_backward_workspace(shape, given), [&](void* workspace) {
-    return cuda::cluster_backward(shape, lengths, direction, pointers[test::kFirstDgates], compute,
-                                  given, workspace, nullptr);
+    return cuda::cluster_backward(shape, lengths, direction, regularisers,
+                                  pointers[test::kFirstDgates], compute, given, workspace, nullptr);
   });
 }
 

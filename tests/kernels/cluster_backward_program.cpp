@@ -24,23 +24,40 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, int64_t cluster, bool 
   Buffer<int64_t> lengths(B);
   fill_lengths(lengths, T);
   Buffer<float> weight_hh(num_gates(cell) * H * H), hx(B * H), cx(B * H), output(T * B * H);
-  Buffer<float> reserve(T * B * width), dy(T * B * H), dc(T * B * H);
-  for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy, &dc}) fill(*array);
+  Buffer<float> reserve(T * B * width), dy(T * B * H), dc(T * B * H), mask(B * H);
+  Buffer<bool> resets(T * B);
+  fill_resets(resets, B);
+  for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy, &dc, &mask})
+    fill(*array);
   const auto optional = [&](auto& array) { return bare ? nullptr : array.data(); };
   const int64_t* const ends = ragged ? lengths.data() : nullptr;
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {H, width, H, H, blocks}, tiling[] = {cluster, 1, 0};
+  const int64_t strides[] = {H, width, H, H, blocks, 0, 0}, tiling[] = {cluster, 1, 0};
   Buffer<float> kept(T * B * blocks);
   for (int run = 0; run < 2; ++run) {
     Buffer<float> dgates(T * B * blocks), first(B * blocks), dhx(B * H), dcx(B * H);
     Buffer<float> dbias_ih(num_gates(cell) * H), dbias_hh(num_gates(cell) * H);
     fill(dhx);
     fill(dcx);
-    void* const pointers[] = {
-        weight_hh.data(), nullptr,      optional(hx),       optional(cx),       output.data(),
-        reserve.data(),   optional(dy), optional(dc),       dgates.data(),      nullptr,
-        dhx.data(),       dcx.data(),   optional(dbias_ih), optional(dbias_hh), nullptr,
-        optional(first)};
+    void* const pointers[] = {weight_hh.data(),
+                              nullptr,
+                              optional(hx),
+                              optional(cx),
+                              output.data(),
+                              reserve.data(),
+                              optional(dy),
+                              optional(dc),
+                              dgates.data(),
+                              nullptr,
+                              dhx.data(),
+                              dcx.data(),
+                              optional(dbias_ih),
+                              optional(dbias_hh),
+                              ragged ? resets.data() : nullptr,
+                              optional(first),
+                              ragged ? mask.data() : nullptr,
+                              nullptr,
+                              nullptr};
     const int status = cluster_backward_driver(sizes, reverse, ends, pointers, strides, tiling);
     expect(status == 0, what + device::error_message(device::Status(status)));
     expect_finite(dgates, what + "dgates");

@@ -25,14 +25,16 @@ extern "C" int cluster_forward_driver(const int64_t* sizes, int reverse, int sav
                                       const int64_t* lengths, void* const* pointers,
                                       const int64_t* strides, const int64_t* tiling) {
   using namespace birnn;
-  const RecurrenceShape shape = test::shape_of(sizes);
+  const Regularisers regularisers =
+      test::regularisers(pointers + test::kForwardPointers, strides + test::kForwardStrides);
   const ForwardDirection direction = test::forward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::ClusterForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                          static_cast<int>(tiling[2])};
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
   return test::with_workspace(cuda::cluster_forward_workspace(shape, given), [&](void* workspace) {
-    return cuda::cluster_forward(shape, lengths, direction, save_reserve != 0, compute, given,
-                                 workspace, nullptr);
+    return cuda::cluster_forward(shape, lengths, direction, regularisers, save_reserve != 0,
+                                 compute, given, workspace, nullptr);
   });
 }
 

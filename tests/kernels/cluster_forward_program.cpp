@@ -26,19 +26,22 @@ void run_case(Cell cell, const Shape& shape, bool reverse, bool ragged) {
   Buffer<int64_t> lengths(B);
   fill_lengths(lengths, T);
   Buffer<float> weight_hh(G * H * H), bias_ih(G * H), bias_hh(G * H), hx(B * H), cx(B * H);
-  for (Buffer<float>* array : {&weight_hh, &bias_ih, &bias_hh, &hx, &cx}) fill(*array);
+  Buffer<bool> resets(T * B);
+  fill_resets(resets, B);
+  Buffer<float> mask(B * H);
+  for (Buffer<float>* array : {&weight_hh, &bias_ih, &bias_hh, &hx, &cx, &mask}) fill(*array);
   const auto optional = [&](auto& array) { return ragged ? array.data() : nullptr; };
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {width, H}, tiling[] = {cluster, 2, k_split, 0};
+  const int64_t strides[] = {width, H, 0, 0}, tiling[] = {cluster, 2, k_split, 0};
   Buffer<float> kept(T * B * H), kept_gates(T * B * width);
   for (int run = 0; run < 2; ++run) {
     Buffer<float> gates(T * B * width), output(T * B * H), hy(B * H), cy(B * H);
     fill(gates);
     if (cell != Cell::kLstm) fill(cy);
-    void* const pointers[] = {weight_hh.data(),  nullptr,       optional(bias_ih),
-                              optional(bias_hh), optional(hx),  optional(cx),
-                              gates.data(),      output.data(), hy.data(),
-                              cy.data(),         nullptr};
+    void* const pointers[] = {weight_hh.data(), nullptr,      optional(bias_ih), optional(bias_hh),
+                              optional(hx),     optional(cx), gates.data(),      output.data(),
+                              hy.data(),        cy.data(),    optional(resets),  optional(mask),
+                              nullptr,          nullptr};
     const int status =
         cluster_forward_driver(sizes, reverse, 1, optional(lengths), pointers, strides, tiling);
     expect(status == 0, what + device::error_message(device::Status(status)));

@@ -55,8 +55,9 @@ inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
   return direction;
 }
 
-// Of stepwise, behind the other pointers and strides: recurrent_mask, zoneout_h, zoneout_c; the
-// strides of the last two.
+// Behind the other pointers and strides of a direction: recurrent_mask, zoneout_h, zoneout_c; the
+// strides of the last two. Zoneout is stepwise's alone.
+constexpr int kRegulariserPointers = 3, kRegulariserStrides = 2;
 constexpr int kForwardStrides = 2, kBackwardStrides = 5;
 inline Regularisers regularisers(void* const* pointers, const int64_t* strides) {
   Regularisers regularisers;
@@ -66,6 +67,16 @@ inline Regularisers regularisers(void* const* pointers, const int64_t* strides) 
   regularisers.zoneout_c = pointers[2];
   regularisers.zoneout_c_stride = strides[1];
   return regularisers;
+}
+
+// The shape of a call that is given these.
+inline RecurrenceShape regularised_shape(const int64_t* sizes, const Regularisers& regularisers,
+                                         const bool* resets) {
+  RecurrenceShape shape = shape_of(sizes);
+  shape.resets = resets != nullptr;
+  shape.recurrent_dropout = regularisers.recurrent_mask != nullptr;
+  shape.zoneout = regularisers.zoneout_h || regularisers.zoneout_c;
+  return shape;
 }
 
 // pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,

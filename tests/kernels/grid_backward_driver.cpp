@@ -20,8 +20,6 @@ int launch_tf32(const Call&) { return kNoInstance; }
 
 namespace {
 
-constexpr int kStrides = 5;  // of a direction
-
 birnn::cuda::GridBackwardTiling tiling_of(const int64_t* tiling) {
   return {static_cast<int>(tiling[0]), static_cast<int>(tiling[1]), static_cast<int>(tiling[2])};
 }
@@ -35,22 +33,27 @@ extern "C" int grid_backward_driver(const int64_t* sizes, int num_directions, in
                                     const int64_t* lengths, void* const* pointers,
                                     const int64_t* strides, const int64_t* tiling) {
   using namespace birnn;
-  const RecurrenceShape shape = test::shape_of(sizes);
   BackwardDirection directions[2];
+  Regularisers regularisers[2];
   void* first_dgates[2] = {};
   for (int d = 0; d < num_directions; ++d) {
     const bool last = d + 1 == num_directions;
     directions[d] = test::backward_direction(reverse != 0 && last, pointers, strides);
     first_dgates[d] = pointers[test::kFirstDgates];
     pointers += test::kBackwardPointers;
-    strides += kStrides;
+    strides += test::kBackwardStrides;
+    regularisers[d] = test::regularisers(pointers, strides);
+    pointers += test::kRegulariserPointers;
+    strides += test::kRegulariserStrides;
   }
+  const RecurrenceShape shape =
+      test::regularised_shape(sizes, regularisers[0], directions[0].resets);
   const cuda::GridBackwardTiling given = tiling_of(tiling);
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
   return test::with_workspace(
       cuda::grid_backward_workspace(shape, given, num_directions), [&](void* workspace) {
-        return cuda::grid_backward(shape, lengths, directions, first_dgates, num_directions,
-                                   compute, given, workspace, nullptr);
+        return cuda::grid_backward(shape, lengths, directions, regularisers, first_dgates,
+                                   num_directions, compute, given, workspace, nullptr);
       });
 }
 

@@ -32,18 +32,22 @@ void run_case(const Case& given) {
   Buffer<int64_t> lengths(B);
   fill_lengths(lengths, T);
   Buffer<float> weight_hh(num_gates(cell) * H * H), hx(B * H), cx(B * H), output(T * B * H);
-  Buffer<float> reserve(T * B * width), dy(T * B * H), dc(T * B * H);
-  for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy, &dc}) fill(*array);
+  Buffer<float> reserve(T * B * width), dy(T * B * H), dc(T * B * H), mask(B * H);
+  Buffer<bool> resets(T * B);
+  fill_resets(resets, B);
+  for (Buffer<float>* array : {&weight_hh, &hx, &cx, &output, &reserve, &dy, &dc, &mask})
+    fill(*array);
   const auto optional = [has = ragged](auto& array) { return has ? array.data() : nullptr; };
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {H, width, H, H, blocks, H, width, H, H, blocks};
+  const int64_t strides[] = {H, width, H, H, blocks, 0, 0, H, width, H, H, blocks, 0, 0};
   Buffer<float> kept(2 * T * B * blocks);
   for (int run = 0; run < 2; ++run) {
     Buffer<float> dgates(2 * T * B * blocks), first(2 * B * blocks), dhx(2 * B * H), dcx(2 * B * H);
     Buffer<float> dbias(4 * gates);
     fill(dhx);
     fill(dcx);
-    void* pointers[2 * kBackwardPointers];
+    constexpr int kPointers = kBackwardPointers + kRegulariserPointers;
+    void* pointers[2 * kPointers];
     for (int d = 0; d < 2; ++d) {
       void* const of[] = {weight_hh.data(),
                           nullptr,
@@ -59,9 +63,12 @@ void run_case(const Case& given) {
                           dcx.data() + d * B * H,
                           ragged ? dbias.data() + 2 * d * gates : nullptr,
                           ragged ? dbias.data() + (2 * d + 1) * gates : nullptr,
+                          optional(resets),
+                          ragged ? first.data() + d * B * blocks : nullptr,
+                          optional(mask),
                           nullptr,
-                          ragged ? first.data() + d * B * blocks : nullptr};
-      std::memcpy(pointers + d * kBackwardPointers, of, sizeof of);
+                          nullptr};
+      std::memcpy(pointers + d * kPointers, of, sizeof of);
     }
     const int status =
         grid_backward_driver(sizes, 2, 0, optional(lengths), pointers, strides, tiling);

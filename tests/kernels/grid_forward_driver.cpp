@@ -26,20 +26,24 @@ extern "C" int grid_forward_driver(const int64_t* sizes, int num_directions, int
                                    int save_reserve, const int64_t* lengths, void* const* pointers,
                                    const int64_t* strides, const int64_t* tiling) {
   using namespace birnn;
-  const RecurrenceShape shape = test::shape_of(sizes);
   ForwardDirection directions[2];
+  Regularisers regularisers[2];
   for (int d = 0; d < num_directions; ++d) {
     const bool last = d + 1 == num_directions;
-    directions[d] = test::forward_direction(reverse != 0 && last,
-                                            pointers + d * test::kForwardPointers, strides);
+    directions[d] = test::forward_direction(reverse != 0 && last, pointers, strides);
+    pointers += test::kForwardPointers;
+    regularisers[d] = test::regularisers(pointers, strides + test::kForwardStrides);
+    pointers += test::kRegulariserPointers;
   }
+  const RecurrenceShape shape =
+      test::regularised_shape(sizes, regularisers[0], directions[0].resets);
   const cuda::GridForwardTiling given{static_cast<int>(tiling[0]), static_cast<int>(tiling[1]),
                                       static_cast<int>(tiling[2])};
   const GemmCompute compute = tiling[3] ? GemmCompute::kTf32 : GemmCompute::kIeee;
   return test::with_workspace(
       cuda::grid_forward_workspace(shape, given, num_directions), [&](void* workspace) {
-        return cuda::grid_forward(shape, lengths, directions, num_directions, save_reserve != 0,
-                                  compute, given, workspace, nullptr);
+        return cuda::grid_forward(shape, lengths, directions, regularisers, num_directions,
+                                  save_reserve != 0, compute, given, workspace, nullptr);
       });
 }
 

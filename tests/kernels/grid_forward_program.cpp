@@ -28,16 +28,20 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, const Tiling& tiling, 
   fill_lengths(lengths, T);
   Buffer<float> weight_hh(D * G * H * H), bias_ih(G * H), bias_hh(G * H), hx(B * H), cx(B * H);
   Buffer<float> kept(T * B * D * H);
-  for (Buffer<float>* array : {&bias_ih, &bias_hh, &hx, &cx}) fill(*array);
+  Buffer<bool> resets(T * B);
+  fill_resets(resets, B);
+  Buffer<float> mask(B * H);
+  for (Buffer<float>* array : {&bias_ih, &bias_hh, &hx, &cx, &mask}) fill(*array);
   fill(weight_hh, 0.08f);  // relu stays finite
   const auto optional = [&](auto& array) { return ragged ? array.data() : nullptr; };
   const int64_t sizes[] = {static_cast<int64_t>(cell), 1, T, B, H, 0};
-  const int64_t strides[] = {width, D * H};
+  const int64_t strides[] = {width, D * H, 0, 0};
   const int64_t given[] = {tiling.blocks, tiling.batch_tiles, tiling.groups_at_once, 0};
   for (int run = 0; run < 2; ++run) {
     Buffer<float> gates(D * T * B * width), output(T * B * D * H), hy(D * B * H), cy(D * B * H);
     fill(gates);
-    void* pointers[2 * kForwardPointers];
+    constexpr int kPointers = kForwardPointers + kRegulariserPointers;
+    void* pointers[2 * kPointers];
     for (int64_t d = 0; d < D; ++d) {
       void* const of_direction[] = {weight_hh.data() + d * G * H * H,
                                     nullptr,
@@ -49,8 +53,11 @@ void run_case(Cell cell, int64_t T, int64_t B, int64_t H, const Tiling& tiling, 
                                     output.data() + d * H,
                                     hy.data() + d * B * H,
                                     cy.data() + d * B * H,
+                                    optional(resets),
+                                    optional(mask),
+                                    nullptr,
                                     nullptr};
-      std::memcpy(pointers + d * kForwardPointers, of_direction, sizeof of_direction);
+      std::memcpy(pointers + d * kPointers, of_direction, sizeof of_direction);
     }
     const int status = grid_forward_driver(sizes, num_directions, 1, 1, optional(lengths), pointers,
                                            strides, given);

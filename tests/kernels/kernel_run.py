@@ -25,6 +25,8 @@ from problem import (
     NUM_GATES,
     Problem,
     check,
+    draw_lengths,
+    draw_resets,
     exact,
 )
 from torch import Tensor
@@ -104,11 +106,8 @@ class Kernel:
         of_direction: Sequence[Sequence[int | None]],
         strides: Sequence[int],
     ) -> None:
-        """of_direction: the addresses that each direction is given, last the regularisers, which
-        stepwise alone takes."""
-        if not self.is_stepwise:
-            assert problem.recurrent_mask is None and not problem.has_zoneout
-            of_direction, strides = [given[:-3] for given in of_direction], strides[:-2]
+        """of_direction: the addresses that each direction is given, last the regularisers, of which
+        zoneout is stepwise's alone."""
         run = getattr(self.emulator.library, self.name + "_driver")
         lengths = None
         if problem.lengths is not None:
@@ -333,6 +332,75 @@ def check_inference(problem: Problem, kernel: Kernel, training: Run) -> None:
     assert is_equal(training.states(), inference.states())
     given = torch.where(problem.inside, problem.gates, NAN)
     assert is_equal([inference.gates[..., : given.size(3)]], [given]), "inference keeps nothing"
+
+
+# What a persistent kernel may be given beside lengths: several sequences in a row; a mask of h.
+GIVEN: tuple[dict[str, Any], ...] = (
+    {"resets": True},
+    {"regularisers": "dropout"},
+    {"resets": True, "regularisers": "dropout"},
+)
+# More steps than the bits of a word of resets, twice.
+MANY_STEPS = 70
+# What planted defects are looked for with: what is given, steps, a pattern of lengths.
+GIVEN_OF_DEFECTS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "resets": (GIVEN[0], 6, "none"),
+    "masks": (GIVEN[1], 6, "none"),
+    "many": (GIVEN[2], MANY_STEPS, "long"),
+}
+
+
+def with_given(
+    given: dict[str, Any],
+    cell: str,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    pattern: str,
+    **options: Any,
+) -> Problem:
+    """A problem with what is given drawn for it."""
+    T, B, _ = sizes
+    drawn = given | ({"resets": draw_resets(T, B)} if given.get("resets") else {})
+    return Problem(cell, dtype, sizes, draw_lengths(pattern, T, B), **drawn, **options)
+
+
+def check_nan_stays_before_a_reset(kernel: Kernel, dtype: torch.dtype, hidden_size: int) -> None:
+    """Zeros are chosen where a sequence begins, not multiplied by."""
+    for cell in ("gru", "lstm"):
+        resets = torch.zeros(5, 3, dtype=torch.bool)
+        resets[3, 1] = True
+        problem = Problem(cell, dtype, (5, 3, hidden_size), resets=resets)
+        clean = Run(problem, forward=kernel)
+        # Either direction comes from its own side of the boundary.
+        for d, at, after in ((0, 2, slice(3, 5)), (1, 3, slice(0, 3))):
+            problem.gates[d, at, 1] = NAN
+            run = Run(problem, forward=kernel)
+            columns = slice(d * hidden_size, (d + 1) * hidden_size)
+            assert run.output[at, 1, columns].isnan().all()
+            assert is_equal([run.output[after, :, columns]], [clean.output[after, :, columns]]), (
+                f"{cell}, direction {d}"
+            )
+            problem.gates[d, at, 1] = 0.5
+            clean = Run(problem, forward=kernel)
+
+
+def check_nan_of_a_gradient_stays_behind_a_reset(
+    kernel: Kernel, dtype: torch.dtype, hidden_size: int
+) -> None:
+    for cell in ("gru", "lstm"):
+        resets = torch.zeros(5, 3, dtype=torch.bool)
+        resets[3, 1] = True
+        problem = Problem(cell, dtype, (5, 3, hidden_size), resets=resets)
+        run = Run(problem, backward=kernel)
+        run.backward()
+        clean = run.dgates.clone()
+        for d, at, before in ((0, 3, slice(0, 3)), (1, 2, slice(3, 5))):
+            kept = problem.dy.clone()
+            problem.dy[at, 1] = NAN
+            run.backward()
+            assert run.dgates[d, at, 1].isnan().any()
+            assert is_equal([run.dgates[d, before]], [clean[d, before]]), f"{cell}, direction {d}"
+            problem.dy.copy_(kept)
 
 
 def check_in_place(problem: Problem, kernel: Kernel, training: Run) -> None:

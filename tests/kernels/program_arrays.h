@@ -32,6 +32,14 @@ inline void fill_lengths(Buffer<int64_t>& lengths, int64_t seq_len) {
     lengths[b] = (static_cast<int64_t>(b) * 3 + 2) % (seq_len + 1);
 }
 
+// Where sequences begin inside rows: of every other one at all steps, of the others at some.
+inline void fill_resets(Buffer<bool>& resets, int64_t batch_size) {
+  for (size_t i = 0; i < resets.size(); ++i) {
+    const auto b = static_cast<int64_t>(i) % batch_size;
+    resets[i] = b % 2 == 0 || i % 3 == 0;
+  }
+}
+
 inline void expect_finite(const Buffer<float>& array, const std::string& what) {
   for (size_t i = 0; i < array.size(); ++i)
     if (!std::isfinite(array[i])) return expect(false, what + " " + std::to_string(i));

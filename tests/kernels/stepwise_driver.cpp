@@ -8,7 +8,6 @@
 namespace {
 
 using namespace birnn;
-using test::shape_of;
 
 // The handle is a count of calls left before one that fails, or null.
 constexpr int kGemmError = 77;
@@ -22,21 +21,14 @@ int multiply_by_loop(void* handle, void*, const GemmShape& shape, const void* a,
 
 }  // namespace
 
-RecurrenceShape regularised_shape(const int64_t* sizes, const Regularisers& regularisers) {
-  RecurrenceShape shape = shape_of(sizes);
-  shape.recurrent_dropout = regularisers.recurrent_mask != nullptr;
-  shape.zoneout = regularisers.zoneout_h || regularisers.zoneout_c;
-  return shape;
-}
-
 // sizes, pointers, strides: as driver_arguments.h takes them.
 extern "C" int stepwise_forward_driver(const int64_t* sizes, int reverse, int save_reserve,
                                        const int64_t* lengths, void* const* pointers,
                                        const int64_t* strides, int* products_before_error) {
   const Regularisers regularisers =
       test::regularisers(pointers + test::kForwardPointers, strides + test::kForwardStrides);
-  const RecurrenceShape shape = regularised_shape(sizes, regularisers);
   const ForwardDirection direction = test::forward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
   return test::with_workspace(cuda::stepwise_forward_workspace(shape), [&](void* workspace) {
     return cuda::stepwise_forward(shape, lengths, direction, regularisers, save_reserve != 0, gemm,
@@ -49,8 +41,8 @@ extern "C" int stepwise_backward_driver(const int64_t* sizes, int reverse, const
                                         int* products_before_error) {
   const Regularisers regularisers =
       test::regularisers(pointers + test::kBackwardPointers, strides + test::kBackwardStrides);
-  const RecurrenceShape shape = regularised_shape(sizes, regularisers);
   const BackwardDirection direction = test::backward_direction(reverse != 0, pointers, strides);
+  const RecurrenceShape shape = test::regularised_shape(sizes, regularisers, direction.resets);
   const cuda::StepGemm gemm{multiply_by_loop, products_before_error, GemmCompute::kIeee};
   return test::with_workspace(cuda::stepwise_backward_workspace(shape), [&](void* workspace) {
     return cuda::stepwise_backward(shape, lengths, direction, regularisers,

@@ -14,6 +14,9 @@ import torch
 from defects import cluster_backward as defects
 from defects import planting, shared
 from kernel_run import (
+    GIVEN,
+    GIVEN_OF_DEFECTS,
+    MANY_STEPS,
     SANITIZERS,
     Kernel,
     Run,
@@ -21,8 +24,10 @@ from kernel_run import (
     check_clean_under_sanitizers,
     check_first_dgates_may_be_absent,
     check_gradients_of_biases_may_be_absent,
+    check_nan_of_a_gradient_stays_behind_a_reset,
     check_nan_of_a_gradient_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
+    with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths
 from torch import Tensor
@@ -68,6 +73,36 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
             problem.dy.zero_()
             without = ("dy",)
         check_backward(problem, kernel(cluster, tiles, tf32=precision == "tf32"), without)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    patterns = itertools.cycle(("none", "mixed", "long", "short"))
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        options = {"states": index % 4 != 2, "cell_states": index % 3 == 0}
+        pattern = next(patterns)
+        problem = with_given(given, cell, PRECISIONS[precision], (T, B, H), pattern, **options)
+        check_backward(problem, kernel(*tiling, tf32=precision == "tf32"))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_of_many_steps(cell: str) -> None:
+    for pattern in ("none", "mixed", "long"):
+        sizes = (MANY_STEPS, 3, 10)
+        problem = with_given(GIVEN[0], cell, torch.float32, sizes, pattern)
+        check_backward(problem, kernel(2, 1))
+
+
+@pytest.mark.parametrize("tiling", [(1, 1), (3, 1)])
+def test_nan_stays_behind_a_reset(tiling: tuple[int, ...]) -> None:
+    check_nan_of_a_gradient_stays_behind_a_reset(kernel(*tiling), torch.float32, 20)
+    check_nan_of_a_gradient_stays_behind_a_reset(kernel(*tiling), torch.float16, 20)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -148,6 +183,12 @@ DEFECT_CASES = (
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("gru", torch.float16, (10, 3, 1, 1), "nan"),
+    *itertools.product(
+        ("lstm", "gru"),
+        (torch.float32,),
+        ((21, 9, 3, 1), (40, 12, 5, 2)),
+        ("resets", "masks", "many"),
+    ),
 )
 
 
@@ -162,6 +203,10 @@ def check_defective(
     under_test = kernel(*tiling, on=emulator)
     if pattern == "nan":
         check_nan_of_a_gradient_stays_in_its_sequence(under_test, dtype)
+        return
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, lengths = GIVEN_OF_DEFECTS[pattern]
+        check_backward(with_given(given, cell, dtype, (T, B, H), lengths), under_test)
         return
     cell_states = pattern != "long"
     lengths = draw_lengths("long" if pattern == "cells" else pattern, 6, B)

@@ -16,6 +16,9 @@ from conftest import relative_error
 from defects import cluster_forward as defects
 from defects import planting, shared
 from kernel_run import (
+    GIVEN,
+    GIVEN_OF_DEFECTS,
+    MANY_STEPS,
     SANITIZERS,
     Kernel,
     Run,
@@ -23,8 +26,10 @@ from kernel_run import (
     check_forward,
     check_in_place,
     check_inference,
+    check_nan_stays_before_a_reset,
     check_nan_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
+    with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths, exact
 from torch import Tensor
@@ -73,6 +78,39 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
         run = check_forward(problem, under_test)
         check_inference(problem, under_test, run)
         check_in_place(problem, under_test, run)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 10 :] + SHAPES[: seed % 10])
+    patterns = itertools.cycle(("none", "mixed", "none", "short"))
+    dtype, tf32 = PRECISIONS[precision], precision == "tf32"
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        sizes, states = (T, B, H), index % 4 != 2
+        problem = with_given(given, cell, dtype, sizes, next(patterns), states=states)
+        under_test = kernel(*tiling, tf32=tf32)
+        run = check_forward(problem, under_test)
+        check_inference(problem, under_test, run)
+        check_in_place(problem, under_test, run)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_of_many_steps(cell: str) -> None:
+    for pattern in ("none", "mixed"):
+        sizes = (MANY_STEPS, 3, 10)
+        problem = with_given(GIVEN[0], cell, torch.float32, sizes, pattern)
+        check_forward(problem, kernel(1, 1, 1))
+
+
+@pytest.mark.parametrize("tiling", [(1, 1, 1), (2, 1, 1)])
+def test_nan_stays_before_a_reset(tiling: tuple[int, int, int]) -> None:
+    check_nan_stays_before_a_reset(kernel(*tiling), torch.float32, 20)
+    check_nan_stays_before_a_reset(kernel(*tiling), torch.float16, 20)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -165,6 +203,7 @@ FILES = {
         (*shared.FRAGMENTS, *shared.FRAGMENTS_OF_FEW_COLUMNS),
         shared.FRAGMENTS_EXPLAINED,
     ),
+    "warp/resets.cuh": (shared.RESETS, shared.RESETS_EXPLAINED),
     "warp/unit_forward.cuh": ((*shared.UNIT_FORWARD, *shared.UNIT_BIAS), {}),
 }
 
@@ -186,6 +225,10 @@ def check_defective(
     if pattern == "nan":
         check_nan_stays_in_its_sequence(under_test, dtype, H)
         return
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, lengths = GIVEN_OF_DEFECTS[pattern]
+        check_forward(with_given(given, cell, dtype, (T, B, H), lengths), under_test)
+        return
     problem = Problem(cell, dtype, (6, B, H), draw_lengths(pattern, 6, B))
     run = check_forward(problem, under_test)
     if cell != "tanh":
@@ -203,11 +246,16 @@ SHAPES_OF_DEFECTS = (
     ((96, 2), (6, 2, 1)),
     ((96, 3), (6, 2, 1)),
 )
+# One block, and several.
+SHAPES_OF_GIVEN = (((21, 9), (1, 2, 1)), ((40, 9), (3, 2, 1)))
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2], ("mixed",)),
     ("tanh", torch.float16, ((32, 10), (1, 2, 1)), "mixed"),
     ("lstm", torch.float16, ((64, 5), (4, 2, 1)), "mixed"),  # whole groups of peers
     ("gru", torch.float16, ((5, 3), (1, 2, 1)), "nan"),
+    *itertools.product(
+        ("lstm", "gru"), (torch.float32,), SHAPES_OF_GIVEN, ("resets", "masks", "many")
+    ),
     ("lstm", torch.float32, ((96, 2), (6, 2, 1)), "full"),  # few sequences, each with all steps
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
 )

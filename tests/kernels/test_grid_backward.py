@@ -14,6 +14,9 @@ import torch
 from defects import grid_backward as defects
 from defects import planting, shared
 from kernel_run import (
+    GIVEN,
+    GIVEN_OF_DEFECTS,
+    MANY_STEPS,
     SANITIZERS,
     Kernel,
     Run,
@@ -21,8 +24,10 @@ from kernel_run import (
     check_clean_under_sanitizers,
     check_first_dgates_may_be_absent,
     check_gradients_of_biases_may_be_absent,
+    check_nan_of_a_gradient_stays_behind_a_reset,
     check_same_bits_under_every_schedule,
     is_equal,
+    with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths
 from torch import Tensor
@@ -76,6 +81,36 @@ def test_weights_in_shared_memory(cell: str) -> None:
     for dtype, hidden_size in ((torch.float32, 45), (torch.bfloat16, 88)):
         problem = Problem(cell, dtype, (3, 2, hidden_size), None)
         check_backward(problem, kernel(hidden_size // 11, 1, 1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    patterns = itertools.cycle(("none", "mixed", "long", "short"))
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        options = {"states": index % 4 != 2, "cell_states": index % 3 == 0}
+        pattern = next(patterns)
+        problem = with_given(given, cell, PRECISIONS[precision], (T, B, H), pattern, **options)
+        check_backward(problem, kernel(*tiling, tf32=precision == "tf32"))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_of_many_steps(cell: str) -> None:
+    for pattern in ("none", "mixed", "long"):
+        sizes = (MANY_STEPS, 3, 10)
+        problem = with_given(GIVEN[0], cell, torch.float32, sizes, pattern)
+        check_backward(problem, kernel(2, 1, 2))
+
+
+@pytest.mark.parametrize("tiling", [(2, 1, 1)])
+def test_nan_stays_behind_a_reset(tiling: tuple[int, ...]) -> None:
+    check_nan_of_a_gradient_stays_behind_a_reset(kernel(*tiling), torch.float32, 20)
+    check_nan_of_a_gradient_stays_behind_a_reset(kernel(*tiling), torch.float16, 20)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -154,6 +189,9 @@ SHAPES_OF_DEFECTS = (
     (20, 9, (2, 2, 2), "short"),
     (12, 12, (2, 2, 1), "short"),
     (34, 1, (3, 1, 1), "short"),
+    (12, 12, (2, 2, 1), "resets"),
+    (12, 12, (2, 2, 1), "masks"),
+    (12, 12, (2, 2, 1), "many"),
 )
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float32,), SHAPES_OF_DEFECTS),
@@ -165,6 +203,11 @@ def check_defective(
     emulator: build.Emulator, cell: str, dtype: torch.dtype, case: tuple[int, int, Any, str]
 ) -> None:
     H, B, tiling, pattern = case
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, drawn = GIVEN_OF_DEFECTS[pattern]
+        problem = with_given(given, cell, dtype, (T, B, H), drawn)
+        check_backward(problem, kernel(*tiling, together=False, on=emulator))
+        return
     lengths = [0] * 8 + [5, 2] if pattern == "empty" else draw_lengths(pattern, 5, B)
     problem = Problem(cell, dtype, (5, B, H), lengths, cell_states=True)
     check_backward(problem, kernel(*tiling, together=False, on=emulator))

@@ -16,6 +16,9 @@ import torch
 from defects import grid_forward as defects
 from defects import planting, shared
 from kernel_run import (
+    GIVEN,
+    GIVEN_OF_DEFECTS,
+    MANY_STEPS,
     SANITIZERS,
     Kernel,
     Run,
@@ -23,8 +26,10 @@ from kernel_run import (
     check_forward,
     check_in_place,
     check_inference,
+    check_nan_stays_before_a_reset,
     check_nan_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
+    with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths
 from torch import Tensor
@@ -68,6 +73,39 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
         if T == 2:
             check_inference(problem, under_test, run)
             check_in_place(problem, under_test, run)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
+    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
+    patterns = itertools.cycle(("none", "mixed", "none", "short"))
+    dtype, tf32 = PRECISIONS[precision], precision == "tf32"
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(shapes)
+        sizes, states = (T, B, H), index % 4 != 2
+        problem = with_given(given, cell, dtype, sizes, next(patterns), states=states)
+        under_test = kernel(*tiling, tf32=tf32)
+        run = check_forward(problem, under_test)
+        check_inference(problem, under_test, run)
+        check_in_place(problem, under_test, run)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_of_many_steps(cell: str) -> None:
+    for pattern in ("none", "mixed"):
+        sizes = (MANY_STEPS, 3, 10)
+        problem = with_given(GIVEN[0], cell, torch.float32, sizes, pattern)
+        check_forward(problem, kernel(2, 1, 1))
+
+
+@pytest.mark.parametrize("tiling", [(2, 1, 1)])
+def test_nan_stays_before_a_reset(tiling: tuple[int, int, int]) -> None:
+    check_nan_stays_before_a_reset(kernel(*tiling), torch.float32, 20)
+    check_nan_stays_before_a_reset(kernel(*tiling), torch.float16, 20)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -137,6 +175,11 @@ def check_defective(
     case: tuple[tuple[int, int], Any, str],
 ) -> None:
     (H, B), tiling, pattern = case
+    if pattern in GIVEN_OF_DEFECTS:
+        given, T, drawn = GIVEN_OF_DEFECTS[pattern]
+        problem = with_given(given, cell, dtype, (T, B, H), drawn)
+        check_forward(problem, kernel(*tiling, on=emulator))
+        return
     lengths = draw_lengths(pattern, 6, B)
     if pattern == "empty":  # the first group
         lengths = [0 if b < 16 else 6 - b % 3 for b in range(B)]
@@ -158,7 +201,13 @@ SHAPES_OF_DEFECTS = (
     ((6, 34), (2, 2, 2), "short"),
     ((6, 34), (2, 2, 1), "empty"),
 )
+SHAPES_OF_GIVEN = (
+    ((9, 18), (4, 2, 1), "resets"),
+    ((9, 18), (4, 2, 1), "masks"),
+    ((9, 3), (4, 2, 1), "many"),
+)
 DEFECT_CASES = (
+    *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_GIVEN),
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:3]),
 )

@@ -150,6 +150,22 @@ def test_devices_without_clusters_have_none():
             plan(device, kernel="cluster")
 
 
+@pytest.mark.parametrize("given", [{"resets": True}, {"recurrent_dropout": True}], ids=str)
+def test_resets_and_recurrent_dropout_run_in_every_kernel(given):
+    for kernel in ("block", "cluster", "grid", "stepwise"):
+        taken = plan(kernel=kernel, hidden_size=64, batch_size=8, **given)
+        assert taken["forward"]["kernel"] == taken["backward"]["kernel"] == kernel
+    with ops.forced_kernel(backward_parts=4):  # with resets there is one part
+        parts = plan(kernel="cluster", hidden_size=64, **given)["backward"]["parts"]
+        assert parts == (1 if "resets" in given else 4)
+
+
+def test_zoneout_runs_stepwise():
+    assert "zoneout runs stepwise" in plan(zoneout=True)["forward"]["reason"]
+    with pytest.raises(ValueError, match="those that do: stepwise"):
+        plan(kernel="grid", zoneout=True)
+
+
 def test_a_kernel_that_does_not_take_the_shape_is_refused():
     for request in ({"dtype": "float64"}, {"proj_size": 100}, {"hidden_size": 4000}):
         with pytest.raises(ValueError, match="those that do: stepwise"):

@@ -17,16 +17,17 @@ Residency cluster_backward_residency(const RecurrenceShape& shape, GemmCompute c
 }
 
 int cluster_backward(const RecurrenceShape& shape, const int64_t* lengths,
-                     const BackwardDirection& direction, void* first_dgates, GemmCompute compute,
-                     const ClusterBackwardTiling& tiling, void* workspace, void* stream,
-                     const Portion& portion) {
+                     const BackwardDirection& direction, const Regularisers& regularisers,
+                     void* first_dgates, GemmCompute compute, const ClusterBackwardTiling& tiling,
+                     void* workspace, void* stream, const Portion& portion) {
   const Sizes sizes(shape, tiling);
   if (sizes.instance < 0 || !fits_32_bits(direction)) return kNoInstance;
 
   Call call{shape, tiling, sizes, {}, workspace, stream, portion};
   Arguments& args = call.args;
-  args.of = backward_arguments(shape, lengths, direction, first_dgates,
-                               static_cast<char*>(workspace) + sizes.fragment_bytes, portion.again);
+  char* const bias_sums = static_cast<char*>(workspace) + sizes.fragment_bytes;
+  args.of = backward_arguments(shape, lengths, direction, regularisers, first_dgates, bias_sums,
+                               portion.again, bias_sums + sizes.bias_bytes);
   args.fragments = static_cast<const Bits128*>(workspace);
   args.units = sizes.units;
   args.tile_batch = sizes.tile_batch;

@@ -78,7 +78,7 @@ struct Arguments {
 
 // ---------------------------------------------------------------------------------------------
 
-// weight_hh [G*H, H] as operand A: [rank][row tile][chunk] fragments.
+// weight_hh [G*H, H] as operand A: [rank][row tile][chunk] fragments. And the words of resets.
 template <Cell kCell, class Precision>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments args,
                                                                        Bits128* packed,
@@ -98,6 +98,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments
         const bool exists = gate < kNumGates<kCell> && unit < H && state < H;
         return exists ? weight_hh[(int64_t{gate} * H + unit) * H + state] : from_float<T>(0.0f);
       });
+  pack_resets(args.of.resets, args.of.dir.resets, args.of.lengths, args.of.dir.reverse,
+              args.of.seq_len, args.of.batch_size);
 }
 
 // kRowTiles, kChunks: the weights that a warp holds, upper bounds. kPairs: the pairs of units, of
@@ -126,6 +128,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
   using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<T>>;
   Bits64* const bias_slots = shared.alloc<Bits64>(Biases::kSlots);
   int* const tile_lengths = shared.alloc<int>(NB);
+  // [2][kMaxTileSequences] words, [pairs][threads] of a mask
+  const int mask_words = args.of.recurrent_mask ? Pairs::kMaskWords : 0;
+  uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
   // Two inboxes, [R][NB / 2][U / 2] pieces of [2 sequences][2 units].
   float* const inbox = shared.alloc<float>(2 * inbox_floats);
   T* const staged = shared.alloc<T>(2 * NB * args.pitch);  // [2][NB][pitch]
@@ -169,8 +174,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
     cluster_sync();  // every block has begun, and its mbarriers are there
   }
 
-  Pairs pairs(args.of, tile_lengths, first_sequence, rank * U, U, NB, thread, operands);
+  Pairs pairs(args.of, tile_lengths, first_sequence, rank * U, U, NB, thread, operands, given);
   pairs.begin(steps);
+  if (args.of.resets) sync_threads();  // the first words of resets
   // Who writes dgates out: where half of the threads own no pair, they do; unless weights that are
   // split leave no registers for pairs beside the thread's own.
   constexpr bool kOthersMay = kPairs == 1 && !(Precision::kSplits && kRowTiles == 8);
@@ -263,8 +269,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
       Pair<T> dgates[kBlocks];
       if (inner)
         pairs.template undo<StepKind::kInner>(e, k, add_slots(s), dgates);
-      else if (s > 0 && pairs.is_inner_with_dc(k))
-        pairs.template undo<StepKind::kInnerWithDc>(e, k, add_slots(s), dgates);
+      else if (s > 0 && pairs.is_inner_with_more(k))
+        pairs.template undo<StepKind::kInnerWithMore>(e, k, add_slots(s), dgates);
       else
         pairs.template undo<StepKind::kAny>(e, k, add_slots(s), dgates);
       BIRNN_UNROLL

@@ -62,7 +62,9 @@ struct Sizes {
   int instance = -1;   // -1: none is large enough
   int64_t num_clusters = 0;
   int64_t shared_bytes = 0;
-  int64_t fragment_bytes = 0;  // of the workspace; behind them the sums of the biases
+  // Of the workspace, one behind the other: the fragments, the sums of the biases; then the words
+  // of resets.
+  int64_t fragment_bytes = 0, bias_bytes = 0;
   int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling) {
@@ -94,10 +96,11 @@ struct Sizes {
       const int64_t held = kInstances[instance].pairs * kThreads;  // pairs of units, of a block
       shared_bytes += 2 * operand_arrays(shape.cell) * held * 2 * bytes;  // what two steps read
       if (biases_in_shared(bytes)) shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
+      shared_bytes += shared_bytes_of_given(shape, kInstances[instance].pairs, kThreads);
     }
     fragment_bytes = R * num_tiles * num_chunks * kFragmentBytes;
-    workspace_bytes =
-        fragment_bytes + num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;
+    bias_bytes = num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;
+    workspace_bytes = fragment_bytes + bias_bytes + reset_bytes(shape);
   }
 };
 

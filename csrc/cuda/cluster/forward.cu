@@ -35,9 +35,9 @@ Residency cluster_forward_residency(const RecurrenceShape& shape, GemmCompute co
 }
 
 int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
-                    const ForwardDirection& direction, bool save_reserve, GemmCompute compute,
-                    const ClusterForwardTiling& tiling, void* workspace, void* stream,
-                    const Portion& portion) {
+                    const ForwardDirection& direction, const Regularisers& regularisers,
+                    bool save_reserve, GemmCompute compute, const ClusterForwardTiling& tiling,
+                    void* workspace, void* stream, const Portion& portion) {
   const int64_t bytes = element_bytes(shape.element);
   const int64_t gates_access = access_bytes(shape, direction.gates, direction.gates_stride, bytes);
   const int64_t output_access =
@@ -51,6 +51,9 @@ int cluster_forward(const RecurrenceShape& shape, const int64_t* lengths,
   args.dir = direction;
   args.lengths = lengths;
   args.fragments = static_cast<const Bits128*>(workspace);
+  if (direction.resets)
+    args.resets = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + sizes.fragment_bytes);
+  args.recurrent_mask = regularisers.recurrent_mask;
   args.seq_len = static_cast<int>(shape.seq_len);
   args.batch_size = static_cast<int>(shape.batch_size);
   args.hidden_size = static_cast<int>(shape.hidden_size);

@@ -78,6 +78,7 @@
 #include "cuda/warp/batch_tile.cuh"
 #include "cuda/warp/fragments.cuh"
 #include "cuda/warp/pairs.cuh"
+#include "cuda/warp/resets.cuh"
 #include "cuda/warp/unit_forward.cuh"
 #include "recurrence.h"
 
@@ -95,11 +96,16 @@ constexpr int kRowBlocks = row_blocks(kCell);
 template <int kBatchTiles, class T>
 constexpr int kStages = num_stages(kBatchTiles, sizeof(T));
 
+// What is handed on in place of h, by bits: zeros where a sequence begins anew, h times a mask.
+constexpr int kResets = 1, kMask = 2;
+
 // By value to the kernel. Strides count elements.
 struct Arguments {
   ForwardDirection dir;
   const int64_t* lengths = nullptr;    // [B] or null
   const Bits128* fragments = nullptr;  // pack_weights_kernel's
+  uint32_t* resets = nullptr;          // pack_weights_kernel's too, null where the direction's are
+  const void* recurrent_mask = nullptr;  // [B, H] or null
   int seq_len = 0, batch_size = 0, hidden_size = 0;
   int num_groups = 0;                       // of the hidden units
   int groups = 0;                           // of a block
@@ -113,7 +119,7 @@ struct Arguments {
   bool save_reserve = false;
 };
 
-// weight_hh [G*H, H] as operand A: [group][chunk][row tile] fragments.
+// weight_hh [G*H, H] as operand A: [group][chunk][row tile] fragments. And the words of resets.
 template <Cell kCell, class Precision>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments args,
                                                                        Bits128* packed) {
@@ -133,6 +139,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_weights_kernel(Arguments
         const bool exists = unit < H && column < H;
         return exists ? weight_hh[(int64_t{gate} * H + unit) * H + column] : from_float<T>(0.0f);
       });
+  pack_resets(args.resets, args.dir.resets, args.lengths, args.dir.reverse, args.seq_len,
+              args.batch_size);
 }
 
 // A piece of neighbouring units in global memory. Of its elements the first `count`, at most all,
@@ -199,6 +207,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   constexpr int kTiles = kRowTiles<kCell>, kUnits = kGroupUnits<kCell>;
   constexpr int kLaneUnits = kUnits / 8;
   constexpr int kSlots = kStages<kBatchTiles, T>;
+  // Whether something else is handed on than h: by the instances that Sizes takes for it.
+  constexpr bool kHandsOn = kSharedWeights;
   constexpr int NB = 8 * kBatchTiles;
   constexpr int kBlockElements = NB * kUnits, kSlotElements = kBlocks * kBlockElements;
   const ForwardDirection& dir = args.dir;
@@ -227,7 +237,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   MBarrier* const full = shared.alloc<MBarrier>(2);
   uint32_t* const mask = shared.alloc<uint32_t>(1);
   T* const zeros = shared.alloc<T>(16 / sizeof(T));
-  int* const constants = shared.alloc<int>(8);
+  int* const constants = shared.alloc<int>(12);
   int* const tile_lengths = shared.alloc<int>(NB);
   T* const h = shared.alloc<T>(2 * h_elements);  // [2][NB][pitch], as operand B
   // Of each group: [slots][blocks][NB][units], the sequences of a tile in the order of place().
@@ -235,6 +245,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       shared.alloc<T>(args.groups * kSlots * kSlotElements) + own_group * kSlots * kSlotElements;
   // Of each group: [NB][units], h of the step on its way out.
   T* const staged = shared.alloc<T>(args.groups * kBlockElements) + own_group * kBlockElements;
+  // The same of the mask of h, if there is one, and of h times the mask on its way out.
+  const int mask_elements = kHandsOn && args.recurrent_mask ? kBlockElements : 0;
+  T* const masks = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
+  T* const staged_masked = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
   // [groups][k_split][batch tile][row tile][lane] of four sums, if k_split > 1
   const int partial_elements = args.k_split > 1 ? args.k_split * kBatchTiles * kTiles * 32 : 0;
   Bits128* const partial_sums =
@@ -271,17 +285,30 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         const int unit = group * kUnits + i % kUnits;
         bias[i] = unit < H ? unit_bias<kCell, T>(dir, i / kUnits, H, unit) : 0.0f;
       }
+      for (int i = lane; i < mask_elements; i += 32) {
+        const int b = first_sequence + i / kUnits, unit = group * kUnits + i % kUnits;
+        masks[i] = b < B && unit < H
+                       ? static_cast<const T*>(args.recurrent_mask)[int64_t{b} * H + unit]
+                       : from_float<T>(0.0f);
+      }
     }
   }
 
   load_tile_lengths(tile_lengths, NB, args.lengths, first_sequence, B, args.seq_len);
-  // The initial h; what lies in columns of units and in sequences that do not exist stays zero.
+  // The initial h as others multiply it; what lies in columns of units and in sequences that do not
+  // exist stays zero.
   for (int row = 0; row < 2 * NB; ++row) {
-    const T* const source = static_cast<const T*>(dir.hx) + int64_t{first_sequence + row} * H;
-    const bool exists = dir.hx && row < NB && first_sequence + row < B;
+    const int64_t first = int64_t{first_sequence + row} * H;
+    const T* const source = static_cast<const T*>(dir.hx) + first;
+    const T* const factors = static_cast<const T*>(args.recurrent_mask) + first;
+    const bool exists = dir.hx && row < NB && first_sequence + row < B &&
+                        !begins_anew_at_once(args.resets, first_sequence + row);
+    const auto handed_on = [&](int i) {
+      if (!args.recurrent_mask) return Precision::operand(source[i]);
+      return Precision::operand(from_float<T>(to_float(source[i]) * to_float(factors[i])));
+    };
     for (int i = thread; i < args.pitch; i += threads)
-      h[row * args.pitch + i] =
-          exists && i < H ? Precision::operand(source[i]) : from_float<T>(0.0f);
+      h[row * args.pitch + i] = exists && i < H ? handed_on(i) : from_float<T>(0.0f);
   }
   if (thread == 0) {
     *mask = kTf32Mask;
@@ -294,6 +321,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     constants[5] = args.save_reserve;
     constants[6] = cluster;
     constants[7] = B <= kFewColumns;
+    constants[8] = (args.resets ? kResets : 0) | (args.recurrent_mask ? kMask : 0);
   }
   sync_threads();  // the lengths, h, the bias, the mask and the constants
   const int steps = longest_of(tile_lengths, NB);
@@ -342,6 +370,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const bool reverse = kKeeps ? constants[4] != 0 : dir.reverse;
   const bool save_reserve = kKeeps ? constants[5] != 0 : args.save_reserve;
   const bool has_cluster = kKeeps ? constants[6] > 1 : cluster > 1;
+  const int hands_on = kHandsOn ? constants[8] : 0;
   const auto kept = [&](int value) { return kKeeps ? shfl(value, lane) : value; };
   int lane_lengths[2] = {}, lane_piece_length = 0;
   if constexpr (kBatchTiles == 1) {
@@ -379,9 +408,26 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       if (b < B && u < H) body(state[i][e][j], int64_t{b} * H + u);
     });
   };
+  // Of sequences, by bits: whether they begin anew at the next step.
+  ResetWindow window;
+  const auto begin_anew = [&](int k) {
+    return window.begin_anew(args.resets, k, first_sequence, NB, B);
+  };
+  const auto is_of = [](uint32_t bits, int n) { return (bits >> n & 1u) != 0; };
   const T* const first_state = static_cast<const T*>(kCell == Cell::kLstm ? dir.cx : dir.hx);
   if (kGates > 1 && first_state && owner)
     for_each_state([&](float& value, int64_t at) { value = to_float(first_state[at]); });
+  // The own h and c of sequences that begin anew.
+  const auto clear_states = [&](uint32_t anew) {
+    for_each_unit([&](int i, int tile, int e, int j) {
+      if (is_of(anew, sequence(tile, j))) state[i][e][j] = 0.0f;
+    });
+  };
+  uint32_t next_anew = 0;  // at the next step
+  if (owner && (hands_on & kResets)) {
+    if (steps > 0) clear_states(begin_anew(0));
+    if (steps > 1) next_anew = begin_anew(1);
+  }
 
   T* const gates = static_cast<T*>(dir.gates);
   T* const output = static_cast<T*>(dir.output);
@@ -444,6 +490,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // Where all lanes have as many, no branch need part them.
   const int pushes = (constants[6] + kLaneBlocks - 1) / kLaneBlocks;
   const bool all_push = constants[6] % kLaneBlocks == 0;
+  const bool hands_over = kHandsOn ? kept(cluster > 1 || hands_on != 0) != 0 : has_cluster;
+  const bool arms = kept(cluster > 1 && thread == 0) != 0;
   ClusterAddress peers[kLaneBlocks == 4 ? kPushes : 1]{};
   if (kLaneBlocks == 4 && cluster > 1) {
     BIRNN_UNROLL
@@ -492,6 +540,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       const T* const x =
           slot + lane_in_slot + of * kBlockElements + (tile * 8 + j * 4) * kUnits + e;
       return of < kGates ? to_float(*x) + b : b;
+    };
+    // h of a lane's unit, not rounded, once the cell has been applied.
+    const auto exact_h = [&](int i, int e, int j) {
+      return kCell == Cell::kLstm  ? LstmCell<Math>::output(sum_of(i, e, j, 3), state[i][e][j])
+             : kCell == Cell::kGru ? state[i][e][j]
+                                   : sum_of(i, e, j, 0);
     };
     const auto load_new_gate = [&] {
       if constexpr (kCell == Cell::kGru)
@@ -602,6 +656,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
           // Kept where the sums were, for after the push; an LSTM's c is in `state`.
           if constexpr (kGates > 1) BIRNN_UNROLL
           for (int of = 0; of < 4; ++of) sum_of(i, e, j, of) = kept_values[of];
+          if constexpr (kGates == 1) sum_of(i, e, j, 0) = h_of_unit;
         }
         const auto store = [&](T* target, const T(&values)[kLaneUnits]) {
           if constexpr (kLaneUnits == 1)
@@ -623,42 +678,70 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       });
       sync_warp();  // h of the group, by all lanes; and they have read h_now and the slot
       Bits128 pieces[kBatchTiles];
-      for_each_tile([&](int i, int tile) {
-        pieces[i] = *reinterpret_cast<const Bits128*>(staged + piece_staged + tile * 8 * kUnits);
-      });
+      const auto load_pieces = [&](const T* from) {
+        for_each_tile([&](int i, int tile) {
+          pieces[i] = *reinterpret_cast<const Bits128*>(from + piece_staged + tile * 8 * kUnits);
+        });
+      };
+      load_pieces(staged);
 
-      if (has_cluster && k + 1 < steps) {
+      if (hands_over && k + 1 < steps) {
         const uint32_t next = (k + 1) & 1;
         const uint32_t to_signal = next * sizeof(MBarrier);
         const uint32_t to_next = to_piece + next * h_elements * sizeof(T);
+        // In place of h: h times the mask, rounded once; zeros, by a select.
+        const auto hand_on = [&] {
+          if (hands_on & kMask) {
+            for_each_unit([&](int i, int tile, int e, int j) {
+              const int at = lane_staged + (tile * 8 + j) * kUnits + e;
+              staged_masked[at] = from_float<T>(exact_h(i, e, j) * to_float(masks[at]));
+            });
+            sync_warp();  // the masked h of the group, by all lanes
+            load_pieces(staged_masked);
+          }
+          for_each_tile([&](int i, int tile) {
+            if (is_of(next_anew, tile * 8 + piece_row)) pieces[i] = Bits128{};
+          });
+        };
         const auto push = [&](const ClusterAddress& peer) {
           for_each_tile([&](int i, int tile) {
             st_async(peer + (to_next + tile * 8 * pitch * sizeof(T)),
                      as_operand<Precision>(pieces[i]), peer + to_signal);
           });
         };
-        if constexpr (kLaneBlocks == 4) {
-          if (all_push) {
-            BIRNN_UNROLL
-            for (int j = 0; j < kPushes; ++j) {
-              if (j >= pushes) break;
-              push(peers[j]);
+        const auto push_all = [&] {
+          if constexpr (kLaneBlocks == 4) {
+            if (all_push) {
+              BIRNN_UNROLL
+              for (int j = 0; j < kPushes; ++j) {
+                if (j >= pushes) break;
+                push(peers[j]);
+              }
+            } else {
+              BIRNN_UNROLL
+              for (int j = 0; j < kPushes; ++j)
+                if (j < lane_pushes) push(peers[j]);
             }
           } else {
-            BIRNN_UNROLL
-            for (int j = 0; j < kPushes; ++j)
-              if (j < lane_pushes) push(peers[j]);
+            const int own_pushes = all_push ? pushes : lane_pushes;
+            BIRNN_UNROLL_BY(4)
+            for (int j = 0; j < own_pushes; ++j)
+              push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
           }
-        } else {
-          const int own_pushes = all_push ? pushes : lane_pushes;
-          BIRNN_UNROLL_BY(4)
-          for (int j = 0; j < own_pushes; ++j)
-            push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
+        };
+        const bool other = kHandsOn && ((hands_on & kMask) || next_anew != 0);
+        if (other) hand_on();
+        if (has_cluster) push_all();
+        if (!has_cluster && first_block == 0) {  // over what the lanes have put there
+          for_each_tile([&](int i, int tile) {
+            *reinterpret_cast<Bits128*>(h + next * h_elements + (tile * 8 + piece_row) * pitch +
+                                        unit) = as_operand<Precision>(pieces[i]);
+          });
         }
+        if (other) load_pieces(staged);  // y is h as it is
         // The mbarrier that has been waited for, for step k + 2: its phase cannot end before this
         // arrival, whatever has come by then.
-        if (thread == 0 && k > 0 && k + 2 < steps)
-          mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
+        if (arms && k > 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
       }
 
       for_each_tile([&](int i, int tile) {
@@ -688,6 +771,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       }
       if (k + kSlots < steps) fetch(k + kSlots, slot);
       cp_async_commit();
+      if (hands_on & kResets) {
+        if (kGates > 1) clear_states(next_anew);
+        next_anew = k + 2 < steps ? begin_anew(k + 2) : 0u;
+      }
     }
     turn = turn + 1 < kSlots ? turn + 1 : 0;
     if (!has_cluster) sync_threads();  // h of step k + 1 to all warps; all have read that of step k

@@ -41,10 +41,12 @@ struct Instance {
   bool shared_weights;
 
   // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums. So has fp32
-  // with four batch tiles, where those of a chunk stand beside many.
+  // with four batch tiles, where those of a chunk stand beside many, and an LSTM with as many that
+  // may hand on something else than h.
   constexpr int chunks(Cell cell, int64_t element_bytes) const {
     const bool is_full = batch_tiles == 4 && element_bytes == 4 && row_tiles(cell) > 1;
-    const int held = fragments / row_tiles(cell) - (is_full ? 1 : 0);
+    const bool hands_on = batch_tiles == 4 && shared_weights && cell == Cell::kLstm;
+    const int held = fragments / row_tiles(cell) - (is_full || hands_on ? 1 : 0);
     const int gru_limit = batch_tiles == 1 ? 6 : batch_tiles == 2 ? 4 : is_full ? 2 : 3;
     return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
   }
@@ -78,11 +80,13 @@ struct Sizes {
   int instance = -1;  // -1: none is large enough
   int64_t num_clusters = 0;
   int64_t shared_bytes = 0;
+  int64_t fragment_bytes = 0;  // of the workspace; behind them the words of resets
   int64_t workspace_bytes = 0;
 
   // aligned: whether the rows of the arrays are, as far as the hidden size allows it.
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, bool aligned = true) {
     const int64_t bytes = element_bytes(shape.element);
+    const bool hands_on = shape.resets || shape.recurrent_dropout;
     const bool in_pieces = aligned && shape.hidden_size * bytes % 16 == 0;
     const int64_t columns = kChunkBytes / bytes, R = tiling.cluster_size, KS = tiling.k_split;
     const int64_t units = group_units(shape.cell), tiles = row_tiles(shape.cell);
@@ -100,20 +104,21 @@ struct Sizes {
     num_clusters = ceil_div(shape.batch_size, NB);
     const int64_t row_bytes = (G * units > K * columns ? G * units : K * columns) * bytes;
     pitch = static_cast<int>(row_pitch(row_bytes) / bytes);
-    workspace_bytes = G * K * tiles * kFragmentBytes;
+    fragment_bytes = G * K * tiles * kFragmentBytes;
+    workspace_bytes = fragment_bytes + reset_bytes(shape);
 
     const int64_t slot_bytes = row_blocks(shape.cell) * NB * units * bytes;
     shared_bytes = 2 * NB * pitch * bytes +
                    groups * num_stages(tiling.batch_tiles, bytes) * slot_bytes +
-                   groups * NB * units * bytes +
+                   groups * NB * units * bytes * (shape.recurrent_dropout ? 3 : 1) +
                    (KS > 1 ? groups * KS * tiling.batch_tiles * tiles * kSumsBytes : 0) +
                    groups * num_sums(shape.cell) * units * 4 + shared_size(NB * 4) +
-                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 8 * 4;
+                   shared_size(2 * sizeof(device::MBarrier)) + 2 * 16 + 12 * 4;
     for (int i = kNumInstances - 1; i >= 0; --i) {
       const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;
       if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
-      if ((left > 0 || !in_pieces) && !kInstances[i].shared_weights) continue;
+      if ((left > 0 || !in_pieces || hands_on) && !kInstances[i].shared_weights) continue;
       if (shared_bytes + groups * KS * left * tiles * kFragmentBytes > kMaxSharedBytes) continue;
       instance = i;
       shared_chunks = left;

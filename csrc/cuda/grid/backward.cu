@@ -12,9 +12,10 @@ int64_t grid_backward_workspace(const RecurrenceShape& shape, const GridBackward
 }
 
 int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
-                  const BackwardDirection* directions, void* const* first_dgates,
-                  int num_directions, GemmCompute compute, const GridBackwardTiling& tiling,
-                  void* workspace, void* stream, const Portion& portion) {
+                  const BackwardDirection* directions, const Regularisers* regularisers,
+                  void* const* first_dgates, int num_directions, GemmCompute compute,
+                  const GridBackwardTiling& tiling, void* workspace, void* stream,
+                  const Portion& portion) {
   const Sizes sizes(shape, tiling, num_directions);
   if (sizes.instance < 0) return kNoInstance;
   Call call{shape, tiling, sizes, {}, workspace, stream, portion};
@@ -22,11 +23,13 @@ int grid_backward(const RecurrenceShape& shape, const int64_t* lengths,
   char* const bytes = static_cast<char*>(workspace);
   char* const bias_sums =
       bytes + num_directions * (sizes.fragment_bytes + sizes.gates_bytes + sizes.sums_bytes);
+  char* const reset_words = bias_sums + num_directions * sizes.bias_sums_bytes;
   for (int d = 0; d < num_directions; ++d) {
     if (!fits_32_bits(directions[d])) return kNoInstance;
-    args.directions[d] =
-        backward_arguments(shape, lengths, directions[d], first_dgates ? first_dgates[d] : nullptr,
-                           bias_sums + d * sizes.bias_sums_bytes, portion.again);
+    args.directions[d] = backward_arguments(
+        shape, lengths, directions[d], regularisers ? regularisers[d] : Regularisers{},
+        first_dgates ? first_dgates[d] : nullptr, bias_sums + d * sizes.bias_sums_bytes,
+        portion.again, reset_words + d * reset_bytes(shape));
   }
   args.fragments = reinterpret_cast<Bits128*>(bytes);
   args.gates_ring = reinterpret_cast<WordPair*>(bytes + num_directions * sizes.fragment_bytes);

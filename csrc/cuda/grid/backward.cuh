@@ -118,7 +118,8 @@ BIRNN_DEVICE int word_place(int payload, int sequence) {
 }
 
 // weight_hh [G*H, H] as operand A, if asked for: [direction][block][row tile][chunk] fragments.
-// Clears the rings: it runs again whenever a graph replays the launch.
+// Clears the rings, and makes the words of resets: it runs again whenever a graph replays the
+// launch.
 template <Cell kCell, class Precision>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_kernel(Arguments args, bool packs) {
   using T = typename Precision::Element;
@@ -162,6 +163,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_kernel(Arguments args, b
     grid_exchange::clear(args.sums_ring,
                          int64_t{args.num_directions} * blocks * 2 * Q * args.tile_batch * (U / 2),
                          [&](int64_t) { return grid_exchange::kNever; });
+  for (int d = 0; d < args.num_directions; ++d) {
+    const BackwardArguments& of = args.directions[d];
+    pack_resets(of.resets, of.dir.resets, of.lengths, of.dir.reverse, of.seq_len, of.batch_size);
+  }
 }
 
 // sums [row tile] += the weights of a chunk * b. weight(m): the chunk's fragment of row tile m,
@@ -216,6 +221,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   uint32_t* const mask = shared.alloc<uint32_t>(1);
   // From here they are read where they are used, and take no registers beside the weights.
   BackwardArguments* const arguments = shared.alloc<BackwardArguments>(1);
+  using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs>;
+  // [2][kMaxTileSequences] words, [pairs][threads] of a mask
+  const int mask_words = args.directions[0].recurrent_mask ? Pairs::kMaskWords : 0;
+  uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
 
   WeightFragment weights[kRowTiles][kChunks];
   const int64_t first_fragment = (int64_t{direction} * blocks + block) * num_tiles * num_chunks;
@@ -264,10 +273,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
     load_tile_lengths(tile_lengths, NB, of.lengths, first_sequence, of.batch_size, of.seq_len);
     sync_threads();  // the lengths
     const int steps = longest_of(tile_lengths, NB);
-    BackwardPairs<kCell, Precision, kThreads, kPairs> pairs(of, tile_lengths, first_sequence,
-                                                            block * U, U, NB, thread);
+    Pairs pairs(of, tile_lengths, first_sequence, block * U, U, NB, thread, nullptr, given);
     pairs.begin(steps);
-    float sums[kPairs][2] = {};  // dgates W_hh of the step after
+    if (of.resets) sync_threads();  // the first words of resets
+    float sums[kPairs][2] = {};     // dgates W_hh of the step after
     const auto add_sums = [&](int e, float (&dh)[2]) {
       dh[0] += sums[e][0];
       dh[1] += sums[e][1];

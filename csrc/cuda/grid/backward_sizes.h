@@ -111,14 +111,15 @@ struct Sizes {
                                    ? int64_t{held.pairs} * dgates_blocks(shape.cell) * kThreads * 8
                                    : 0;
     shared_bytes = 2 * sums_of_warps + rest_bytes + bias_slots + shared_size(tile_batch * 4) + 16 +
-                   shared_size(sizeof(BackwardArguments));
+                   shared_size(sizeof(BackwardArguments)) +
+                   shared_bytes_of_given(shape, held.pairs, kThreads);
     if (shared_bytes > kMaxSharedBytes) return 0;
     fragment_bytes = blocks * num_tiles * num_chunks * kFragmentBytes;
     gates_bytes = int64_t{2} * Q * tiling.batch_tiles * num_chunks * kFragmentBytes;
     sums_bytes = Q > 1 ? int64_t{2} * blocks * Q * tile_batch * U * 8 : 0;
     bias_sums_bytes = dgates_blocks(shape.cell) * shape.hidden_size * 4;
-    workspace_bytes =
-        num_directions * (fragment_bytes + gates_bytes + sums_bytes + bias_sums_bytes);
+    workspace_bytes = num_directions * (fragment_bytes + gates_bytes + sums_bytes +
+                                        bias_sums_bytes + reset_bytes(shape));
 
     // Cycles at 1.75 GHz: of L2 5.5 TB/s in all and 64 B a cycle of a block, of shared memory 128 B
     // a cycle, 0.6 us a hop.

@@ -14,22 +14,27 @@ int64_t grid_forward_workspace(const RecurrenceShape& shape, const GridForwardTi
 }
 
 int grid_forward(const RecurrenceShape& shape, const int64_t* lengths,
-                 const ForwardDirection* directions, int num_directions, bool save_reserve,
-                 GemmCompute compute, const GridForwardTiling& tiling, void* workspace,
-                 void* stream, const Portion& portion) {
+                 const ForwardDirection* directions, const Regularisers* regularisers,
+                 int num_directions, bool save_reserve, GemmCompute compute,
+                 const GridForwardTiling& tiling, void* workspace, void* stream,
+                 const Portion& portion) {
   const Sizes sizes(shape, tiling, num_directions);
   if (sizes.instance < 0) return kNoInstance;
-  void* const fragments = static_cast<char*>(workspace) + sizes.ring_bytes;
+  char* const fragments = static_cast<char*>(workspace) + sizes.ring_bytes;
   Call call{shape, tiling, sizes, {}, fragments, stream, portion};
   Arguments& args = call.args;
   for (int d = 0; d < num_directions; ++d) {
     args.dirs[d] = directions[d];
+    if (directions[d].resets)
+      args.resets[d] =
+          reinterpret_cast<uint32_t*>(fragments + sizes.fragment_bytes + d * reset_bytes(shape));
+    if (regularisers) args.recurrent_masks[d] = regularisers[d].recurrent_mask;
     if (std::max(directions[d].gates_stride, directions[d].output_stride) > INT32_MAX)
       return kNoInstance;
   }
   args.lengths = lengths;
   args.ring = static_cast<WordPair*>(workspace);
-  args.fragments = static_cast<const Bits128*>(fragments);
+  args.fragments = reinterpret_cast<const Bits128*>(fragments);
   args.seq_len = static_cast<int>(shape.seq_len);
   args.batch_size = static_cast<int>(shape.batch_size);
   args.hidden_size = static_cast<int>(shape.hidden_size);

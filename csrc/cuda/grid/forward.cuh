@@ -57,6 +57,7 @@
 #include "cuda/grid/forward_sizes.h"
 #include "cuda/warp/batch_tile.cuh"
 #include "cuda/warp/fragments.cuh"
+#include "cuda/warp/resets.cuh"
 #include "cuda/warp/unit_forward.cuh"
 #include "recurrence.h"
 
@@ -74,6 +75,9 @@ struct Arguments {
   const int64_t* lengths = nullptr;    // [B] or null
   const Bits128* fragments = nullptr;  // [D][R][chunk][row tile] fragments, pack_kernel's
   WordPair* ring = nullptr;            // [D * teams][2][slot_pairs]
+  uint32_t* resets[2] =
+      {};  // of each direction: pack_kernel's words, null where the direction's are
+  const void* recurrent_masks[2] = {};  // [B, H] or null
   int seq_len = 0, batch_size = 0, hidden_size = 0;
   int num_directions = 0;
   int num_blocks = 0;  // R, that share a direction's units
@@ -94,7 +98,7 @@ BIRNN_DEVICE int word_of(int unit, int sequence) {
 }
 
 // weight_hh [G*H, H] of each direction as operand A, and the ring cleared: words past the hidden
-// size, which nobody publishes, always count as there.
+// size, which nobody publishes, always count as there. And the words of resets.
 template <Cell kCell, class Precision>
 BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_kernel(Arguments args, Bits128* packed,
                                                                int64_t ring_pairs,
@@ -121,6 +125,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void pack_kernel(Arguments args, B
                        Precision::column(word % 2 ? 2 : 0, pair % 4);
     return column < H ? grid_exchange::kNever : grid_exchange::kAlways;
   });
+  for (int d = 0; d < args.num_directions; ++d)
+    pack_resets(args.resets[d], args.dirs[d].resets, args.lengths, args.dirs[d].reverse,
+                args.seq_len, args.batch_size);
 }
 
 // The parameters are those of struct Instance.
@@ -155,6 +162,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
   float* const sums = shared.alloc<float>(2 * kWarps * kSourceFloats);  // [2][warp][NB][pitch]
   int* const tile_lengths = shared.alloc<int>(kTileBatch);
   uint32_t* const mask = shared.alloc<uint32_t>(1);
+  // What is handed on of h, by a thread's cells: [cells][threads], if there is a mask.
+  const uint32_t* const resets = args.resets[direction];
+  const T* const recurrent_mask = static_cast<const T*>(args.recurrent_masks[direction]);
+  T* const factors = shared.alloc<T>(recurrent_mask ? kCells * kThreads : 0) + thread;
 
   // The columns are dealt to the warps in chunks, as evenly as they come.
   const int even = args.num_chunks / kWarps, odd = args.num_chunks % kWarps;
@@ -219,7 +230,13 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
   const auto warp_has = [&](int e) { return e * kThreads + warp * 32 < num_cells; };
 
   T h[kCells];
+  T handed[kCells];  // h as it enters its product
   float c[kCells];
+  const auto is_of = [&](uint32_t bits, int e) { return (bits >> sequence[e] & 1u) != 0; };
+  // h times its mask, rounded once.
+  const auto masked = [&](int e, float exact_h) {
+    return from_float<T>(recurrent_mask ? exact_h * to_float(factors[e * kThreads]) : exact_h);
+  };
   // Shows the state to all blocks. A collective of warps that have cells.
   const auto publish_state = [&](uint32_t epoch) {
     uint64_t* const slot = reinterpret_cast<uint64_t*>(ring + int64_t{epoch & 1} * args.slot_pairs);
@@ -228,10 +245,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
       if (!warp_has(e)) continue;
       uint32_t payload;
       if constexpr (Precision::kWordElements == 2) {
-        const uint32_t own = static_cast<uint32_t>(h[e]);
+        const uint32_t own = static_cast<uint32_t>(handed[e]);
         payload = own | shfl_xor(own, 1) << 16;
       } else {
-        payload = float_bits(Precision::operand(h[e]));
+        payload = float_bits(Precision::operand(handed[e]));
       }
       if (word[e] >= 0) grid_exchange::publish(slot + word[e], epoch, payload);
     }
@@ -281,13 +298,34 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
     };
     BIRNN_UNROLL
     for (int e = 0; e < kCells; ++e) {
-      h[e] = from_float<T>(0.0f);
+      h[e] = handed[e] = from_float<T>(0.0f);
       c[e] = 0.0f;
       if (length[e] < 0) continue;
       if (dir.hx) h[e] = static_cast<const T*>(dir.hx)[state_offset(e)];
       if (kCell == Cell::kLstm && dir.cx)
         c[e] = to_float(static_cast<const T*>(dir.cx)[state_offset(e)]);
+      if (recurrent_mask) factors[e * kThreads] = recurrent_mask[state_offset(e)];
     }
+    ResetWindow window;
+    const auto begin_anew = [&](int k) {
+      return window.begin_anew(resets, k, first_sequence, kTileBatch, B);
+    };
+    const auto clear_states = [&](uint32_t anew) {
+      BIRNN_UNROLL
+      for (int e = 0; e < kCells; ++e) {
+        if (sequence[e] < 0 || !is_of(anew, e)) continue;
+        h[e] = from_float<T>(0.0f);
+        c[e] = 0.0f;
+      }
+    };
+    uint32_t next_anew = 0;  // at the next step
+    if (resets) {
+      if (steps > 0) clear_states(begin_anew(0));
+      if (steps > 1) next_anew = begin_anew(1);
+    }
+    BIRNN_UNROLL
+    for (int e = 0; e < kCells; ++e)
+      if (length[e] >= 0) handed[e] = masked(e, to_float(h[e]));
     if (steps > 0) publish_state(epoch + 1);
     fetch(0);
 
@@ -373,6 +411,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
         if (!ended) {
           h[e] = from_float<T>(h_new);
           c[e] = c_new;
+          // Zeros by a select.
+          handed[e] = is_of(next_anew, e) ? from_float<T>(0.0f) : masked(e, h_new);
         }
       }
       if (k + 1 < steps) publish_state(epoch + 1);
@@ -392,6 +432,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_forward_kernel(Arguments
         }
       }
       fetch(k + 1);
+      if (resets) {
+        clear_states(next_anew);
+        next_anew = k + 2 < steps ? begin_anew(k + 2) : 0u;
+      }
     }
 
     BIRNN_UNROLL

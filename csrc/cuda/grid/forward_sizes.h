@@ -63,11 +63,13 @@ constexpr int kWarps = kThreads / 32;
 // of a warp write at once begin 8 banks apart.
 constexpr int sums_pitch(int row_tiles) { return row_tiles * kMatrixRows + 4; }
 
-constexpr int64_t shared_bytes_of(const Instance& instance, int64_t element_bytes) {
+constexpr int64_t shared_bytes_of(const Instance& instance, int64_t element_bytes,
+                                  bool has_mask = false) {
   const int64_t spare = instance.row_tiles * instance.chunks - instance.held(element_bytes);
   const int64_t tile_batch = 8 * instance.batch_tiles;
   const int64_t sums = 2 * kWarps * tile_batch * sums_pitch(instance.row_tiles) * 4;
-  return kWarps * spare * kFragmentBytes + sums + shared_size(tile_batch * 4) + 16;
+  const int64_t factors = has_mask ? int64_t{instance.cells} * kThreads * element_bytes : 0;
+  return kWarps * spare * kFragmentBytes + sums + shared_size(tile_batch * 4) + 16 + factors;
 }
 
 using Tiling = GridForwardTiling;
@@ -84,7 +86,9 @@ struct Sizes {
   int64_t slot_pairs = 0;  // of words, that a group exchanges in a step
   int64_t ring_pairs = 0;  // of the launch
   int64_t shared_bytes = 0;
-  int64_t ring_bytes = 0, workspace_bytes = 0;
+  // Of the workspace, one behind the other: the ring, the fragments; then the words of resets.
+  int64_t ring_bytes = 0, fragment_bytes = 0;
+  int64_t workspace_bytes = 0;
 
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, int num_directions) {
     const int64_t bytes = element_bytes(shape.element);
@@ -105,14 +109,16 @@ struct Sizes {
       if (kInstances[i].row_tiles >= num_tiles && kInstances[i].chunks >= chunks_of_warp &&
           kInstances[i].batch_tiles == tiling.batch_tiles &&
           kInstances[i].cells * kThreads >= U * NB &&
-          shared_bytes_of(kInstances[i], bytes) <= kMaxSharedBytes)
+          shared_bytes_of(kInstances[i], bytes, shape.recurrent_dropout) <= kMaxSharedBytes)
         instance = i;
     // One chunk more than there are, for warps that have fewer than others.
     slot_pairs = int64_t{num_chunks + 1} * 2 * tiling.batch_tiles * 32;
     ring_pairs = num_directions * teams * 2 * slot_pairs;
     ring_bytes = ring_pairs * 16;
-    workspace_bytes = ring_bytes + num_directions * R * num_tiles * num_chunks * kFragmentBytes;
-    if (instance >= 0) shared_bytes = shared_bytes_of(kInstances[instance], bytes);
+    fragment_bytes = num_directions * R * num_tiles * num_chunks * kFragmentBytes;
+    workspace_bytes = ring_bytes + fragment_bytes + num_directions * reset_bytes(shape);
+    if (instance >= 0)
+      shared_bytes = shared_bytes_of(kInstances[instance], bytes, shape.recurrent_dropout);
   }
 
   // Groups of sequences that run side by side.

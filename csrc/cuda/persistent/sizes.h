@@ -39,10 +39,15 @@ constexpr int64_t shared_size(int64_t bytes) { return ceil_div(bytes, 16) * 16; 
 // Bytes of a row in shared memory: an odd number of 16, so that eight rows lie in different banks.
 constexpr int64_t row_pitch(int64_t bytes) { return (ceil_div(bytes, 16) | 1) * 16; }
 
+// Bytes of the words that resets become (warp/resets.cuh), of one direction.
+constexpr int64_t reset_bytes(const RecurrenceShape& s) {
+  return ceil_div(s.seq_len, 32) * s.batch_size * 4;
+}
+
 // Whether a persistent kernel takes the shape at all. Rows and row strides are multiplied as
 // 32 x 32 -> 64 bits, and epochs count the steps of all sequences.
 constexpr bool takes(const RecurrenceShape& s) {
-  return s.element != Element::kFloat64 && s.proj_size == 0 && s.hidden_size >= 1 &&
+  return s.element != Element::kFloat64 && s.proj_size == 0 && !s.zoneout && s.hidden_size >= 1 &&
          s.hidden_size <= kMaxHiddenSize && s.seq_len <= INT32_MAX && s.batch_size <= INT32_MAX &&
          s.seq_len * s.batch_size <= INT32_MAX;
 }

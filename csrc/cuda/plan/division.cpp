@@ -204,8 +204,7 @@ std::vector<Candidate> candidates(const PlanRequest& request, Pass pass, Kernel 
         cost::memory_step(s, format, pass, request.num_directions, constants));
     return all;
   }
-  if (s.element == Element::kFloat64 || s.proj_size > 0 || request.has_resets) return all;
-  if (s.recurrent_dropout || s.zoneout) return all;
+  if (s.element == Element::kFloat64 || s.proj_size > 0 || s.zoneout) return all;
   for_each_division(request, pass, kernel, [&](Choice choice) {
     const Fit fit = fit_of(request, pass, choice);
     if (!fit.fits) return;

@@ -141,9 +141,6 @@ std::string only_stepwise_words(const PlanRequest& request) {
     return "fp64 has no products that a persistent kernel could use";
   if (request.shape.proj_size > 0)
     return "an LSTM with proj_size runs stepwise, a second product a step";
-  if (request.has_resets) return "resets, sequences inside rows, run stepwise";
-  if (request.shape.recurrent_dropout)
-    return "recurrent dropout runs stepwise, where h is masked before its product";
   if (request.shape.zoneout) return "zoneout runs stepwise, which mixes states with those before";
   return "W_hh of " + std::to_string(request.shape.hidden_size) +
          " hidden units does not fit on the chip";
@@ -299,7 +296,7 @@ ChoiceResult choose(const PlanRequest& request, Pass pass) {
                 s.hidden_size,
                 s.proj_size,
                 request.ieee,
-                request.has_resets,
+                s.resets,
                 s.recurrent_dropout,
                 s.zoneout,
                 request.captured,
@@ -344,7 +341,7 @@ int backward_parts(const PlanRequest& request, const Choice& choice) {
   const RecurrenceShape& s = request.shape;
   // With lengths the steps of a part lie at different times, with resets a part would have to know
   // whether the one before it in time ends there; stepwise takes turns with products as it is.
-  if (request.has_lengths || request.has_resets || choice.kernel == Kernel::kStepwise) return 1;
+  if (request.has_lengths || s.resets || choice.kernel == Kernel::kStepwise) return 1;
   if (const int parts = forced().backward_parts; parts > 0)
     return static_cast<int>(std::min<int64_t>(parts, s.seq_len));
   return 1;

@@ -72,7 +72,6 @@ struct PlanRequest {
   bool ieee = true;  // fp32 products; false: tf32
   bool training = true;
   bool has_lengths = false;  // sequences of a batch end at different steps
-  bool has_resets = false;   // several sequences in a row, one after the other
   bool captured =
       false;  // in a CUDA graph, whose replays the host does not enqueue launch by launch
   DeviceLimits device;

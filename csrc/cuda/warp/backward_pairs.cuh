@@ -10,6 +10,7 @@
 #include "cuda/device/device.h"
 #include "cuda/persistent/backward_arguments.h"
 #include "cuda/warp/pairs.cuh"
+#include "cuda/warp/resets.cuh"
 #include "cuda/warp/unit_backward.cuh"
 #include "recurrence.h"
 
@@ -39,10 +40,10 @@ BIRNN_DEVICE PairPlace place_of_pair(int number, int half_units) {
   return {two / half_units * 2 + number % 2, two % half_units};
 }
 
-// What is known of a step of a tile when it is compiled. kInner: all sequences have it, and it is
-// neither the first nor the last of any; kInnerWithDc: and gradients of the cell state are given.
-// kAny: nothing.
-enum class StepKind { kAny, kInner, kInnerWithDc };
+// What is known of a step of a tile when it is compiled. kInner: all sequences have it, it is
+// neither the first nor the last of any, and there are no gradients of the cell state, no resets
+// and no mask; kInnerWithMore: there is one of these. kAny: nothing.
+enum class StepKind { kAny, kInner, kInnerWithMore };
 
 // A pair at `offset` in array, as one aligned word or put together from two elements.
 template <class T, bool kPaired, class Bits>
@@ -69,10 +70,11 @@ struct BackwardPairs {
   static constexpr bool kTakesDc = kCell == Cell::kLstm;
   static constexpr int kOperands = operand_arrays(kCell);
   static constexpr int kSequenceShift = 16;
+  static constexpr int kMaskWords = kPairs * kThreads * static_cast<int>(sizeof(Bits)) / 4;
 
   const BackwardArguments& args;
   int first_sequence, first_unit;  // of the tile, of the block
-  int shortest;                    // of the tile's sequences; its negative where dc is given
+  int shortest;                    // of the tile's sequences; its negative of kInnerWithMore
   int length[kPairs];              // -1: no such pair of units in the batch
   int place[kPairs];               // the sequence in the tile, and the pair in the block
   float carried[kPairs][2];        // LSTM: dc; GRU: the gradient along z * h
@@ -80,21 +82,26 @@ struct BackwardPairs {
   Operands operands[kAhead ? 1 : kPairs];
   Bits* slots;  // kAhead: [2][operands][pairs][threads] in shared memory, from the thread's on
   bool all_given;
+  // Where they are given: words of resets, those of steps 32 i to 32 i + 31 in row i % 2,
+  // [2][kMaxTileSequences]; behind them the mask, [pairs][threads].
+  uint32_t* given;
 
   // tile_lengths [tile_batch], in shared memory. thread: its number among those that share pairs.
   BIRNN_DEVICE BackwardPairs(const BackwardArguments& arguments, const int* tile_lengths,
                              int first_sequence_of_tile, int first_unit_of_block, int units,
-                             int tile_batch, int thread, Bits* slots_of_block = nullptr)
+                             int tile_batch, int thread, Bits* slots_of_block = nullptr,
+                             uint32_t* given_of_block = nullptr)
       : args(arguments),
         first_sequence(first_sequence_of_tile),
         first_unit(first_unit_of_block),
         slots(kAhead ? slots_of_block + thread : nullptr),
-        all_given(shfl(arguments.paired && arguments.dir.dy, lane_id()) != 0) {
+        all_given(shfl(arguments.paired && arguments.dir.dy, lane_id()) != 0),
+        given(given_of_block) {
     const int half_units = units / 2;
     shortest = INT32_MAX;
     for (int n = 0; n < tile_batch; ++n)
       if (tile_lengths[n] >= 0 && tile_lengths[n] < shortest) shortest = tile_lengths[n];
-    if (kTakesDc && args.dir.dc) shortest = -shortest;
+    if ((kTakesDc && args.dir.dc) || args.resets || args.recurrent_mask) shortest = -shortest;
     BIRNN_UNROLL
     for (int e = 0; e < kPairs; ++e) {
       const auto [n, pair] = place_of_pair(e * kThreads + thread, half_units);
@@ -192,12 +199,12 @@ struct BackwardPairs {
     }
   }
   // Whether step k is one that all sequences have, neither the first nor the last of any; without
-  // dc, which must not cost the others anything, and with it.
+  // dc, resets and a mask, which must not cost the others anything, and with one of them.
   BIRNN_DEVICE bool is_inner(int k) const { return k > 0 && k + 1 < shortest; }
-  BIRNN_DEVICE bool is_inner_with_dc(int k) const { return kTakesDc && k > 0 && k + 1 < -shortest; }
+  BIRNN_DEVICE bool is_inner_with_more(int k) const { return k > 0 && k + 1 < -shortest; }
   // The same for such a step, where all there is to read is there, and is aligned: few instructions
   // for each copy. (Rows and strides are not negative: a product of 32 bits each.)
-  template <bool kWithDc>
+  template <bool kMayHaveDc>
   BIRNN_DEVICE void fetch_inner(int k) {
     const BackwardDirection& dir = args.dir;
     BIRNN_UNROLL
@@ -224,22 +231,71 @@ struct BackwardPairs {
       else if constexpr (kGates > 1)
         take<true>(e, k, kBefore, at(dir.output, before, args.output_stride));
       take<true>(e, k, kDy, at(dir.dy, row, args.dy_stride));
-      if constexpr (kWithDc) take<true>(e, k, kDc, at(dir.dc, row, args.dc_stride));
+      if constexpr (kMayHaveDc)
+        take<true>(e, k, kDc, dir.dc,
+                   static_cast<int64_t>(uint64_t{static_cast<uint32_t>(row)} *
+                                        static_cast<uint32_t>(args.dc_stride)));
     }
   }
+  // Resets. Block `block` of 32 steps, by those threads that there are sequences for; a barrier of
+  // the block shows it. In its place was a block whose last use lies 16 steps back.
+  template <bool kCopies>
+  BIRNN_DEVICE void load_resets(int block) {
+    static_assert(kThreads >= kMaxTileSequences);
+    const int n = static_cast<int>(thread_idx());
+    if (n < kMaxTileSequences && first_sequence + n < args.batch_size) {
+      uint32_t* const target = given + (block & 1) * kMaxTileSequences + n;
+      const uint32_t* const source =
+          args.resets + int64_t{block} * args.batch_size + first_sequence + n;
+      if constexpr (kCopies)
+        cp_async<4>(target, source);
+      else
+        *target = *source;
+    }
+  }
+  BIRNN_DEVICE void begin_resets(int steps) {
+    if (!args.resets) return;
+    const int last = (steps - 1) / kResetSteps;
+    for (int block = last; block >= 0 && block + 2 > last; --block) load_resets<false>(block);
+  }
+  BIRNN_DEVICE void fetch_resets(int k) {
+    if (args.resets && k % kResetSteps == kResetSteps / 2 && k > kResetSteps)
+      load_resets<kAhead>(k / kResetSteps - 1);
+  }
+  // Whether step k of pair e's sequence begins anew.
+  BIRNN_DEVICE bool begins_anew(int e, int k) const {
+    if (!args.resets) return false;
+    const uint32_t word = given[(k / kResetSteps & 1) * kMaxTileSequences + tile_row(e)];
+    return (word >> (k % kResetSteps) & 1u) != 0;
+  }
+
   BIRNN_DEVICE void fetch(int k) {
-    if (all_given && is_inner(k))
+    if (all_given && is_inner(k)) {
       fetch_inner<false>(k);
-    else if (all_given && is_inner_with_dc(k))
-      fetch_inner<kTakesDc>(k);
-    else if (args.paired)
-      fetch_as<true>(k);
-    else
-      fetch_as<false>(k);
+    } else {
+      fetch_resets(k);
+      if (all_given && is_inner_with_more(k))
+        fetch_inner<kTakesDc>(k);
+      else if (args.paired)
+        fetch_as<true>(k);
+      else
+        fetch_as<false>(k);
+    }
     if constexpr (kAhead) cp_async_commit();
   }
+  // The mask of pair e, of the state that its units multiply.
+  BIRNN_DEVICE Bits& mask_of(int e) const {
+    return reinterpret_cast<Bits*>(given + 2 * kMaxTileSequences)[e * kThreads + thread_idx()];
+  }
+
   // Before the first step undone, of `steps`.
   BIRNN_DEVICE void begin(int steps) {
+    begin_resets(steps);
+    if (args.recurrent_mask) BIRNN_UNROLL
+    for (int e = 0; e < kPairs; ++e)
+      if (length[e] >= 0)
+        mask_of(e) =
+            pack(load_pair<T>(args.recurrent_mask, state_offset(e), args.paired, has_both(e)));
     if constexpr (kCell == Cell::kLstm) {
       const float* const dcx = static_cast<const float*>(args.dir.dcx);
       BIRNN_UNROLL
@@ -292,8 +348,10 @@ struct BackwardPairs {
         dh[0] = dhy[0];
         if (has_both(e)) dh[1] = dhy[1];
       } else {
-        gradient_of_state(e, add_sums, dh);
+        gradient_of_state<kStep != StepKind::kInner>(e, k + 1, add_sums, dh);
       }
+      // The state before step k counts for nothing, and takes nothing back.
+      const bool anew = kStep != StepKind::kInner && begins_anew(e, k);
       if constexpr (kTakesDc && kStep != StepKind::kInner) {
         Pair<T> dc;
         unpack(from.dc, dc);
@@ -310,8 +368,10 @@ struct BackwardPairs {
         float activations[kActivations], d[kBlocks];
         BIRNN_UNROLL
         for (int j = 0; j < kActivations; ++j) activations[j] = of(from.activations[j]);
-        UnitBackward<kCell, Math>::run(dh[half] + of(from.dy), activations, of(from.before),
-                                       of(c_after[e]), carried[e][half], d);
+        UnitBackward<kCell, Math>::run(dh[half] + of(from.dy), activations,
+                                       anew ? 0.0f : of(from.before), of(c_after[e]),
+                                       carried[e][half], d);
+        if (anew) carried[e][half] = 0.0f;
         BIRNN_UNROLL
         for (int block = 0; block < kBlocks; ++block)
           (half == 0 ? dgates[block].first : dgates[block].second) = from_float<T>(d[block]);
@@ -319,11 +379,26 @@ struct BackwardPairs {
     }
     if (kInner || k <= length[e]) c_after[e] = from.before;
   }
-  template <class AddSums>
-  BIRNN_DEVICE void gradient_of_state(int e, const AddSums& add_sums, float (&dh)[2]) const {
-    dh[0] = kCell == Cell::kGru ? carried[e][0] : 0.0f;
-    dh[1] = kCell == Cell::kGru ? carried[e][1] : 0.0f;
+  // Of the state before step k.
+  template <bool kMayHaveMore, class AddSums>
+  BIRNN_DEVICE void gradient_of_state(int e, int k, const AddSums& add_sums, float (&dh)[2]) const {
+    // Along z * h goes neither through the mask nor, being zero there, across a reset.
+    const bool apart = kMayHaveMore && (args.resets || args.recurrent_mask);
+    const float direct[2] = {kCell == Cell::kGru ? carried[e][0] : 0.0f,
+                             kCell == Cell::kGru ? carried[e][1] : 0.0f};
+    BIRNN_UNROLL
+    for (int half = 0; half < 2; ++half) dh[half] = apart ? 0.0f : direct[half];
     add_sums(e, dh);
+    if (!apart) return;
+    if (args.recurrent_mask) {
+      Pair<T> mask;
+      unpack(mask_of(e), mask);
+      dh[0] *= to_float(mask.first);
+      dh[1] *= to_float(mask.second);
+    }
+    const bool anew = begins_anew(e, k);
+    BIRNN_UNROLL
+    for (int half = 0; half < 2; ++half) dh[half] = anew ? 0.0f : dh[half] + direct[half];
   }
 
   // A block of dgates of step k, to its row.
@@ -331,7 +406,7 @@ struct BackwardPairs {
     const uint64_t row =
         uint64_t{static_cast<uint32_t>(row_of(e, k))} * static_cast<uint32_t>(args.dgates_stride) +
         static_cast<uint32_t>(unit_of(e));
-    if ((is_inner(k) || is_inner_with_dc(k)) && args.paired) {
+    if ((is_inner(k) || is_inner_with_more(k)) && args.paired) {
       store_pair(args.dir.dgates, row + block * args.hidden_size, pair, true, true);
       return;
     }
@@ -352,7 +427,7 @@ struct BackwardPairs {
       if (length[e] < 0) continue;
       if (length[e] > 0) {  // else the gradients of hx and cx are those of hy and cy
         float dh[2];
-        gradient_of_state(e, add_sums, dh);
+        gradient_of_state<true>(e, 0, add_sums, dh);
         store_pair(args.dir.dhx, state_offset(e), Pair<float>{dh[0], dh[1]}, false, has_both(e));
         if constexpr (kCell == Cell::kLstm)
           store_pair(args.dir.dcx, state_offset(e), Pair<float>{carried[e][0], carried[e][1]},

@@ -145,9 +145,12 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
     const auto pack = [&](int first, int count) {
       std::vector<BackwardDirection> directions(count);
       const std::vector<void*> first_dgates(count);
-      for (int i = 0; i < count; ++i)
+      for (int i = 0; i < count; ++i) {
         directions[i].weight_hh = p.weight_hh(first + i).const_data_ptr();
-      check(cuda::backward_recurrence(choice, s, nullptr, directions.data(), nullptr,
+        directions[i].reverse = first + i == 1;
+        directions[i].resets = reset_pointer(p);
+      }
+      check(cuda::backward_recurrence(choice, s, rows.length_pointer(), directions.data(), nullptr,
                                       first_dgates.data(), count, step_gemm(p, {}),
                                       workspace.at(first), current_stream(), cuda::kPacking),
             "the packing of weight_hh", p);

@@ -49,7 +49,6 @@ cuda::PlanRequest request_of(const Problem& p, bool training) {
   request.ieee = p.ieee;
   request.training = training;
   request.has_lengths = p.lengths.has_value() || p.is_packed();
-  request.has_resets = p.resets.has_value();
   request.captured = is_capturing();
   request.device = limits_of(p.input.device());
   const cuda::Forced forced = cuda::forced();
