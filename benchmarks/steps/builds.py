@@ -40,6 +40,7 @@ class Call:
     threads: int = 0
     blocks: int = 0
     cluster: int = 0
+    tiling: tuple[int, ...] = ()
     parameters: bytes = b""
 
 
@@ -128,7 +129,7 @@ def _call(words: Sequence[str]) -> Call:
     problem = (cell, precision, int(hidden), int(batch))
     if not rest:
         return Call(problem, which, kernel)
-    space, instance, threads, blocks, cluster, parameters = rest
+    space, instance, threads, blocks, cluster, tiling, parameters = rest
     return Call(
         problem,
         which,
@@ -138,6 +139,7 @@ def _call(words: Sequence[str]) -> Call:
         int(threads),
         int(blocks),
         int(cluster),
+        tuple(map(int, tiling.split(","))),
         bytes.fromhex(parameters),
     )
 

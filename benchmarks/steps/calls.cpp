@@ -7,7 +7,7 @@
 //                         nothing but stepwise is named
 //
 // prints for each problem and pass: problem, pass, kernel, namespace, instance, threads, blocks,
-// cluster, parameters in hex.
+// cluster, tiling (as the kernel's own struct has it), parameters in hex.
 #include <cstdio>
 #include <iostream>
 #include <sstream>
@@ -34,7 +34,7 @@
 
 namespace {
 
-std::string problem, pass_name, precision_name;
+std::string problem, pass_name, precision_name, tiling;
 
 std::string hex(const void* data, size_t size) {
   static const char* const digits = "0123456789abcdef";
@@ -55,8 +55,8 @@ int show(const char* kernel, const std::string& space, birnn::Cell cell,
   instance << "Cell(" << static_cast<int>(cell) << ")," << precision_name;
   for (const int number : numbers) instance << ',' << number;
   std::cout << problem << ' ' << pass_name << ' ' << kernel << ' ' << space << ' ' << instance.str()
-            << ' ' << threads << ' ' << blocks << ' ' << cluster << ' ' << hex(&args, sizeof args)
-            << '\n';
+            << ' ' << threads << ' ' << blocks << ' ' << cluster << ' ' << tiling << ' '
+            << hex(&args, sizeof args) << '\n';
   return 0;
 }
 
@@ -260,6 +260,18 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
       given[0]);
 }
 
+// As ClusterForwardTiling and the others have it, between commas.
+std::string tiling_of(const Choice& choice, Pass pass) {
+  std::vector<int> numbers = {choice.blocks, choice.batch_tiles};
+  if (pass == Pass::kForward)
+    numbers.push_back(choice.kernel == Kernel::kGrid ? choice.groups_at_once : choice.k_split);
+  else if (choice.kernel == Kernel::kGrid)
+    numbers.push_back(0);  // column teams: the kernel's choice
+  std::string text;
+  for (const int number : numbers) text += (text.empty() ? "" : ",") + std::to_string(number);
+  return text;
+}
+
 // Trees before this could not be asked for a division.
 template <class Request>
 void divide(Request& request, int blocks, int batch_tiles, int k_split) {
@@ -322,6 +334,7 @@ int main() {
       const Pass pass = name == "backward" ? Pass::kBackward : Pass::kForward;
       request.training = name != "inference";
       const ChoiceResult result = choose(request, pass);
+      tiling = tiling_of(result.choice, pass);
       if (!result.error.empty() || result.choice.kernel == Kernel::kStepwise) {
         std::cout << problem << ' ' << pass_name << " stepwise\n";
       } else if (run(request, result.choice, pass, request.training, compute, resets, masks) != 0) {

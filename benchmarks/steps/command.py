@@ -6,6 +6,8 @@ block through its step. Per shape and pass:
   serial   cycles that the busiest warp needs for a step if it never waits for anybody
   chain    from the wait for the exchange to the last push; a step takes about the longer of serial
            and chain + 265
+  counts   with --counts: what each warp of a block executes in a step, by an interpreter of the PTX:
+           instructions by class, bytes of all lanes by state space
   waits    with --roles: instructions by class, and the five longest waits, by source line
 
 Good to some 20 %, as long as no GPU has measured what latencies.py believes; repeatable to the
@@ -152,6 +154,7 @@ def add_parser(commands: Any) -> None:
         "--given", choices=builds.GIVEN, default=builds.GIVEN[0], help="beside the other operands"
     )
     parser.add_argument("--roles", action="store_true", help="what the warps do, and wait for")
+    parser.add_argument("--counts", action="store_true", help="what they execute, by running it")
     parser.add_argument("--against", metavar="REV", help="another revision, side by side")
     parser.add_argument("--table", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
 
@@ -181,6 +184,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> int:
             terminal.line(one.line() + (f" spills {one.spilled}" if one.spilled else ""))
             if arguments.roles:
                 _show_roles(one, terminal)
+            if arguments.counts:
+                _show_counts(one, arguments.given, terminal)
     else:
         _show_both(played, before, arguments, terminal)
     return 0
@@ -193,6 +198,21 @@ def _show_roles(one: Played, terminal: Terminal) -> None:
         waits = ", ".join(f"{line} {cycles:g}" for line, cycles in role["waits"][:NUM_WAITS])
         terminal.line(f"    warps {warps}: {role['serial']:g} cycles; {counts}")
         terminal.line(f"        longest waits: {waits}")
+
+
+def _show_counts(one: Played, given: str, terminal: Terminal) -> None:
+    from benchmarks.steps import counts  # torch, for memory: reading machine code needs none
+
+    def listed(numbers: dict[str, float]) -> str:
+        return ", ".join(f"{name} {number:g}" for name, number in numbers.items()) or "none"
+
+    for group in counts.count(one.call, given):
+        warps = ",".join(map(str, group.warps))
+        terminal.line(f"    warps {warps}: {group.instructions:g} of PTX; {listed(group.classes)}")
+        terminal.line(
+            f"        bytes loaded: {listed(group.bytes_loaded)}; "
+            f"stored: {listed(group.bytes_stored)}"
+        )
 
 
 def _show_both(
