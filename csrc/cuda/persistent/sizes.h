@@ -26,9 +26,9 @@ constexpr int64_t row_pitch(int64_t bytes) { return (ceil_div(bytes, 16) | 1) * 
 // Whether a persistent kernel takes the shape at all. Rows and row strides are multiplied as
 // 32 x 32 -> 64 bits, and epochs count the steps of all sequences.
 constexpr bool takes(const RecurrenceShape& s) {
-  return s.element != Element::kFloat64 && s.proj_size == 0 && s.hidden_size >= 1 &&
-         s.hidden_size <= kMaxHiddenSize && s.seq_len <= INT32_MAX && s.batch_size <= INT32_MAX &&
-         s.seq_len * s.batch_size <= INT32_MAX;
+  return s.element != Element::kFloat64 && s.proj_size == 0 && !runs_in_plain_numbers(s.cell) &&
+         s.hidden_size >= 1 && s.hidden_size <= kMaxHiddenSize && s.seq_len <= INT32_MAX &&
+         s.batch_size <= INT32_MAX && s.seq_len * s.batch_size <= INT32_MAX;
 }
 
 }  // namespace birnn::cuda::persistent
