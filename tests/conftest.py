@@ -92,9 +92,13 @@ def make_layer(package: Any, cell: str, input_size: int, hidden_size: int, **opt
 
 
 def make_pair(cell: str, input_size: int, hidden_size: int, **options: Any) -> tuple[Any, Any]:
-    """Torch's layer in fp64, and ours as asked for, with the same weights."""
+    """Torch's layer (of a cell that it does not have, ours) in fp64, and ours as asked for, with
+    the same weights."""
     ours = make_layer(birnn_cuda, cell, input_size, hidden_size, **options)
-    oracle = make_layer(nn, cell, input_size, hidden_size, **{**options, "dtype": torch.float64})
+    package = birnn_cuda if cell in VARIANTS else nn
+    oracle = make_layer(
+        package, cell, input_size, hidden_size, **{**options, "dtype": torch.float64}
+    )
     oracle.load_state_dict(ours.state_dict())
     return oracle, ours
 
