@@ -131,6 +131,9 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             self.register_parameter(f"weight_ch_{suffix}", nn.Parameter(values))
             names.append(f"weight_ch_{suffix}")
         self._flat_weights_names = [name for names in self._all_weights for name in names]
+        in_order = {name: self._parameters[name] for name in self._flat_weights_names}
+        self._parameters.clear()  # a direction's own after the other, as torch has weight_hr
+        self._parameters.update(in_order)
         self._init_flat_weights()
 
     def _add_norms(self) -> None:

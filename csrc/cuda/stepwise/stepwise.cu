@@ -2,72 +2,14 @@
 #include "cuda/stepwise/stepwise.cuh"
 
 #include "cuda/recurrence_cuda.h"
-#include "cuda/stepwise/reset_before.cuh"
+#include "cuda/stepwise/reset_before_launch.cuh"
 #include "cuda/stepwise/sizes.h"
+#include "cuda/stepwise/walk.cuh"
 
 namespace birnn::cuda {
 namespace {
 
 using namespace stepwise;
-
-Step first_step(const RecurrenceShape& shape, const int64_t* lengths, bool reverse) {
-  Step step;
-  step.lengths = lengths;
-  step.seq_len = shape.seq_len;
-  step.batch_size = shape.batch_size;
-  step.hidden_size = shape.hidden_size;
-  step.state_size = shape.state_size();
-  step.reverse = reverse;
-  return step;
-}
-
-// One direction's calls on one stream. The first error ends the walk.
-struct Walk {
-  const RecurrenceShape& shape;
-  const StepGemm& gemm;
-  void* stream;
-  const Portion& portion;
-
-  int64_t end() const { return portion.last < shape.seq_len ? portion.last : shape.seq_len; }
-
-  int multiply(GemmShape product, const void* a, const void* b, void* c) const {
-    return gemm.function(gemm.handle, stream, product, a, b, c, shape.element, gemm.compute);
-  }
-
-  // c [B, n] = a [B, k] w^T, w [n, k].
-  int multiply_by_transpose(const void* a, int64_t n, int64_t k, const void* w, void* c,
-                            bool carried) const {
-    GemmShape product;
-    product.transpose_b = true;
-    product.m = shape.batch_size;
-    product.n = n;
-    product.k = k;
-    product.lda = k;
-    product.ldb = k;
-    product.ldc = n;
-    product.float_output = carried && element_bytes(shape.element) == 2;
-    return multiply(product, a, w, c);
-  }
-
-  // c [B, n], carried type = a [B, k] with rows lda apart, times w [k, n].
-  int multiply_by(const void* a, int64_t lda, int64_t n, int64_t k, const void* w, void* c) const {
-    GemmShape product;
-    product.m = shape.batch_size;
-    product.n = n;
-    product.k = k;
-    product.lda = lda;
-    product.ldb = n;
-    product.ldc = n;
-    product.float_output = element_bytes(shape.element) == 2;
-    return multiply(product, a, w, c);
-  }
-
-  template <class... Parameters, class... Arguments>
-  int run(int64_t width, void (*kernel)(Parameters...), Arguments... arguments) const {
-    return static_cast<int>(
-        launch(config_for(width, shape.batch_size, stream), kernel, arguments...));
-  }
-};
 
 template <Cell kCell, class T>
 int forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& dir,
@@ -149,85 +91,6 @@ int backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& 
   if (walk.end() < shape.seq_len) return 0;
   step.index = 0;
   return walk.run(S, backward_end_kernel<T>, step, dir, regularisers, kCell == Cell::kGru, product);
-}
-
-// The two with the reset gate before the product.
-template <class T>
-int reset_before_forward(const Walk& walk, const int64_t* lengths, const ForwardDirection& dir,
-                         const Regularisers& regularisers, bool save_reserve, void* memory) {
-  const RecurrenceShape& shape = walk.shape;
-  const int64_t B = shape.batch_size, H = shape.hidden_size;
-  const ForwardWorkspace workspace(shape, memory);
-  T* const masked = static_cast<T*>(workspace.masked);
-  T* const reset_h = static_cast<T*>(workspace.reset_h);
-  auto* const z = static_cast<Carried<T>*>(workspace.z);
-  auto* const gates_h = static_cast<Carried<T>*>(workspace.gates_h);
-  Carried<T>* const product = gates_h + B * 2 * H;
-  const T* const weight_hn = static_cast<const T*>(dir.weight_hh) + 2 * H * H;
-  Step step = first_step(shape, lengths, dir.reverse);
-  for (step.index = walk.portion.first; step.index < walk.end(); ++step.index) {
-    const void* h_prev = step.index == 0 ? dir.hx : dir.hy;
-    if (masked && h_prev) {
-      if (step.index == 0)
-        if (const int error =
-                walk.run(H, mask_initial_state_kernel<T>, step, dir, regularisers, masked))
-          return error;
-      h_prev = masked;
-    }
-    if (h_prev)
-      if (const int error =
-              walk.multiply_by_transpose(h_prev, 2 * H, H, dir.weight_hh, gates_h, true))
-        return error;
-    if (const int error = walk.run(H, reset_gates_kernel<T>, step, dir, regularisers,
-                                   static_cast<const Carried<T>*>(h_prev ? gates_h : nullptr), z,
-                                   reset_h, save_reserve))
-      return error;
-    if (h_prev)
-      if (const int error = walk.multiply_by_transpose(reset_h, H, H, weight_hn, product, true))
-        return error;
-    if (const int error = walk.run(
-            H, reset_output_kernel<T>, step, dir, regularisers, static_cast<const Carried<T>*>(z),
-            static_cast<const Carried<T>*>(h_prev ? product : nullptr), masked, save_reserve))
-      return error;
-  }
-  return 0;
-}
-
-template <class T>
-int reset_before_backward(const Walk& walk, const int64_t* lengths, const BackwardDirection& dir,
-                          const Regularisers& regularisers, void* first_dgates, void* memory) {
-  const RecurrenceShape& shape = walk.shape;
-  const int64_t B = shape.batch_size, H = shape.hidden_size;
-  const BackwardWorkspace workspace(shape, memory);
-  const auto* const product = static_cast<const Carried<T>*>(workspace.product);
-  const auto* const reset_dh = static_cast<const Carried<T>*>(workspace.reset_dh);
-  const bool gathers = lengths && dir.reverse;
-  T* const step_dgates = gathers ? static_cast<T*>(workspace.step_dgates) : nullptr;
-  T* const first = static_cast<T*>(first_dgates);
-  const int64_t stride = gathers ? 3 * H : dir.dgates_stride;
-  const T* const weight_hn = static_cast<const T*>(dir.weight_hh) + 2 * H * H;
-  Step step = first_step(shape, lengths, dir.reverse);
-  for (int64_t walked = walk.portion.first; walked < walk.end(); ++walked) {
-    step.index = shape.seq_len - 1 - walked;
-    const int64_t first_row = (dir.reverse ? shape.seq_len - 1 - step.index : step.index) * B;
-    const T* const dgates =
-        gathers ? step_dgates : static_cast<T*>(dir.dgates) + first_row * dir.dgates_stride;
-    if (const int error = walk.run(H, reset_output_backward_kernel<T>, step, dir, regularisers,
-                                   product, step_dgates, first))
-      return error;
-    if (const int error =
-            walk.multiply_by(dgates + 2 * H, stride, H, H, weight_hn, workspace.reset_dh))
-      return error;
-    if (const int error = walk.run(H, reset_gates_backward_kernel<T>, step, dir, regularisers,
-                                   reset_dh, step_dgates, first))
-      return error;
-    if (const int error =
-            walk.multiply_by(dgates, stride, H, 2 * H, dir.weight_hh, workspace.product))
-      return error;
-  }
-  if (walk.end() < shape.seq_len) return 0;
-  step.index = 0;
-  return walk.run(H, backward_end_kernel<T>, step, dir, regularisers, true, product);
 }
 
 template <class T>
