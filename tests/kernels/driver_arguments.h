@@ -32,7 +32,7 @@ inline RecurrenceShape shape_of(const int64_t* sizes) {
   return shape;
 }
 
-// pointers, in the order of ForwardDirection: weight_hh, weight_hr (or weight_ch), bias_ih, bias_hh,
+// pointers, in the order of ForwardDirection: weight_hh, weight_hr or weight_ch, bias_ih, bias_hh,
 // hx, cx, gates, output, hy, cy, resets. strides: of gates, of output.
 constexpr int kForwardPointers = 11;
 inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
@@ -69,8 +69,8 @@ inline Regularisers regularisers(void* const* pointers, const int64_t* strides) 
 }
 
 // pointers, in the order of BackwardDirection: weight_hh, weight_hr (or weight_ch), hx, cx, output,
-// reserve, dy, dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, resets, then first_dgates. strides: of output,
-// reserve, dy, dc, dgates.
+// reserve, dy, dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, resets, then first_dgates. strides:
+// of output, reserve, dy, dc, dgates.
 constexpr int kFirstDgates = 15;
 constexpr int kBackwardPointers = kFirstDgates + 1;
 inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
