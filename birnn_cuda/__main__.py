@@ -11,6 +11,9 @@ import torch
 
 from . import __version__, ops
 
+_CELLS = ("tanh", "relu", "gru", "lstm")
+_VARIANTS = ("gru_reset_before", "lstm_peepholes")  # of plain numbers alone
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -30,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m birnn_cuda", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     plan = commands.add_parser("plan", help="which kernel a shape would run, and why")
-    plan.add_argument("--cell", choices=("tanh", "relu", "gru", "lstm"), default="lstm")
+    plan.add_argument("--cell", choices=(*_CELLS, *_VARIANTS), default="lstm")
     plan.add_argument("--input", type=_positive, default=128, help="features of the input")
     plan.add_argument("--hidden", type=_positive, default=128, help="features of the state")
     plan.add_argument("--batch", type=_positive, default=32, help="sequences")
@@ -133,6 +136,8 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         info = ops.build_info()
         # float64 is computed by the kernels' sets of float32.
         instruction_set = info[f"cpu_{options.dtype.replace('float64', 'float32')}"]
+        if options.cell in _VARIANTS and options.dtype != "float64":
+            instruction_set, options.dtype = info["cpu_float32"], "float32"
         if instruction_set.startswith("none"):
             instruction_set = info["cpu_float32"]
         compute = {

@@ -12,6 +12,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, dequantize_layer
 from .regularisers import zoneout_of
+from .variants import variant_of
 
 __all__ = ["replace_rnns", "to_torch"]
 
@@ -78,9 +79,10 @@ def to_torch(model: ModuleT) -> ModuleT:
         ``model``, changed in place.
 
     Raises:
-        ValueError: a layer whose results torch's would not give: it has ``layer_norm``, ``zoneout``
-            or a ``merge_mode`` other than "concat", or it is in training mode and has
-            ``recurrent_dropout``, or dropout with masks by the sequence. Nothing is changed then.
+        ValueError: a layer whose results torch's would not give: it has ``layer_norm``,
+            ``reset_after=False``, ``peepholes``, ``zoneout`` or a ``merge_mode`` other than
+            "concat", or it is in training mode and has ``recurrent_dropout``, or dropout with masks
+            by the sequence. Nothing is changed then.
     """
     for name, module in model.named_modules():
         if type(module) not in _TORCHS:
@@ -99,6 +101,8 @@ def _refuse_regularisers(module: nn.Module, name: str) -> None:
     option: Any = None
     if getattr(module, "layer_norm", False):
         option, remedy = "layer_norm=True", "use a layer without it"
+    elif variant := variant_of(module):
+        option, remedy = variant, "use a layer without it"
     elif zoneout := zoneout_of(module):
         option, remedy = f"zoneout={zoneout}", "use a layer with zoneout=0"
     elif isinstance(module, nn.RNNBase) and module.training:

@@ -59,11 +59,12 @@ def recurrent_layer(
         hx: ``[D, B, P or H]``; None is zeros.
         cx: ``[D, B, H]``, LSTM only; None is zeros.
         weights: for each direction ``weight_ih [G*H, I]``, ``weight_hh [G*H, P or H]``, then if
-            biased ``bias_ih [G*H]``, ``bias_hh [G*H]``, then if projected ``weight_hr [P, H]``.
+            biased ``bias_ih [G*H]``, ``bias_hh [G*H]``, then if projected ``weight_hr [P, H]``,
+            or of "lstm_peepholes" ``weight_ch [3*H]``, of i, f and o.
         lengths: int64 or int32 ``[B]``; only with a 3-D input. Past a sequence's end the output
             is 0, the state stays, and the reverse direction starts at the end.
         batch_sizes: int64 ``[T]`` on the CPU, as in ``PackedSequence``; only with a 2-D input.
-        cell: "tanh", "relu", "gru" or "lstm".
+        cell: "tanh", "relu", "gru", "lstm", "gru_reset_before" or "lstm_peepholes".
         num_directions: 1 or 2.
         precision: "ieee" or "tf32"; has a meaning for fp32 on CUDA only.
         with_cell_states: LSTM only; return the cell state that each step leaves, too.
@@ -282,7 +283,7 @@ class _Layer(Function):
         ctx.save_for_backward(*operands, output, kept, *inputs[14:])
         ctx.options = cell, num_directions, precision
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*((reserve,) if cell == "lstm" else (c_n, reserve)))
+        ctx.mark_non_differentiable(*((reserve,) if reference.is_lstm(cell) else (c_n, reserve)))
 
     @staticmethod
     def backward(
@@ -296,7 +297,7 @@ class _Layer(Function):
         *operands, output, reserve = ctx.saved_tensors[:11]
         weights = ctx.saved_tensors[11:]
         needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[14:])
-        if ctx.options[0] != "lstm":
+        if not reference.is_lstm(ctx.options[0]):
             d_c_n = None  # compiled code hands zeros even where there is no gradient
         # The Function is for second derivatives. Dynamo cannot trace it inside a backward, and
         # refuses them anyway.

@@ -238,10 +238,10 @@ class GRU(_SingleState):
     """GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None, *,
     recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False,
-    merge_mode='concat')
+    reset_after=True, merge_mode='concat')
 
     Gated recurrent unit, in place of :class:`torch.nn.GRU`; the reset gate applies after the
-    recurrent product, as in cuDNN::
+    recurrent product, as in cuDNN, unless ``reset_after`` says otherwise::
 
         r   = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
         z   = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
@@ -256,6 +256,11 @@ class GRU(_SingleState):
         layer_norm: normalise ``W_ih x`` and ``W_hh h``, each over all gates together, before the
             biases are added; computed in float32 or float64. Not beside recurrent dropout and
             zoneout. On a GPU the recurrence is then one of torch's operators, step by step.
+        reset_after: False applies the reset gate before the recurrent product, as Cho et al. wrote
+            it and ONNX (``linear_before_reset=0``) and Keras (``reset_after=False``) have it:
+            ``n = tanh(W_in x_t + b_in + W_hn (r * h_{t-1}) + b_hn)``. Same parameters. Each step
+            then has two products, one after the other. float16 and bfloat16 are computed in
+            float32 on a CPU; on a GPU it runs stepwise. Not beside layer_norm.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: as of :class:`RNN`, with 3*H
@@ -289,6 +294,7 @@ class GRU(_SingleState):
         input_dropout_mask: str = "element",
         zoneout: float = 0.0,
         layer_norm: bool = False,
+        reset_after: bool = True,
         merge_mode: str | None = "concat",
     ) -> None: ...
 
@@ -304,7 +310,7 @@ class LSTM(Recurrent):
     """LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, *,
     recurrent_dropout=0.0, input_dropout_mask='element', zoneout=0.0, layer_norm=False,
-    merge_mode='concat')
+    peepholes=False, merge_mode='concat')
 
     Long short-term memory, in place of :class:`torch.nn.LSTM`::
 
@@ -322,6 +328,10 @@ class LSTM(Recurrent):
             c before that is mixed. Kept for backward: P or H, and 2*H.
         layer_norm: as of :class:`GRU`, and h comes of a normalised c: ``o * tanh(norm_c(c_t))``.
             Not beside proj_size.
+        peepholes: the gates read the cell state of their own unit, through a weight each:
+            ``i, f = sigmoid(... + w_c. * c_{t-1})`` and ``o = sigmoid(... + w_co * c_t)``, as in
+            ONNX (P), Kaldi and madmom. float16 and bfloat16 are computed in float32 on a CPU; on a
+            GPU it runs stepwise. Not beside proj_size or layer_norm.
         proj_size: features of h, P, when it is projected; 0: it is not, and h has H.
 
     Attributes:
@@ -332,13 +342,16 @@ class LSTM(Recurrent):
             twice and ``[H]`` twice, with layer_norm; initially ones, the bias zeros.
         recompute_activations: as of :class:`RNN`.
         weight_hr_l{k}: ``[P, H]``, with proj_size.
+        weight_ch_l{k}: ``[3*H]``, with peepholes: w_ci, w_cf, w_co. Initially uniform in
+            +-1/sqrt(H).
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range, as torch's own.
 
     Sources: Hochreiter & Schmidhuber 1997, Neural Computation 9(8); Gers, Schmidhuber & Cummins
     2000, Neural Computation 12(10); Sak, Senior & Beaufays 2014, arXiv 1402.1128 (projection);
-    Ba, Kiros & Hinton 2016, arXiv 1607.06450 (layer_norm); Schuster & Paliwal 1997, IEEE
+    Ba, Kiros & Hinton 2016, arXiv 1607.06450 (layer_norm); Gers, Schraudolph & Schmidhuber 2002,
+    JMLR 3, and Graves 2013, arXiv 1308.0850 (peepholes); Schuster & Paliwal 1997, IEEE
     Transactions on Signal Processing 45(11).
     """
 
@@ -367,6 +380,7 @@ class LSTM(Recurrent):
         input_dropout_mask: str = "element",
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
+        peepholes: bool = False,
         merge_mode: str | None = "concat",
     ) -> None: ...
 

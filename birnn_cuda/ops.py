@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from . import reference
 from .sequences import padded_to_packed, padding_mask
 
 try:
@@ -102,10 +103,12 @@ def forced_kernel(
         _C.force(*before)
 
 
-# Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn. With
-# zoneout the state that it mixes with the one before, too.
+# Activations kept for backward, in units of H: i, f, g, o, c and r, z, n, W_hn h + b_hn or r * h.
+# With zoneout the state that it mixes with the one before, too.
 _RESERVE_WIDTH = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
+_RESERVE_WIDTH |= {"gru_reset_before": 4, "lstm_peepholes": 5}
 _RESERVE_WIDTH_WITH_ZONEOUT = {"tanh": 1, "relu": 1, "gru": 4, "lstm": 6}
+_RESERVE_WIDTH_WITH_ZONEOUT |= {"gru_reset_before": 4, "lstm_peepholes": 6}
 
 
 def cell_states(
@@ -158,9 +161,10 @@ def batch_size_of(input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) 
 
 
 def _hidden_size(weights: Sequence[Tensor], num_directions: int) -> int:
-    projected = len(weights) // num_directions in (3, 5)
-    weight_hr = weights[len(weights) // num_directions - 1]
-    return weight_hr.size(1) if projected else weights[1].size(1)
+    last = weights[len(weights) // num_directions - 1]
+    # An odd number of weights: the last is weight_hr, or the vector of peepholes.
+    projected = len(weights) // num_directions in (3, 5) and last.dim() == 2
+    return last.size(1) if projected else weights[1].size(1)
 
 
 def _reserve_dtype(input: Tensor) -> torch.dtype:
@@ -204,7 +208,7 @@ def _forward_fake(
     state_size = weights[1].size(1)  # P or H
     output = input.new_empty(*input.shape[:-1], num_directions * state_size)
     h_n = input.new_empty(num_directions, batch_size, state_size)
-    is_lstm = cell == "lstm"
+    is_lstm = reference.is_lstm(cell)
     c_n = input.new_empty((num_directions, batch_size, hidden_size) if is_lstm else (0,))
     if not training:
         return output, h_n, c_n, input.new_empty(0)

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import ops
 from .layers import GRU, LSTM, RNN
-from .recurrent import CELL_OF_MODE, Recurrent, States, Wanted
+from .recurrent import Recurrent, States, Wanted
 from .regularisers import zoneout_of
+from .variants import cell_of, variant_of
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "dequantize_layer", "quantize"]
 
@@ -92,7 +93,7 @@ class _Quantized(Recurrent):
             if versions == packed_versions and all(map(operator.is_, weights, packed_weights)):
                 return cast(Tensor, packed)
         num_directions = 2 if self.bidirectional else 1
-        packed = ops.pack_quantized(weights, scales, CELL_OF_MODE[self.mode], num_directions)
+        packed = ops.pack_quantized(weights, scales, cell_of(self.mode), num_directions)
         kept[layer] = weights, versions, packed
         return cast(Tensor, packed)
 
@@ -154,7 +155,7 @@ class _Quantized(Recurrent):
                 scales,
                 lengths,
                 batch_sizes,
-                CELL_OF_MODE[self.mode],
+                cell_of(self.mode),
                 num_directions,
                 wanted.cell_states and is_wanted,
                 resets,
@@ -225,7 +226,8 @@ def quantize(model: ModuleT) -> ModuleT:
         ``model``, changed in place: ``quantize(copy.deepcopy(model))`` leaves ``model`` as it is.
 
     Raises:
-        ValueError: a layer with ``layer_norm`` or ``zoneout``, in training mode, on a device other
+        ValueError: a layer with ``layer_norm``, ``zoneout``, ``reset_after=False`` or
+            ``peepholes``, in training mode, on a device other
             than the CPU, or with weights that are not finite. Nothing is changed then.
     """
     found = []
@@ -244,6 +246,10 @@ def quantize(model: ModuleT) -> ModuleT:
             raise ValueError(
                 f"{label} has layer_norm=True, which an int8 layer does not have: run it as it is, "
                 "or quantize a layer trained without"
+            )
+        if variant := variant_of(module):
+            raise ValueError(
+                f"{label} has {variant}, which an int8 layer does not have: run it as it is"
             )
         if zoneout := zoneout_of(module):
             raise ValueError(

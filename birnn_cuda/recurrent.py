@@ -34,6 +34,7 @@ from .sequences import (
     nested_to_padded,
     padded_to_nested,
 )
+from .variants import cell_of, check_variant
 
 States: TypeAlias = tuple[Tensor, ...]  # (hx,) or, for the LSTM, (hx, cx)
 
@@ -46,8 +47,6 @@ class Wanted(NamedTuple):
 
 
 OUTPUT_ALONE = Wanted()
-
-CELL_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 
 MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
@@ -81,6 +80,8 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
     input_dropout_mask: str = "element"
     zoneout: float | tuple[float, float] = 0.0
     layer_norm: bool = False
+    reset_after: bool = True
+    peepholes: bool = False
     merge_mode: str | None = "concat"  # of a layer of torch's own that has changed its class, too
     _op_checks = True  # the operator refuses whatever does not fit
 
@@ -92,6 +93,8 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         input_dropout_mask: str = "element",
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
+        reset_after: bool = True,
+        peepholes: bool = False,
         merge_mode: str | None = "concat",
         **kwargs: Any,
     ) -> None:
@@ -100,6 +103,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         zoneout = check_zoneout(zoneout, has_c=mode == "LSTM")
         check_layer_norm(layer_norm, mode, kwargs, recurrent_dropout, zoneout)
         super().__init__(mode, *args, **kwargs)
+        check_variant(mode, reset_after, peepholes, self.proj_size, layer_norm)
         if merge_mode not in MERGE_MODES:
             raise ValueError(f"merge_mode must be one of {MERGE_MODES}, got {merge_mode!r}")
         if merge_mode != "concat" and not self.bidirectional:
@@ -110,10 +114,27 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
         self.merge_mode = merge_mode
         if layer_norm:
             self._add_norms()
+        if peepholes:
+            self._add_peepholes()
         self.recurrent_dropout = recurrent_dropout
         self.input_dropout_mask = input_dropout_mask
         self.zoneout = zoneout
         self.layer_norm = layer_norm
+        self.reset_after = reset_after
+        self.peepholes = peepholes
+
+    def _add_peepholes(self) -> None:
+        """Of each direction ``weight_ch``, the last of its weights."""
+        weight, bound = self._flat_weights[0], self.hidden_size**-0.5
+        for suffix, names in zip(self._suffixes(), self._all_weights, strict=True):
+            values = weight.new_empty(3 * self.hidden_size).uniform_(-bound, bound)
+            self.register_parameter(f"weight_ch_{suffix}", nn.Parameter(values))
+            names.append(f"weight_ch_{suffix}")
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        in_order = {name: self._parameters[name] for name in self._flat_weights_names}
+        self._parameters.clear()  # a direction's own after the other, as torch has weight_hr
+        self._parameters.update(in_order)
+        self._init_flat_weights()
 
     def _add_norms(self) -> None:
         weight, hidden_size = self._flat_weights[0], self.hidden_size
@@ -148,7 +169,10 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        for name in ("recurrent_dropout", "input_dropout_mask", "zoneout", "layer_norm"):
+        for name in (
+            *("recurrent_dropout", "input_dropout_mask", "zoneout", "layer_norm"),
+            *("reset_after", "peepholes"),
+        ):
             if (value := getattr(self, name)) != getattr(Recurrent, name):
                 text += f", {name}={value}"
         if self.merge_mode != "concat":
@@ -434,7 +458,7 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             options: dict[str, Any] = {
                 "lengths": lengths,
                 "batch_sizes": batch_sizes,
-                "cell": CELL_OF_MODE[self.mode],
+                "cell": cell_of(self.mode, self.reset_after, self.peepholes),
                 "num_directions": num_directions,
                 "with_cell_states": wanted.cell_states and is_wanted,
                 "recompute_activations": self.recompute_activations,

@@ -16,12 +16,17 @@ GRU (Cho et al. 2014, arXiv 1406.1078; the reset gate after the recurrent produc
     n  = tanh(W_in x + b_in + r * (W_hn h + b_hn))
     h' = (1 - z) * n + z * h
 
+gru_reset_before, Cho et al.'s own form, has ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``.
+
 LSTM (Hochreiter & Schmidhuber 1997, Neural Computation 9(8); forget gate: Gers et al. 2000;
 projection W_hr: Sak et al. 2014, arXiv 1402.1128)::
 
     i, f, o = sigmoid(W_i. x + b_i. + W_h. h + b_h.)    g = tanh(W_ig x + b_ig + W_hg h + b_hg)
     c' = f * c + i * g
     h' = o * tanh(c')                                   or W_hr (o * tanh(c'))
+
+lstm_peepholes (Gers, Schraudolph & Schmidhuber 2002, JMLR 3; diagonal: Graves 2013, arXiv
+1308.0850) adds ``w_ci * c``, ``w_cf * c`` and ``w_co * c'`` to what i, f and o are sigmoids of.
 
 Recurrent dropout (Gal & Ghahramani 2016, arXiv 1512.05287): the h of each product ``W_hh h`` above
 is times a mask; in ``z * h`` it is not.
@@ -43,7 +48,12 @@ from torch import Tensor
 
 from .sequences import packed_lengths, packed_to_padded, padded_to_packed, padding_mask
 
-__all__ = ["forward", "forward_with_cell_states", "gru", "walk"]
+__all__ = ["forward", "forward_with_cell_states", "gru", "is_lstm", "walk"]
+
+
+def is_lstm(cell: str) -> bool:
+    """Whether the state has a c."""
+    return cell in ("lstm", "lstm_peepholes")
 
 
 def forward(
@@ -67,10 +77,11 @@ def forward(
         hx: ``[D, B, P or H]``; None is zeros.
         cx: ``[D, B, H]``, LSTM only; None is zeros.
         weights: for each direction ``weight_ih [G*H, I]``, ``weight_hh [G*H, P or H]``, then if
-            biased ``bias_ih [G*H]``, ``bias_hh [G*H]``, then if projected ``weight_hr [P, H]``.
+            biased ``bias_ih [G*H]``, ``bias_hh [G*H]``, then if projected ``weight_hr [P, H]``,
+            or of "lstm_peepholes" ``weight_ch [3*H]``, of i, f and o.
         lengths: int64 or int32 ``[B]``; only with a 3-D input.
         batch_sizes: int64 ``[T]`` on the CPU; only with a 2-D input.
-        cell: "tanh", "relu", "gru" or "lstm".
+        cell: "tanh", "relu", "gru", "lstm", "gru_reset_before" or "lstm_peepholes".
         num_directions: 1 or 2.
         resets: bool ``[T, B]``, true where a sequence begins inside a row: nothing crosses from
             one sequence to the other, in either direction; only with a 3-D input.
@@ -155,7 +166,7 @@ def forward_with_cell_states(
         c_n.append(c_d)
     by_step = [torch.cat(outputs, 2)]
     c_all = cells = input.new_empty(0)
-    if cell == "lstm":
+    if is_lstm(cell):
         by_step.append(torch.cat(cell_states, 2))
         c_all = torch.stack(c_n)
     if batch_sizes is not None:
@@ -180,7 +191,8 @@ def _one_direction(
     """One direction: h [T, B, P or H] and c [T, B, H] of every step, and those of the last."""
     weight_ih, weight_hh = weights[:2]
     bias_ih, bias_hh = weights[2:4] if len(weights) >= 4 else (None, None)
-    weight_hr = weights[-1] if len(weights) in (3, 5) else None
+    weight_ch = weights[-1] if cell == "lstm_peepholes" else None
+    weight_hr = weights[-1] if len(weights) in (3, 5) and weight_ch is None else None
     seq_len, batch_size, _ = input.shape
     if h is None:
         h = input.new_zeros(batch_size, weight_hh.size(1))
@@ -191,7 +203,7 @@ def _one_direction(
     gates_x = _linear(input, weight_ih, bias_ih)  # [T, B, G*H]
 
     def step(t: int, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        new_h, new_c = _step(cell, gates_x[t], h, c, mask, weight_hh, bias_hh, weight_hr)
+        new_h, new_c = _step(cell, gates_x[t], h, c, mask, weight_hh, bias_hh, weight_hr, weight_ch)
         return _mix(new_h, h, zoneout_h, t), _mix(new_c, c, zoneout_c, t)
 
     return walk(step, seq_len, h, c, inside, resets, reverse)
@@ -250,21 +262,39 @@ def _step(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     weight_hr: Tensor | None,
+    weight_ch: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The cell equations of this file's head: h' and c', before zoneout."""
-    gates_h = _linear(h if mask is None else h * mask, weight_hh, bias_hh)
+    masked = h if mask is None else h * mask
+    if cell == "gru_reset_before":
+        size = h.size(1)
+        biases = (None, None) if bias_hh is None else (bias_hh[: 2 * size], bias_hh[2 * size :])
+        gates_h = _linear(masked, weight_hh[: 2 * size], biases[0])
+        r, z = torch.sigmoid(gates_x[:, : 2 * size] + gates_h).chunk(2, 1)
+        n = torch.tanh(
+            gates_x[:, 2 * size :] + _linear(r * masked, weight_hh[2 * size :], biases[1])
+        )
+        return (1 - z) * n + z * h, c
+    gates_h = _linear(masked, weight_hh, bias_hh)
     if cell == "tanh":
         return torch.tanh(gates_x + gates_h), c
     if cell == "relu":
         return torch.relu(gates_x + gates_h), c
     if cell == "gru":
         return gru(gates_x, gates_h, h), c
-    if cell == "lstm":
+    if is_lstm(cell):
         i, f, g, o = (gates_x + gates_h).chunk(4, 1)
+        if weight_ch is not None:
+            w_i, w_f, w_o = weight_ch.chunk(3)
+            c = torch.sigmoid(f + w_f * c) * c + torch.sigmoid(i + w_i * c) * torch.tanh(g)
+            return torch.sigmoid(o + w_o * c) * torch.tanh(c), c
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         return (h if weight_hr is None else _linear(h, weight_hr, None)), c
-    raise ValueError(f'cell must be "tanh", "relu", "gru" or "lstm", got "{cell}"')
+    raise ValueError(
+        'cell must be "tanh", "relu", "gru", "lstm", "gru_reset_before" or "lstm_peepholes", got '
+        f'"{cell}"'
+    )
 
 
 def gru(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:

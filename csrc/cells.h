@@ -2,8 +2,9 @@
 //
 // Notation: sigma the logistic function, * elementwise, h and c the states of the step before.
 // Gate orders are PyTorch's. Sources: vanilla RNN, Elman 1990; LSTM, Hochreiter & Schmidhuber
-// 1997 with the forget gate of Gers et al. 2000; GRU, Cho et al. 2014 (arXiv 1406.1078) in the
-// variant that applies the reset gate after the recurrent product, as cuDNN and PyTorch do.
+// 1997 with the forget gate of Gers et al. 2000, peepholes Gers et al. 2002, diagonal as in Graves
+// 2013 (arXiv 1308.0850); GRU, Cho et al. 2014 (arXiv 1406.1078) in the variant that applies the
+// reset gate after the recurrent product, as cuDNN and PyTorch do, and in their own.
 //
 //   RNN    h' = tanh(a) or relu(a),                    a = W_ih x + W_hh h + b
 //   GRU    r = sigma(a_r)   z = sigma(a_z)             q = W_hn h + b_hn
@@ -11,6 +12,13 @@
 //          h' = (1 - z) * n + z * h
 //   LSTM   i, f, o = sigma(a_i, a_f, a_o)              g = tanh(a_g)
 //          c' = f * c + i * g                          h' = o * tanh(c')
+//
+// A GRU with the reset gate before the product has two products, one after the other; peepholes
+// w_c, one number a unit, let an LSTM's gates read its cell state. What they change:
+//
+//   GRU    n = tanh(a_n)                               a_n = W_in x + b_in + W_hn (r * h) + b_hn
+//   LSTM   i, f = sigma(a_i + w_ci * c, a_f + w_cf * c)
+//          o = sigma(a_o + w_co * c')
 //
 // Zoneout (Krueger et al. 2017, arXiv 1606.01305) mixes the states above with those before, by
 // shares d_h and d_c; an LSTM's h' comes of its c' as it was before it was mixed:
@@ -126,14 +134,43 @@ struct GruCell {
     return output(gates(a_r, a_z, a_n, q, out), h, out);
   }
 
+  // What output hands back: the gradients of a_z, of what it is given as the new gate, and of h.
+  struct OutputGradients {
+    Value z, n, h_direct;
+  };
+  BIRNN_CELL_FN OutputGradients output_backward(Value dh, Value z, Value n, Value h) {
+    OutputGradients d;
+    d.h_direct = dh * z;
+    d.n = (dh - d.h_direct) * (Math::one() - n * n);
+    d.z = d.h_direct * (h - n) * (Math::one() - z);
+    return d;
+  }
+
   BIRNN_CELL_FN Gradients backward(Value dh, const Activations& act, Value q, Value h) {
+    const OutputGradients of_output = output_backward(dh, act.z, act.n, h);
     Gradients d;
-    d.h_direct = dh * act.z;
-    d.n = (dh - d.h_direct) * (Math::one() - act.n * act.n);
-    d.z = d.h_direct * (h - act.n) * (Math::one() - act.z);
+    d.h_direct = of_output.h_direct;
+    d.n = of_output.n;
+    d.z = of_output.z;
     d.n_recurrent = d.n * act.r;
     d.r = d.n_recurrent * q * (Math::one() - act.r);
     return d;
+  }
+};
+
+// The reset gate before the product; the other functions are those of GruCell.
+template <class Math>
+struct ResetBefore {
+  using Value = typename Math::Value;
+  BIRNN_CELL_FN Value gate(Value a) { return Math::sigmoid(a); }  // r, and z
+  // h as W_hn multiplies it.
+  BIRNN_CELL_FN Value reset(Value r, Value h) { return r * h; }
+  struct Gradients {
+    Value r, h;  // of a_r, and of the h that reset was given
+  };
+  // d: of what reset returned, `reset_h`.
+  BIRNN_CELL_FN Gradients backward(Value d, Value r, Value reset_h) {
+    return {d * reset_h * (Math::one() - r), d * r};
   }
 };
 
@@ -192,6 +229,38 @@ struct LstmCell {
     const OutputGradients of_output = output_backward(dh, act.o, c_new);
     Gradients d = update_backward(dc + of_output.c, act, c_old);
     d.o = of_output.o;
+    return d;
+  }
+};
+
+// An LSTM whose gates see c through `w`, the peepholes of a unit.
+template <class Math>
+struct PeepholeLstmCell {
+  using Value = typename Math::Value;
+  using Activations = typename LstmCell<Math>::Activations;
+  using Gradients = typename LstmCell<Math>::Gradients;
+  struct Peepholes {
+    Value i, f, o;
+  };
+
+  BIRNN_CELL_FN Value update(Value a_i, Value a_f, Value a_g, Value a_o, Value c,
+                             const Peepholes& w, Activations& out) {
+    const Value c_new = LstmCell<Math>::update(a_i + w.i * c, a_f + w.f * c, a_g, a_o, c, out);
+    out.o = Math::sigmoid(a_o + w.o * c_new);
+    return c_new;
+  }
+  BIRNN_CELL_FN Value forward(Value a_i, Value a_f, Value a_g, Value a_o, Value& c,
+                              const Peepholes& w, Activations& out) {
+    c = update(a_i, a_f, a_g, a_o, c, w, out);
+    return LstmCell<Math>::output(out.o, c);
+  }
+
+  BIRNN_CELL_FN Gradients backward(Value dh, Value dc, const Activations& act, Value c_new,
+                                   Value c_old, const Peepholes& w) {
+    const auto of_output = LstmCell<Math>::output_backward(dh, act.o, c_new);
+    Gradients d = LstmCell<Math>::update_backward(dc + of_output.c + w.o * of_output.o, act, c_old);
+    d.o = of_output.o;
+    d.c = d.c + w.i * d.i + w.f * d.f;
     return d;
   }
 };

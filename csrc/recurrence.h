@@ -9,27 +9,37 @@
 
 namespace birnn {
 
-enum class Cell : int { kTanh, kRelu, kGru, kLstm };
+enum class Cell : int { kTanh, kRelu, kGru, kLstm, kGruResetBefore, kLstmPeepholes };
 
-constexpr int num_gates(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
+constexpr bool is_lstm(Cell cell) { return cell == Cell::kLstm || cell == Cell::kLstmPeepholes; }
+constexpr bool is_gru(Cell cell) { return cell == Cell::kGru || cell == Cell::kGruResetBefore; }
 
-// Columns of one row of `gates` in training: the activations, then LSTM's c or GRU's recurrent
-// part of the new gate. The output is all that the backward pass of a vanilla RNN needs.
-constexpr int reserve_blocks(Cell cell) {
-  return cell == Cell::kLstm ? 5 : cell == Cell::kGru ? 4 : 0;
-}
+constexpr int num_gates(Cell cell) { return is_lstm(cell) ? 4 : is_gru(cell) ? 3 : 1; }
+
+// Columns of one row of `gates` in training: the activations, then LSTM's c or what a GRU's r meets
+// in the new gate: the recurrent product, or where the gate comes before it r * h. The output is
+// all that the backward pass of a vanilla RNN needs.
+constexpr int reserve_blocks(Cell cell) { return is_lstm(cell) ? 5 : is_gru(cell) ? 4 : 0; }
 
 // Columns of one row of `dgates`, in blocks of H. LSTM: i f g o. GRU: n r z, then n again for the
 // recurrent side (scaled by r), so that blocks 0..2 belong to weight_ih and 1..3 to weight_hh.
-constexpr int dgates_blocks(Cell cell) {
-  return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 4 : 1;
-}
+// With the reset gate before the product: r z n, of both.
+constexpr int dgates_blocks(Cell cell) { return cell == Cell::kGru ? 4 : num_gates(cell); }
 
 // The sums that a cell's functions are applied to: its gates', and a GRU's n in two, first what
 // comes of the input, then what comes of the state.
 constexpr int num_sums(Cell cell) { return cell == Cell::kGru ? 4 : num_gates(cell); }
 
+// Cells that the CPU computes in float32 or float64 alone, and a GPU stepwise alone.
+constexpr bool runs_in_plain_numbers(Cell cell) {
+  return cell == Cell::kGruResetBefore || cell == Cell::kLstmPeepholes;
+}
+
 // The same as variables, which device code may read: the functions are the host's.
+template <Cell kCell>
+constexpr bool kIsLstm = is_lstm(kCell);
+template <Cell kCell>
+constexpr bool kIsGru = is_gru(kCell);
 template <Cell kCell>
 constexpr int kNumGates = num_gates(kCell);
 template <Cell kCell>
@@ -59,7 +69,7 @@ struct RecurrenceShape {
 // With zoneout a step of a vanilla RNN keeps its h as it is without, and one of an LSTM its c, in
 // a block behind the others.
 constexpr int reserve_blocks(const RecurrenceShape& shape) {
-  return reserve_blocks(shape.cell) + (shape.zoneout && shape.cell != Cell::kGru ? 1 : 0);
+  return reserve_blocks(shape.cell) + (shape.zoneout && !is_gru(shape.cell) ? 1 : 0);
 }
 // The block of the c that an LSTM's h is made of.
 constexpr int output_c_block(const RecurrenceShape& shape) { return shape.zoneout ? 5 : 4; }
@@ -133,13 +143,15 @@ struct ForwardDirection {
   bool reverse = false;             // walks from each sequence's own end to its start
   const void* weight_hh = nullptr;  // [G*H, S], contiguous
   const void* weight_hr = nullptr;  // [P, H], contiguous, or null
+  const void* weight_ch = nullptr;  // [3*H] of i, f, o, contiguous (peepholes only)
   const void* bias_ih = nullptr;    // [G*H], null: zeros
   const void* bias_hh = nullptr;    // [G*H], null where bias_ih is
   const void* hx = nullptr;         // [B, S], null: zeros
   const void* cx = nullptr;         // [B, H], null: zeros (LSTM only)
   // [N, G*H or more]: the reserve on return, if asked for (reserve_blocks). A GPU direction finds
   // W_ih x here on entry, and one of a vanilla RNN may pass its output: the two are updated in
-  // place. A CPU direction projects its input itself.
+  // place. A CPU direction projects its input itself, but for a GRU whose reset gate comes before
+  // the product: that finds W_ih x here as well, and leaves the reserve if the stride has room.
   void* gates = nullptr;
   int64_t gates_stride = 0;
   void* output = nullptr;  // [N, S] at a stride of D*S
@@ -153,6 +165,7 @@ struct BackwardDirection {
   bool reverse = false;
   const void* weight_hh = nullptr;  // [G*H, S]
   const void* weight_hr = nullptr;  // [P, H] or null
+  const void* weight_ch = nullptr;  // [3*H] (peepholes only)
   const void* hx = nullptr;         // [B, S], null: zeros
   const void* cx = nullptr;         // [B, H], null: zeros
   const void* output = nullptr;     // [N, S] at output_stride

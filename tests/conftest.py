@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 import birnn_cuda
 
 CELLS = ("tanh", "relu", "gru", "lstm", "lstm_proj")
+VARIANTS = ("gru_reset_before", "lstm_peepholes")  # which torch.nn does not have
 
 # Whole-tensor relative error allowed against fp64.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -79,6 +80,10 @@ def make_layer(package: Any, cell: str, input_size: int, hidden_size: int, **opt
     """A layer of `torch.nn` or `birnn_cuda` by the name of its cell."""
     if cell in ("tanh", "relu"):
         return package.RNN(input_size, hidden_size, nonlinearity=cell, **options)
+    if cell == "gru_reset_before":
+        return package.GRU(input_size, hidden_size, reset_after=False, **options)
+    if cell == "lstm_peepholes":
+        return package.LSTM(input_size, hidden_size, peepholes=True, **options)
     if cell == "gru":
         return package.GRU(input_size, hidden_size, **options)
     if cell == "lstm_proj":
@@ -87,9 +92,13 @@ def make_layer(package: Any, cell: str, input_size: int, hidden_size: int, **opt
 
 
 def make_pair(cell: str, input_size: int, hidden_size: int, **options: Any) -> tuple[Any, Any]:
-    """Torch's layer in fp64, and ours as asked for, with the same weights."""
+    """Torch's layer (of a cell that it does not have, ours) in fp64, and ours as asked for, with
+    the same weights."""
     ours = make_layer(birnn_cuda, cell, input_size, hidden_size, **options)
-    oracle = make_layer(nn, cell, input_size, hidden_size, **{**options, "dtype": torch.float64})
+    package = birnn_cuda if cell in VARIANTS else nn
+    oracle = make_layer(
+        package, cell, input_size, hidden_size, **{**options, "dtype": torch.float64}
+    )
     oracle.load_state_dict(ours.state_dict())
     return oracle, ours
 

@@ -12,6 +12,9 @@ import torch
 from rounding import DRAWS, Format, Rounding
 from torch import Tensor, nn
 
+from birnn_cuda.reference import is_lstm
+from birnn_cuda.variants import cell_of
+
 
 @dataclass
 class Operands:
@@ -30,6 +33,7 @@ class Operands:
     recurrent_mask: Tensor | None = None  # [D, B, S], of h in its product
     zoneout_h: Tensor | None = None  # [D, T, B, S], the share of the h before; T and B may be 1
     zoneout_c: Tensor | None = None  # the same of c, H for S
+    weight_ch: Tensor | None = None  # [D, 3*H]: the peepholes of i, f, o
 
 
 class Model:
@@ -75,6 +79,9 @@ class Model:
             begins = operands.resets & (step < lengths)
             before = torch.cat([begins[1:], torch.zeros_like(begins[:1])])  # of reverse steps
             self.anew = self._turn(torch.stack([begins, before][:D]).view(D, 1, T, B, 1))
+        self.peepholes: Sequence[Tensor | float] = (0.0, 0.0, 0.0)
+        if operands.weight_ch is not None:
+            self.peepholes = operands.weight_ch.view(D, 1, 1, -1).chunk(3, -1)
         mask = operands.recurrent_mask
         self.mask: Tensor | float = 1.0 if mask is None else mask.unsqueeze(1)
         self.share_h, self.share_c = (
@@ -110,6 +117,7 @@ class Model:
         biases: list[Tensor | float] = [0.0, 0.0]
         if op.bias is not None:
             biases = [bias.view(D, 1, 1, -1) for bias in op.bias]
+        w_i, w_f, w_o = self.peepholes
         self.before: list[Tensor] = []  # h
         self.kept: list[tuple[Tensor, ...]] = []
         outputs, cells = [], []
@@ -139,10 +147,21 @@ class Model:
                 exact_h = n + z * (h - n)
                 new_h = stored(exact_h)
                 kept = tuple(stored(a) for a in (r, z, n, q_n))
+            elif op.cell == "gru_reset_before":
+                r, z = torch.sigmoid((x + q)[..., : 2 * H]).chunk(2, -1)
+                reset = stored(r * (h * self.mask))
+                q_n = self.forward_factors.product(reset, weight_t[..., 2 * H :])
+                if op.bias is not None:
+                    q_n = q_n + biases[1][..., 2 * H :]  # type: ignore[index]
+                n = torch.tanh(x[..., 2 * H :] + q_n)
+                exact_h = n + z * (h - n)
+                new_h = stored(exact_h)
+                kept = (*(stored(a) for a in (r, z, n)), reset)
             else:
                 i, f, g, o = (x + q).chunk(4, -1)
-                i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+                i, f, g = torch.sigmoid(i + w_i * c), torch.sigmoid(f + w_f * c), torch.tanh(g)
                 new_c = f * c + i * g
+                o = torch.sigmoid(o + w_o * new_c)
                 exact_h = o * torch.tanh(new_c)
                 new_h = stored(exact_h)
                 kept = tuple(stored(a) for a in (i, f, g, o, new_c))
@@ -159,9 +178,9 @@ class Model:
             h, c = torch.where(active, new_h, h), torch.where(active, new_c, c)
             entering = h if op.recurrent_mask is None else stored(exact_h * self.mask)
             outputs.append(torch.where(active, new_h, 0))
-            cells.append(torch.where(active, kept[5] if op.cell == "lstm" else new_c, 0))
+            cells.append(torch.where(active, kept[5] if is_lstm(op.cell) else new_c, 0))
         results = {"output": self._turn(torch.stack(outputs, 2)), "hy": h}
-        if op.cell == "lstm":
+        if is_lstm(op.cell):
             results |= {"cy": c, "cells": self._turn(torch.stack(cells, 2))}
         return results
 
@@ -178,7 +197,10 @@ class Model:
         D, _, T, B, _ = op.gates.shape
         dh = dhy.expand(D, self.draws, B, dhy.size(-1))
         dcarried = None if dcy is None else dcy.expand(D, self.draws, B, dcy.size(-1))
+        H = op.gates.size(4) // (4 if is_lstm(op.cell) else 3 if op.cell.startswith("gru") else 1)
+        w_i, w_f, w_o = self.peepholes
         all_dgates, all_recurrent, projections = [], [], []
+        c_befores: list[Tensor] = []
         for t in reversed(range(T)):
             active, kept, before = self.active[t], self.kept[t], self.before[t]
             d = dh + dy[:, :, t]
@@ -204,6 +226,15 @@ class Model:
                 dr = dq * q * (1 - r)
                 dr, dz, dn, dq = stored(dr), stored(dz), stored(dn), stored(dq)
                 dgates, recurrent = torch.cat([dr, dz, dn], -1), torch.cat([dr, dz, dq], -1)
+            elif op.cell == "gru_reset_before":
+                r, z, n, reset = kept
+                dz, dn = stored(d * z * (before - n) * (1 - z)), stored((d - d * z) * (1 - n * n))
+                direct = d * z + direct
+                of_n = self.weight_hh_backward[:, :, 2 * H :]
+                d_reset = self.backward_factors.product(dn, of_n)
+                direct = direct + d_reset * r * self.mask
+                dr = stored(d_reset * reset * (1 - r))
+                dgates = recurrent = torch.cat([dr, dz, dn], -1)
             else:
                 i, f, g, o, c, _ = kept
                 assert dcarried is not None
@@ -215,21 +246,19 @@ class Model:
                     direct_c = self.share_c[:, :, t] * total
                     total = total - direct_c
                 tanh_c = torch.tanh(c)
-                total = total + d * o * (1 - tanh_c * tanh_c)
-                dgates = recurrent = stored(
-                    torch.cat(
-                        [
-                            total * g * i * (1 - i),
-                            total * c_before * f * (1 - f),
-                            total * i * (1 - g * g),
-                            d * tanh_c * o * (1 - o),
-                        ],
-                        -1,
-                    )
-                )
-                handed_back = torch.where(self.anew[:, :, t], 0, total * f + direct_c)
+                d_o = d * tanh_c * o * (1 - o)
+                total = total + d * o * (1 - tanh_c * tanh_c) + w_o * d_o
+                d_i, d_f = total * g * i * (1 - i), total * c_before * f * (1 - f)
+                dgates = recurrent = stored(torch.cat([d_i, d_f, total * i * (1 - g * g), d_o], -1))
+                handed_back = total * f + direct_c + w_i * d_i + w_f * d_f
+                handed_back = torch.where(self.anew[:, :, t], 0, handed_back)
+                c_befores.append(c_before.expand_as(c))
                 dcarried = torch.where(active, handed_back, dcarried)
-            back = self.backward_factors.product(recurrent, self.weight_hh_backward)
+            if op.cell == "gru_reset_before":
+                of_h = recurrent[..., : 2 * H], self.weight_hh_backward[:, :, : 2 * H]
+                back = self.backward_factors.product(*of_h)
+            else:
+                back = self.backward_factors.product(recurrent, self.weight_hh_backward)
             back = back * self.mask + direct
             back = torch.where(self.anew[:, :, t], 0, back)
             dh = torch.where(active, back, dh)
@@ -247,6 +276,20 @@ class Model:
             "dhx": dh,
             "dweight_hh": self.weight_factors.outer(by_step, before),
         }
+        if op.cell == "gru_reset_before":
+            resets = torch.stack([kept[3] for kept in self.kept], 2)
+            of_n = self.weight_factors.outer(by_step[..., 2 * H :], resets)
+            of_h = self.weight_factors.outer(by_step[..., : 2 * H], before)
+            results["dweight_hh"] = torch.cat([of_h, of_n], 2)
+        if op.weight_ch is not None:
+            d_i, d_f, _, d_o = by_step.chunk(4, -1)
+            c_before = stack(c_befores)
+            c_new = torch.stack([kept[4] for kept in self.kept], 2)
+            sums = [
+                (d_gate * c).sum((2, 3))
+                for d_gate, c in ((d_i, c_before), (d_f, c_before), (d_o, c_new))
+            ]
+            results["dweight_ch"] = torch.cat(sums, -1)
         if dcarried is not None:
             results["dcx"] = dcarried
         if projections:
@@ -279,7 +322,9 @@ class Layer:
         stacked = [torch.stack(list(each)).double() for each in zip(*weights, strict=True)]
         self.weight_ih, self.weight_hh = stacked[:2]
         self.bias = torch.stack(stacked[2:4]) if len(stacked) >= 4 else None
-        self.weight_hr = stacked[-1] if len(stacked) in (3, 5) else None
+        self.weight_ch = stacked[-1] if cell == "lstm_peepholes" else None
+        has_hr = len(stacked) in (3, 5) and self.weight_ch is None
+        self.weight_hr = stacked[-1] if has_hr else None
 
     def forward(self, input: Tensor, hx: Tensor | None, cx: Tensor | None) -> list[Tensor]:
         """output [M, T, B, D*S], h_n [M, D, B, S], and c_n of an LSTM; of input [M, T, B, I]."""
@@ -303,13 +348,14 @@ class Layer:
             *states,
             *inside,
             *regularisers_by_direction(*self.regularisers, num_directions=D),
+            self.weight_ch,
         )
         self.model = Model(operands, self.rounding, self.draws)
         results = self.model.forward()
-        if self.cell == "lstm":
+        if is_lstm(self.cell):
             self.cells = torch.cat(list(results["cells"]), 3)  # [M, T, B, D*H]
         outputs = [torch.cat(list(results["output"]), 3), results["hy"].transpose(0, 1)]
-        if self.cell == "lstm":
+        if is_lstm(self.cell):
             outputs.append(self.rounding.stored(results["cy"]).transpose(0, 1))
         return outputs
 
@@ -337,6 +383,8 @@ class Layer:
             d_weights += [dgates.sum((2, 3)), drecurrent.sum((2, 3))]
         if self.weight_hr is not None:
             d_weights.append(results["dweight_hr"])
+        if self.weight_ch is not None:
+            d_weights.append(results["dweight_ch"])
         d_weights = [rounding.stored(d) for d in d_weights]
         return (
             d_input,
@@ -379,7 +427,8 @@ def drawn(
     regularisers: of each layer, as functional.recurrent_layer takes them.
     """
     D = 2 if module.bidirectional else 1
-    cell = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(module.mode, module.mode.lower())
+    options = getattr(module, "reset_after", True), getattr(module, "peepholes", False)
+    cell = cell_of(module.mode, *options)
     rounding = Rounding(format, str(operands[0].device))
     values = operands[0].detach().unsqueeze(0)
     values = values.transpose(1, 2) if module.batch_first else values

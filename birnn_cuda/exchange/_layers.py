@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from ..layers import GRU, LSTM, RNN
 from ..sequences import check_lengths_form
+from ..variants import variant_of
 
 __all__ = ["Imported", "Reversed", "Weights", "make_layer", "read_layers", "reorder"]
 
-_GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
+_GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4, "gru_reset_before": 3, "lstm_peepholes": 4}
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")  # in the order of Weights
 
 
 @dataclasses.dataclass
@@ -26,12 +29,18 @@ class Weights:
         w_ih: ``[G*H, I]``.
         w_hh: ``[G*H, H]``.
         b_ih, b_hh: ``[G*H]``; both None in a layer without biases.
+        w_ch: ``[3*H]``, the peepholes of an LSTM's i, f and o; None: it has none.
     """
 
     w_ih: Any
     w_hh: Any
     b_ih: Any = None
     b_hh: Any = None
+    w_ch: Any = None
+
+    def arrays(self) -> tuple[Any, ...]:
+        """All of them, in this order."""
+        return self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_ch
 
 
 @dataclasses.dataclass
@@ -129,21 +138,16 @@ def make_layer(
         "dtype": torch.from_numpy(np.empty(0, np.asarray(first.w_ih).dtype)).dtype,
     }
     layer: RNN | GRU | LSTM
-    if cell == "gru":
-        layer = GRU(input_size, hidden_size, **options)
-    elif cell == "lstm":
-        layer = LSTM(input_size, hidden_size, **options)
+    if cell in ("gru", "gru_reset_before"):
+        layer = GRU(input_size, hidden_size, reset_after=cell == "gru", **options)
+    elif cell in ("lstm", "lstm_peepholes"):
+        layer = LSTM(input_size, hidden_size, peepholes=cell == "lstm_peepholes", **options)
     else:
         layer = RNN(input_size, hidden_size, nonlinearity=cell, **options)
     state: dict[str, Tensor] = {}
     for index, directions in enumerate(layers):
         for suffix, weights in zip(("", "_reverse"), directions, strict=False):
-            for name, value in (
-                ("weight_ih", weights.w_ih),
-                ("weight_hh", weights.w_hh),
-                ("bias_ih", weights.b_ih),
-                ("bias_hh", weights.b_hh),
-            ):
+            for name, value in zip(_NAMES, weights.arrays(), strict=True):
                 if value is not None:
                     state[f"{name}_l{index}{suffix}"] = torch.from_numpy(np.array(value, order="C"))
     try:
@@ -153,17 +157,26 @@ def make_layer(
     return layer.eval()
 
 
-def read_layers(layer: nn.RNNBase, *, merges: bool = False) -> list[list[Weights]]:
+def read_layers(
+    layer: nn.RNNBase, *, merges: bool = False, variants: Sequence[str] = ()
+) -> list[list[Weights]]:
     """The weights of each layer and direction, as arrays; the inverse of :func:`make_layer`.
 
     Args:
         layer: of this package or of ``torch.nn``.
         merges: the caller writes down the layer's ``merge_mode`` as well.
+        variants: the cells that the format has, "reset_after=False" or "peepholes=True".
 
     Raises:
-        NotImplementedError: a layer with ``proj_size``, which no other format here has, or with a
+        NotImplementedError: a layer with ``proj_size``, which no other format here has, with
+            ``reset_after=False`` or ``peepholes=True`` that the format does not have, or with a
             ``merge_mode`` that nothing would say.
     """
+    variant = variant_of(layer)
+    if variant is not None and variant not in variants:
+        raise NotImplementedError(
+            f"a layer with {variant} has no form there: birnn_cuda.onnx.export writes one"
+        )
     if layer.proj_size:
         raise NotImplementedError("a layer with proj_size has no form elsewhere")
     mode = getattr(layer, "merge_mode", "concat")
@@ -175,12 +188,7 @@ def read_layers(layer: nn.RNNBase, *, merges: bool = False) -> list[list[Weights
     state = {name: value.detach().cpu().numpy() for name, value in layer.state_dict().items()}
     return [
         [
-            Weights(
-                *(
-                    state.get(f"{name}_l{index}{suffix}")
-                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-                )
-            )
+            Weights(*(state.get(f"{name}_l{index}{suffix}") for name in _NAMES))
             for suffix in (("", "_reverse") if layer.bidirectional else ("",))
         ]
         for index in range(layer.num_layers)

@@ -1,7 +1,7 @@
 """Keras layers and files: SimpleRNN, GRU, LSTM, and Bidirectional of them.
 
-Keras multiplies from the right, so its matrices are torch's transposed; an LSTM has one bias, a GRU
-with ``reset_after=True`` two, and its gates are z, r, h.
+Keras multiplies from the right, so its matrices are torch's transposed; an LSTM has one bias, as a
+GRU with ``reset_after=False``, one with ``reset_after=True`` two, and its gates are z, r, h.
 Sources: keras/src/layers/rnn of Keras 3; for files keras_file.py.
 """
 
@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from ..variants import cell_of
 from ._layers import Imported, Weights, make_layer, read_layers, reorder
 from .keras_file import KerasLayer, from_cudnn, read_keras_file
 
 __all__ = ["load_keras", "to_keras"]
 
 _ORDER = {"tanh": (0,), "relu": (0,), "gru": (1, 0, 2), "lstm": (0, 1, 2, 3)}
+_ORDER["gru_reset_before"] = _ORDER["gru"]
 _KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
 
 
@@ -57,8 +59,9 @@ def load_keras(
 
     Raises:
         NotImplementedError: a layer that is none of this package, naming it and why: other
-            activations, a GRU with ``reset_after=False``, ``go_backwards`` (whose outputs run
-            backwards while its mask does not), arrays of other shapes.
+            activations, ``go_backwards`` (whose outputs run backwards while its mask does not),
+            arrays of other shapes, a GRU without biases in a file of weights alone, which does not
+            say where its reset gate stands.
         ValueError: a layer that is not built, a model without a recurrent layer, or a file of
             weights alone whose activations are not given.
         ImportError: the package keras, or for an HDF5 file h5py, is missing.
@@ -156,12 +159,7 @@ def _cell_of(
         raise NotImplementedError(f"{label}: its activation is {activation}")
     if recurrent_activation != "sigmoid":
         raise NotImplementedError(f"{label}: its recurrent_activation is {recurrent_activation}")
-    if kind == "GRU" and not reset_after:
-        raise NotImplementedError(
-            f"{label}: reset_after=False applies the reset gate before the recurrent product; "
-            "birnn_cuda.GRU applies it after"
-        )
-    return kind.lower()
+    return "gru_reset_before" if kind == "GRU" and not reset_after else kind.lower()
 
 
 class _Given(NamedTuple):
@@ -245,19 +243,20 @@ def to_keras(layer: nn.RNNBase) -> Any:
         step, to be called one after the other on ``[B, T, I]``; a list.
 
     Raises:
-        NotImplementedError: a layer with ``proj_size``, or with dropout between its layers.
+        NotImplementedError: a layer with ``proj_size`` or ``peepholes``, or with dropout between
+            its layers.
         ImportError: the package keras is missing.
     """
     keras: Any = importlib.import_module("keras")
 
     if layer.dropout and layer.num_layers > 1:
         raise NotImplementedError("dropout between layers is no part of a Keras recurrent layer")
-    cell = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(layer.mode, layer.mode.lower())
+    cell = cell_of(layer.mode, getattr(layer, "reset_after", True))
     built: list[Any] = []
-    for directions in read_layers(layer, merges=True):
+    for directions in read_layers(layer, merges=True, variants=("reset_after=False",)):
         options: dict[str, Any] = {"return_sequences": True, "use_bias": layer.bias}
-        if cell == "gru":
-            made = keras.layers.GRU(layer.hidden_size, reset_after=True, **options)
+        if layer.mode == "GRU":
+            made = keras.layers.GRU(layer.hidden_size, reset_after=cell == "gru", **options)
         elif cell == "lstm":
             made = keras.layers.LSTM(layer.hidden_size, **options)
         else:

@@ -22,6 +22,8 @@ __all__ = ["load_onnx"]
 # Where each of torch's gates stands in ONNX: LSTM i, o, f, c; GRU z, r, h.
 _ORDER = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1), "DynamicQuantizeLSTM": (0, 2, 3, 1)}
 
+_PEEPHOLES = (0, 2, 1)  # ONNX: i, o, f
+
 _ACTIVATIONS = {
     "RNN": ("tanh",),
     "GRU": ("sigmoid", "tanh"),
@@ -48,12 +50,13 @@ def load_onnx(file: Any) -> list[Imported]:
     Returns:
         One :class:`Imported` for each node, in the order of the file, with the initial states
         that it holds as constants (None for zeros). ``layout=1`` becomes ``batch_first``; a node
-        of direction "reverse" becomes a :class:`Reversed` layer.
+        of direction "reverse" becomes a :class:`Reversed` layer. A GRU with
+        ``linear_before_reset=0`` has ``reset_after=False``, an LSTM with P ``peepholes=True``.
 
     Raises:
         NotImplementedError: a node that is no layer of this package, naming it and why: a clip
-            that clips, ``input_forget``, peepholes, other activations than the usual ones, a GRU
-            with ``linear_before_reset=0``, or weights that are not constant.
+            that clips, ``input_forget``, other activations than the usual ones, or weights that
+            are not constant.
         ValueError: the file holds no recurrent node, or weights of the wrong shape.
         ImportError: the package onnx is missing.
     """
@@ -159,16 +162,14 @@ def _layer_of(node: Any, name: str, find: _Find) -> Imported:
     if attributes.get("input_forget", 0):
         raise refuse("input_forget couples its input and forget gates")
     if kind == "GRU" and not attributes.get("linear_before_reset", 0):
-        raise refuse(
-            "linear_before_reset=0 applies the reset gate before the recurrent product; "
-            "birnn_cuda.GRU applies it after"
-        )
+        cell = "gru_reset_before"
     clip = attributes.get("clip", 0.0)
     if 0 < clip < (_SATURATED if cell != "relu" else float(np.finfo(np.float32).max)):
         raise refuse(f"clip={clip:g} clips what its activations read")
     peepholes = operand(7, "P") if kind.endswith("LSTM") else None
-    if peepholes is not None and np.any(peepholes):
-        raise refuse("it has peepholes (P): its gates read the cell state")
+    if peepholes is not None:
+        peepholes = peepholes if np.any(peepholes) else None
+        cell = cell if peepholes is None else "lstm_peepholes"
 
     w, r, b = (operand(index, what) for index, what in ((1, "W"), (2, "R"), (3, "B")))
     if w is None or r is None:
@@ -185,14 +186,12 @@ def _layer_of(node: Any, name: str, find: _Find) -> Imported:
     order = _ORDER[kind]
     directions = []
     for index in range(num_directions):
-        biases = (None, None) if b is None else np.split(b[index], 2)
-        directions.append(
-            Weights(
-                reorder(w[index], order),
-                reorder(r[index], order),
-                *(None if bias is None else reorder(bias, order) for bias in biases),
-            )
+        b_ih, b_hh = (
+            (None, None) if b is None else (reorder(x, order) for x in np.split(b[index], 2))
         )
+        w_ch = None if peepholes is None else reorder(peepholes[index], _PEEPHOLES)
+        weights = (reorder(w[index], order), reorder(r[index], order), b_ih, b_hh)
+        directions.append(Weights(*weights, w_ch))
     batch_first = bool(attributes.get("layout", 0))
     layer: RNN | GRU | LSTM | Reversed = make_layer(cell, [directions], batch_first)
     if direction == "reverse":

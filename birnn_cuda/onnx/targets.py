@@ -14,6 +14,9 @@ __all__ = ["Target", "parts_of", "target_of"]
 # Larger than any finite number that is not to be clipped.
 _NO_CLIP = 3.4028234663852886e38
 
+_PEEPHOLES = "lstm_peepholes"
+_RESET_BEFORE = "gru_reset_before"
+_AS_AFTER = "applies the reset gate after the product all the same"
 _EQUAL_LENGTHS = "run sequences of one length together, without lengths="
 
 
@@ -31,8 +34,8 @@ class Target:
         states_steps: cells of which the file states a number of steps, the example's, though others
             run as well: where it states none, or 1, values are wrong.
         refused: what it does not run right, by what it is: of cells "tanh", "relu", "gru", "lstm",
-            a cell's "tanh in one direction", and "lengths", "states" (initial ones) and "final
-            states"; with the reason.
+            "gru_reset_before", "lstm_peepholes", a cell's "tanh in one direction", and "lengths",
+            "states" (initial ones) and "final states"; with the reason.
     """
 
     name: str
@@ -64,13 +67,18 @@ _TARGETS = {
     target.name: target
     for target in (
         Target("onnxruntime"),
-        Target("openvino", clip_with_lengths=_NO_CLIP),
+        Target(
+            "openvino",
+            clip_with_lengths=_NO_CLIP,
+            refused={_PEEPHOLES: "OpenVINO leaves the peepholes out, without a word"},
+        ),
         Target(
             "opencv",
             lists_every_output=True,
             refused={
                 "tanh": "OpenCV has no RNN operator",
                 "relu": "OpenCV has no RNN operator",
+                _PEEPHOLES: "OpenCV raises an error",
                 "lengths": f"OpenCV raises an error for an LSTM with them; {_EQUAL_LENGTHS}",
             },
         ),
@@ -78,6 +86,8 @@ _TARGETS = {
             "ncnn",
             refused={
                 "relu": "pnnx makes it a tanh layer",
+                _RESET_BEFORE: f"ncnn {_AS_AFTER}",
+                _PEEPHOLES: "ncnn ends the process",
                 "tanh in one direction": "pnnx converts the bidirectional RNN alone",
                 "lengths": "pnnx did not convert a node with them as an input, and as constants an "
                 f"RNN and a GRU gave other values; {_EQUAL_LENGTHS}",
@@ -91,6 +101,8 @@ _TARGETS = {
             states_steps=("gru", "lstm"),
             refused={
                 "relu": "MNN runs it as tanh",
+                _RESET_BEFORE: f"MNN {_AS_AFTER}",
+                _PEEPHOLES: "MNN does not convert it",
                 "lengths": f"MNN runs every sequence to the last step; {_EQUAL_LENGTHS}",
             },
         ),

@@ -1,7 +1,8 @@
 """The operator ``birnn_cuda::forward`` in ONNX: one RNN, GRU or LSTM node for each layer.
 
 ONNX orders gates in its own way: an LSTM's are i, o, f, c (torch: i, f, g, o), a GRU's z, r, h
-(torch: r, z, n). Its GRU with ``linear_before_reset=1`` is torch's. Operators: ONNX operator
+(torch: r, z, n). Its GRU with ``linear_before_reset=1`` is torch's, with 0 that of
+``reset_after=False``; peepholes are its P, i, o, f (here: i, f, o). Operators: ONNX operator
 schemas, RNN-14, GRU-14, LSTM-14.
 """
 
@@ -13,14 +14,18 @@ from typing import Any
 
 import torch
 
+from ..reference import is_lstm
 from .targets import Target, parts_of, target_of
 
 __all__ = ["ONNX_GATES", "translations"]
 
 # Of each cell, where the gates that ONNX wants, in its order, stand in torch's.
 ONNX_GATES = {"tanh": (0,), "relu": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+ONNX_GATES |= {"gru_reset_before": ONNX_GATES["gru"], "lstm_peepholes": ONNX_GATES["lstm"]}
+_PEEPHOLES = (0, 2, 1)
 
 _NODES = {"tanh": "RNN", "relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
+_NODES |= {"gru_reset_before": "GRU", "lstm_peepholes": "LSTM"}
 
 _INT32, _INT64 = 6, 7  # onnx.TensorProto
 
@@ -72,7 +77,7 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
         regularisers = recurrent_mask, zoneout_h, zoneout_c
         is_regularised = any(given is not None for given in regularisers)
         refuse_what_onnx_lacks(
-            num_weights, batch_sizes is not None, resets is not None, is_regularised
+            cell, num_weights, batch_sizes is not None, resets is not None, is_regularised
         )
         target.check(parts_of(cell, num_directions, lengths, hx))
         hidden_size = weights[1].shape[1]
@@ -80,12 +85,15 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
             weights[d * num_weights : (d + 1) * num_weights] for d in range(num_directions)
         ]
 
-        gates = ONNX_GATES[cell]
-        rows = [gate * hidden_size + row for gate in gates for row in range(hidden_size)]
+        peepholes = None
+        if cell == "lstm_peepholes":
+            peepholes = [group[-1] for group in directions]
+            directions = [group[:-1] for group in directions]
 
-        def reordered(weight: Any) -> Any:
+        def reordered(weight: Any, gates: Sequence[int] = ONNX_GATES[cell]) -> Any:
             if len(gates) == 1:
                 return weight
+            rows = [gate * hidden_size + row for gate in gates for row in range(hidden_size)]
             return op.Gather(weight, op.Constant(value_ints=rows), axis=0)
 
         def stacked(values: Sequence[Any]) -> Any:
@@ -95,29 +103,30 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
 
         operands = [stacked([reordered(group[k]) for group in directions]) for k in (0, 1)]
         biases = None
-        if num_weights == 4:
+        if len(directions[0]) == 4:
             biases = stacked(
                 [
                     op.Concat(reordered(b_ih), reordered(b_hh), axis=0)
                     for *_, b_ih, b_hh in directions
                 ]
             )
-        node = _NODES[cell]
+        node, has_c = _NODES[cell], is_lstm(cell)
         attributes: dict[str, Any] = {
             "hidden_size": hidden_size,
             "direction": "bidirectional" if num_directions == 2 else "forward",
         }
         if cell == "relu":
             attributes["activations"] = ["Relu"] * num_directions
-        if cell == "gru":
-            attributes["linear_before_reset"] = 1
+        if node == "GRU":
+            attributes["linear_before_reset"] = int(cell == "gru")
         if lengths is not None and target.clip_with_lengths is not None:
             attributes["clip"] = target.clip_with_lengths
         sequence_lens = None if lengths is None else op.Cast(lengths, to=_INT32)
-        states = [hx] if cell != "lstm" else [hx, cx]
-        y, *finals = getattr(op, node)(
-            input, *operands, biases, sequence_lens, *states, **attributes
-        )
+        states = [hx, cx] if has_c else [hx]
+        given = [input, *operands, biases, sequence_lens, *states]
+        if peepholes is not None:
+            given.append(stacked([reordered(weight, _PEEPHOLES) for weight in peepholes]))
+        y, *finals = getattr(op, node)(*given, **attributes)
         # [T, D, B, H] to [T, B, D*H]
         output = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
         if lengths is not None and hx is not None:
@@ -128,7 +137,7 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
             )
             finals = [op.Where(empty, s, f) for s, f in zip(states, finals, strict=True)]
         nothing = op.Constant(value_floats=[])
-        c_n = finals[1] if cell == "lstm" else nothing
+        c_n = finals[1] if has_c else nothing
         # Unused, as it nearly always is, it goes. Where cell states are made of it, text among
         # numbers is what every runtime refuses.
         reserve = op.Constant(value_strings=["birnn_cuda: cell states are not exported"])
@@ -138,7 +147,7 @@ def table(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def refuse_what_onnx_lacks(
-    num_weights: int, packed: bool, has_resets: bool, is_regularised: bool
+    cell: str, num_weights: int, packed: bool, has_resets: bool, is_regularised: bool
 ) -> None:
     """Refuse a layer of ``num_weights`` operands a direction that no node of ONNX is.
 
@@ -160,7 +169,7 @@ def refuse_what_onnx_lacks(
         raise NotImplementedError(
             "ONNX has no packed sequences: export the model with a padded input and lengths="
         )
-    if num_weights in (3, 5):
+    if num_weights in (3, 5) and cell != "lstm_peepholes":
         raise NotImplementedError(
             "ONNX's LSTM has no projection: a layer with proj_size feeds the projected state back "
             "at every step, which no node of ONNX does"

@@ -153,7 +153,8 @@ def _check_call(call: torch.fx.Node, target: Target) -> None:
                 "return_cell_states=True"
             )
     num_weights: Any = len(weights) // num_directions  # type: ignore[arg-type, operator]
-    refuse_what_onnx_lacks(num_weights, batch_sizes is not None, resets is not None, is_regularised)
+    has_packed, has_resets = batch_sizes is not None, resets is not None
+    refuse_what_onnx_lacks(cell, num_weights, has_packed, has_resets, is_regularised)  # type: ignore[arg-type]
     target.check(parts_of(cell, num_directions, lengths, hx))  # type: ignore[arg-type]
 
 
@@ -206,7 +207,7 @@ def _finish(model: Any, target: Target, num_layers: int) -> None:
     nodes = [node for node in model.graph.all_nodes() if node.op_type in _RECURRENT]
     assert len(nodes) == num_layers, "a layer is not one node"
     for node in nodes:
-        for operand in node.inputs[1:4]:
+        for operand in (*node.inputs[1:4], *node.inputs[7:8]):  # W, R, B, P
             assert operand is None or operand.const_value is not None, f"{operand} is not folded"
         if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             target.check(["final states"])

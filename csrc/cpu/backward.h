@@ -91,7 +91,7 @@ void run_backward(const BackwardTask& task) {
       const Row* h_old =
           kCell == Cell::kGru ? previous_h(sequences, shape, dir.reverse, t, b) : nullptr;
       const Real* c_old =
-          kCell == Cell::kLstm ? previous_c(sequences, shape, dir.reverse, t, b) : nullptr;
+          kIsLstm<kCell> ? previous_c(sequences, shape, dir.reverse, t, b) : nullptr;
       for (int64_t u = u_begin; u < u_end; u += kLanes) {
         const int n = H - u < kLanes ? int(H - u) : kLanes;
         V dh;
@@ -133,8 +133,13 @@ void run_backward(const BackwardTask& task) {
           V direct_c{};
           if (regularisers.zoneout_c)
             direct_c = Zoneout<M>::backward(dc, M::load(regularisers.share_c(row) + u, n));
-          const auto grad = LstmCell<M>::backward(dh, dc, act, M::load(saved + c_block * H + u, n),
-                                                  M::load(c_old + u, n));
+          const V c_new = M::load(saved + c_block * H + u, n), c_before = M::load(c_old + u, n);
+          typename LstmCell<M>::Gradients grad;
+          if constexpr (kCell == Cell::kLstmPeepholes)
+            grad = PeepholeLstmCell<M>::backward(dh, dc, act, c_new, c_before,
+                                                 peepholes_of<N>(dir.weight_ch, H, u, n));
+          else
+            grad = LstmCell<M>::backward(dh, dc, act, c_new, c_before);
           M::store(d + u, grad.i, n);
           M::store(d + H + u, grad.f, n);
           M::store(d + 2 * H + u, grad.g, n);
@@ -176,7 +181,7 @@ void run_backward(const BackwardTask& task) {
       const int64_t b = b_begin + j;
       if (!begins_anew(sequences, shape, dir.reverse, t, b)) continue;
       std::fill(carry + b * S + state_begin, carry + b * S + state_end, Real(0));
-      if constexpr (kCell == Cell::kLstm)
+      if constexpr (kIsLstm<kCell>)
         std::fill(carry_c + b * H + u_begin, carry_c + b * H + u_end, Real(0));
     }
   }

@@ -121,7 +121,7 @@ void run_forward(const ForwardTask& task) {
     const int64_t unit_end = std::min(range.end * kVectors * kLanes, H);
     for (int64_t j = 0; j < active; ++j) {
       if (!begins_anew(sequences, shape, dir.reverse, time_of(step), b_begin + j)) continue;
-      if constexpr (kCell == Cell::kLstm) {
+      if constexpr (kIsLstm<kCell>) {
         Real* state = cy + (b_begin + j) * H;
         std::fill(state + unit_begin, state + unit_end, Real(0));
       }
@@ -215,8 +215,14 @@ void run_forward(const ForwardTask& task) {
           typename LstmCell<M>::Activations act;
           Real* state = cy + (b_begin + j) * H + u;
           const V c_before = M::load(state, n);
-          const V c = LstmCell<M>::update(preactivation(0), preactivation(1), preactivation(2),
-                                          preactivation(3), c_before, act);
+          V c;
+          if constexpr (kCell == Cell::kLstmPeepholes)
+            c = PeepholeLstmCell<M>::update(preactivation(0), preactivation(1), preactivation(2),
+                                            preactivation(3), c_before,
+                                            peepholes_of<N>(dir.weight_ch, H, u, n), act);
+          else
+            c = LstmCell<M>::update(preactivation(0), preactivation(1), preactivation(2),
+                                    preactivation(3), c_before, act);
           V c_left = c;
           if (regularisers.zoneout_c)
             c_left = Zoneout<M>::mix(c, c_before, M::load(regularisers.share_c(row) + u, n));
@@ -248,7 +254,7 @@ void run_forward(const ForwardTask& task) {
           const V h = GruCell<M>::output(M::load(kept), M::load(scratch.rows[j] + u, n), act);
           if (reserve) M::store(reserve + (first_row + j) * dir.gates_stride + 2 * H + u, act.n, n);
           leave(h);
-        } else if constexpr (kCell == Cell::kLstm) {
+        } else if constexpr (kIsLstm<kCell>) {
           leave(LstmCell<M>::output(M::load(kept), M::load(kept + kLanes)));
         }
       };

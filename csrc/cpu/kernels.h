@@ -43,4 +43,5 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/normalised.h"
+#include "cpu/reset_before.h"
 #include "cpu/table.h"

@@ -13,6 +13,9 @@ namespace {
 
 int64_t align(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 
+// With the reset gate before the product, each gate has panels of its own (reset_before.h).
+bool gates_apart(const RecurrenceShape& shape) { return shape.cell == Cell::kGruResetBefore; }
+
 // How a direction is split over the cores that it gets.
 //
 // By sequences, each core reads all weights for its own sequences and waits for nobody. By units,
@@ -78,7 +81,7 @@ struct InPlace {
   InPlace(const Layer& layer, const Split& split) {
     constexpr int64_t kMaxProducts = 2, kRows = 4;
     const RecurrenceShape& s = layer.shape;
-    if (!layer.kernels->reads_in_place || s.proj_size) return;
+    if (!layer.kernels->reads_in_place || s.proj_size || gates_apart(s)) return;
     const int64_t rows =
         split.by_units ? s.batch_size : (s.batch_size + split.tasks - 1) / split.tasks;
     weight_ih = (s.seq_len * rows + kRows - 1) / kRows <= kMaxProducts;
@@ -96,6 +99,12 @@ struct PanelRoom {
     const KernelTable& kernels = *layer.kernels;
     const int gates = num_gates(s.cell);
     const int64_t H = s.hidden_size, S = s.state_size();
+    if (gates_apart(s)) {  // W_ih x is given
+      hh = align(std::max(3 * kernels.packed_bytes(H, 1, H),
+                          kernels.packed_bytes(H, 1, 2 * H) + kernels.packed_bytes(H, 1, H)));
+      ih = hr = 0;
+      return;
+    }
     hh = in_place.weight_hh ? 0
                             : align(std::max(kernels.packed_bytes(H, gates, S),
                                              kernels.packed_bytes(S, 1, gates * H)));
@@ -148,6 +157,13 @@ void pack_share(const Layer& layer, const ForwardDirection& direction, const voi
   const RecurrenceShape& s = layer.shape;
   const KernelTable& kernels = *layer.kernels;
   const int gates = num_gates(s.cell);
+  if (gates_apart(s)) {
+    const int64_t H = s.hidden_size, gate_bytes = H * H * element_bytes(kernels.rows);
+    for (int gate = 0; gate < gates; ++gate)
+      kernels.pack_rows(static_cast<const char*>(direction.weight_hh) + gate * gate_bytes, 1, H, H,
+                        share, panels.hh(d) + gate * kernels.packed_bytes(H, 1, H));
+    return;
+  }
   if (!in_place.weight_hh)
     kernels.pack_rows(direction.weight_hh, gates, s.hidden_size, s.state_size(), share,
                       panels.hh(d));
@@ -225,9 +241,10 @@ void write_final_state(const Layer& layer, const Direction& dir, const Part& par
   const int64_t S = s.state_size(), bytes = element_bytes(s.element);
   const SequenceRows& rows = layer.sequences;
   const auto unit = [&](int64_t share) {
-    return part.units.count == 1 ? share * S
-                                 : layer.kernels->first_unit(s.hidden_size, num_gates(s.cell),
-                                                             share, part.units.count);
+    return part.units.count == 1
+               ? share * S
+               : layer.kernels->first_unit(s.hidden_size, gates_apart(s) ? 1 : num_gates(s.cell),
+                                           share, part.units.count);
   };
   const int64_t u_begin = unit(part.units.begin),
                 u_bytes = (unit(part.units.end) - u_begin) * bytes;
@@ -326,6 +343,13 @@ void backward(const Layer& layer, const BackwardDirection* directions, int64_t s
   const bool first = step_end == s.seq_len;
   if (first) std::memset(workspace, 0, layout.zeros);
   const auto pack = [&](int d, const UnitShare& share) {
+    if (gates_apart(s)) {
+      const int64_t H = s.hidden_size, bytes = element_bytes(kernels.rows);
+      const char* w = static_cast<const char*>(directions[d].weight_hh);
+      kernels.pack_columns(w, H, 2 * H, share, panels.hh(d));
+      return kernels.pack_columns(w + 2 * H * H * bytes, H, H, share,
+                                  panels.hh(d) + kernels.packed_bytes(H, 1, 2 * H));
+    }
     kernels.pack_columns(directions[d].weight_hh, s.state_size(), num_gates(s.cell) * s.hidden_size,
                          share, panels.hh(d));
     if (s.proj_size)

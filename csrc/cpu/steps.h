@@ -168,6 +168,15 @@ struct PreviousState {
   }
 };
 
+// An LSTM's peepholes [3*H] of the units from u on.
+template <class N>
+inline auto peepholes_of(const void* weight_ch, int64_t hidden_size, int64_t u, int n) {
+  using M = Math<typename N::Real>;
+  const auto* w = static_cast<const typename N::Real*>(weight_ch) + u;
+  return typename PeepholeLstmCell<M>::Peepholes{M::load(w, n), M::load(w + hidden_size, n),
+                                                 M::load(w + 2 * hidden_size, n)};
+}
+
 // A direction's regularisers, by the rows of its steps.
 template <class Real>
 struct RegulariserRows {

@@ -1,5 +1,10 @@
 // The functions of an instruction set for one kind of numbers.
 
+// Numbers that are plain have all cells; the others those that all kinds of numbers have.
+template <class N>
+constexpr bool computes_all_cells =
+    !N::kPacks && std::is_same_v<typename N::Weight, typename N::Real>;
+
 template <class N>
 void run_forward_cell(const ForwardTask& task) {
   switch (task.shape->cell) {
@@ -11,6 +16,12 @@ void run_forward_cell(const ForwardTask& task) {
       return run_forward<N, Cell::kGru>(task);
     case Cell::kLstm:
       return run_forward<N, Cell::kLstm>(task);
+    case Cell::kGruResetBefore:
+      if constexpr (computes_all_cells<N>) return run_reset_before_forward<N>(task);
+      return;
+    case Cell::kLstmPeepholes:
+      if constexpr (computes_all_cells<N>) return run_forward<N, Cell::kLstmPeepholes>(task);
+      return;
   }
 }
 
@@ -25,6 +36,12 @@ void run_backward_cell(const BackwardTask& task) {
       return run_backward<N, Cell::kGru>(task);
     case Cell::kLstm:
       return run_backward<N, Cell::kLstm>(task);
+    case Cell::kGruResetBefore:
+      if constexpr (computes_all_cells<N>) return run_reset_before_backward<N>(task);
+      return;
+    case Cell::kLstmPeepholes:
+      if constexpr (computes_all_cells<N>) return run_backward<N, Cell::kLstmPeepholes>(task);
+      return;
   }
 }
 
@@ -56,7 +73,7 @@ const KernelTable& kernel_table() {
       t.pack_columns = pack_columns<N>;
       t.backward = run_backward_cell<N>;
     }
-    if constexpr (!N::kPacks && std::is_same_v<typename N::Weight, typename N::Real>) {
+    if constexpr (computes_all_cells<N>) {
       t.normalised_scratch_bytes = NormalisedScratch<N>::bytes_for;
       t.normalised_forward = run_normalised_forward_cell<N>;
       t.normalised_backward = run_normalised_backward_cell<N>;

@@ -51,6 +51,8 @@ PythonFunctions& python_functions() {
   return *functions;
 }
 
+bool is_lstm(const std::string& cell) { return cell == "lstm" || cell == "lstm_peepholes"; }
+
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 // Where each tensor is among those that forward saves.
@@ -152,7 +154,7 @@ struct RecurrentLayer : torch::autograd::Function<RecurrentLayer> {
     ctx->saved_data["witness"] = witness;
     ctx->saved_data["version"] = static_cast<int64_t>(witness._version());
     ctx->set_materialize_grads(false);
-    if (options.cell != "lstm") return {output, h_n};
+    if (!is_lstm(options.cell)) return {output, h_n};
     if (!options.with_cell_states) return {output, h_n, c_n};
     return {output, h_n, c_n,
             cell_states(input, c_n, reserve, options.lengths, options.batch_sizes)};
@@ -235,8 +237,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> eager_layer(
     int64_t num_directions, const std::string& precision, bool with_cell_states,
     bool recompute_activations, const OptionalTensor& resets,
     const RegulariserTensors& regularisers) {
-  TORCH_CHECK(!with_cell_states || cell == "lstm",
-              "birnn_cuda: cell states need cell 'lstm', got '", cell, "'");
+  TORCH_CHECK(!with_cell_states || is_lstm(cell), "birnn_cuda: cell states need cell 'lstm', got '",
+              cell, "'");
   const auto requires_grad = [](const Tensor& t) { return t.requires_grad(); };
   const bool needs_grad =
       at::GradMode::is_enabled() &&

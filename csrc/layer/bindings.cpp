@@ -126,9 +126,13 @@ birnn::cuda::PlanRequest plan_request(const pybind11::dict& device, const std::s
   using birnn::Cell;
   using birnn::Element;
   birnn::cuda::PlanRequest request;
-  request.shape.cell = value_of<Cell>(
-      {{"tanh", Cell::kTanh}, {"relu", Cell::kRelu}, {"gru", Cell::kGru}, {"lstm", Cell::kLstm}},
-      cell, "cell");
+  request.shape.cell = value_of<Cell>({{"tanh", Cell::kTanh},
+                                       {"relu", Cell::kRelu},
+                                       {"gru", Cell::kGru},
+                                       {"lstm", Cell::kLstm},
+                                       {"gru_reset_before", Cell::kGruResetBefore},
+                                       {"lstm_peepholes", Cell::kLstmPeepholes}},
+                                      cell, "cell");
   request.shape.element = value_of<Element>({{"float64", Element::kFloat64},
                                              {"float32", Element::kFloat32},
                                              {"float16", Element::kFloat16},

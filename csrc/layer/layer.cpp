@@ -17,7 +17,12 @@ Cell parse_cell(const std::string& name) {
   if (name == "relu") return Cell::kRelu;
   if (name == "gru") return Cell::kGru;
   if (name == "lstm") return Cell::kLstm;
-  TORCH_CHECK(false, "birnn_cuda: cell must be 'tanh', 'relu', 'gru' or 'lstm', got '", name, "'");
+  if (name == "gru_reset_before") return Cell::kGruResetBefore;
+  if (name == "lstm_peepholes") return Cell::kLstmPeepholes;
+  TORCH_CHECK(false,
+              "birnn_cuda: cell must be 'tanh', 'relu', 'gru', 'lstm', 'gru_reset_before' or "
+              "'lstm_peepholes', got '",
+              name, "'");
 }
 
 Element parse_element(at::ScalarType type) {
@@ -64,7 +69,7 @@ void check_regularisers(const RegulariserTensors& given, const Problem& p,
     check_like_input(*shares, p.input, name, sizes);
   };
   check_shares(given.zoneout_h, "zoneout_h", D * S);
-  TORCH_CHECK(!given.zoneout_c || p.shape.cell == Cell::kLstm,
+  TORCH_CHECK(!given.zoneout_c || is_lstm(p.shape.cell),
               "birnn_cuda: zoneout_c needs cell 'lstm', got '", cell, "'");
   check_shares(given.zoneout_c, "zoneout_c", D * p.shape.hidden_size);
 }
@@ -92,14 +97,18 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
               "birnn_cuda: expected 2 to 5 weights for each direction, got ",
               p.weights_per_direction);
   p.has_bias = p.weights_per_direction >= 4;
-  const bool projected = p.weights_per_direction % 2 == 1;
+  TORCH_CHECK(!p.has_peepholes() || p.weights_per_direction % 2 == 1,
+              "birnn_cuda: cell 'lstm_peepholes' needs weight_ch as the last of 3 or 5 weights for "
+              "each direction, got ",
+              p.weights_per_direction);
+  const bool projected = p.weights_per_direction % 2 == 1 && !p.has_peepholes();
   TORCH_CHECK(!projected || p.shape.cell == Cell::kLstm,
               "birnn_cuda: a projection (weight_hr) needs cell 'lstm', got '", cell, "'");
 
   p.input = input;
   p.weights = weights.vec();
   p.hx = hx;
-  p.cx = p.shape.cell == Cell::kLstm ? cx : std::nullopt;
+  p.cx = is_lstm(p.shape.cell) ? cx : std::nullopt;
   p.lengths = lengths;
   p.batch_sizes = batch_sizes;
   if (batch_sizes) {
@@ -142,6 +151,9 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   const int64_t H = p.shape.hidden_size, S = p.shape.state_size(), D = p.num_directions;
   const int64_t B = p.shape.batch_size;
   p.scales = scales.vec();
+  TORCH_CHECK(!p.is_quantized() || !runs_in_plain_numbers(p.shape.cell),
+              "birnn_cuda: int8 weights need cell 'tanh', 'relu', 'gru' or 'lstm', got '", cell,
+              "'");
   const auto check_matrix = [&](int d, int index, const Tensor& t, const char* name, int64_t rows,
                                 int64_t columns) {
     if (!p.is_quantized()) return check_like_input(t, input, name, {rows, columns});
@@ -162,6 +174,7 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
       check_like_input(p.bias_hh(d), input, "bias_hh", {gates * H});
     }
     if (projected) check_matrix(d, 2, p.weight_hr(d), "weight_hr", S, H);
+    if (p.has_peepholes()) check_like_input(p.weight_ch(d), input, "weight_ch", {3 * H});
   }
   if (p.hx) check_like_input(*p.hx, input, "hx", {D, B, S});
   if (p.cx) check_like_input(*p.cx, input, "cx", {D, B, H});
@@ -246,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_checked(const Problem& p, boo
     if (p.lengths && p.lengths->is_cpu()) check_length_values(*p.lengths, p.shape.seq_len);
     const int64_t T = p.shape.seq_len, B = p.shape.batch_size, S = p.shape.state_size();
     const auto options = input.options();
-    const bool lstm = p.shape.cell == Cell::kLstm;
+    const bool lstm = is_lstm(p.shape.cell);
     return {at::empty({T, B, p.num_directions * S}, options), initial_state(p, p.hx, S),
             lstm ? initial_state(p, p.cx, p.shape.hidden_size) : at::empty({0}, options),
             training ? at::empty(reserve_sizes(p), options.dtype(reserve_type(p)))
@@ -288,6 +301,7 @@ ForwardDirection forward_direction(const Problem& p, const ForwardTensors& tenso
   dir.reverse = d == 1;
   dir.weight_hh = p.weight_hh(d).const_data_ptr();
   dir.weight_hr = p.shape.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+  dir.weight_ch = p.has_peepholes() ? p.weight_ch(d).const_data_ptr() : nullptr;
   dir.bias_ih = p.has_bias ? p.bias_ih(d).const_data_ptr() : nullptr;
   dir.bias_hh = p.has_bias ? p.bias_hh(d).const_data_ptr() : nullptr;
   dir.hx = state_pointer(tensors.hx, d);
@@ -307,6 +321,7 @@ BackwardDirection backward_direction(const Problem& p, const BackwardTensors& te
   dir.reverse = d == 1;
   dir.weight_hh = p.weight_hh(d).const_data_ptr();
   dir.weight_hr = p.shape.proj_size ? p.weight_hr(d).const_data_ptr() : nullptr;
+  dir.weight_ch = p.has_peepholes() ? p.weight_ch(d).const_data_ptr() : nullptr;
   dir.hx = state_pointer(hx, d);
   dir.cx = state_pointer(cx, d);
   dir.output = row_pointer(output, first_row, d * S);
@@ -345,7 +360,8 @@ std::vector<Regularisers> regularisers_of(const Problem& p, const Tensor& recurr
 }
 
 std::string profile_name(const Problem& p, const char* pass, const char* kernel) {
-  constexpr const char* kCells[] = {"tanh", "relu", "gru", "lstm"};
+  constexpr const char* kCells[] = {"tanh",          "relu", "gru", "lstm", "gru_reset_before",
+                                    "lstm_peepholes"};
   constexpr const char* kElements[] = {"float64", "float32", "float16", "bfloat16"};
   const RecurrenceShape& s = p.shape;
   std::ostringstream name;
@@ -436,7 +452,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
               ": backward needs the reserve of a forward with training=True");
   if (d_output) check_like_input(*d_output, input, "d_output", output_sizes);
   if (d_h_n) check_like_input(*d_h_n, input, "d_h_n", {D, B, S});
-  const bool lstm = p.shape.cell == Cell::kLstm;
+  const bool lstm = is_lstm(p.shape.cell);
   if (d_c_n && lstm) check_like_input(*d_c_n, input, "d_c_n", {D, B, p.shape.hidden_size});
   if (d_cell_states) {
     TORCH_CHECK(lstm, "birnn_cuda: d_cell_states needs cell 'lstm', got '", cell, "'");

@@ -51,7 +51,10 @@ struct Problem {
   const Tensor& weight_hh(int d) const { return weights[d * weights_per_direction + 1]; }
   const Tensor& bias_ih(int d) const { return weights[d * weights_per_direction + 2]; }
   const Tensor& bias_hh(int d) const { return weights[d * weights_per_direction + 3]; }
+  // The last of a direction's, where there is one.
   const Tensor& weight_hr(int d) const { return weights[(d + 1) * weights_per_direction - 1]; }
+  const Tensor& weight_ch(int d) const { return weights[(d + 1) * weights_per_direction - 1]; }
+  bool has_peepholes() const { return shape.cell == Cell::kLstmPeepholes; }
 };
 
 // The blocks of dgates that belong to weight_ih: `count` blocks of H columns from block `column`

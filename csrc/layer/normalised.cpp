@@ -235,7 +235,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> normalised_backward(
     const auto needs = [&](int i) { return needs_grad[3 + d * p.weights_per_direction + i]; };
     Tensor d_weight_hh;
     if (needs(0)) {
-      const Tensor before = previous_states(p, rows, y, first_h, Tensor(), d, 0, T);
+      const Tensor before =
+          previous_states(p, rows, y.narrow(1, d * H, H), first_h, Tensor(), d, 0, T);
       d_weight_hh = dsums[d].t().mm(before);
     }
     d_weights.push_back(needs(0) ? d_weight_hh : none());

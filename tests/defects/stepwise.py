@@ -118,6 +118,7 @@ KERNEL = (
         {"gradients_of_the_mixed_c": "false"},
     ),
     ("<|regularisers.zoneout_c|> ? direct_c + d.c", {"dc_past_the_cell_forgotten": "nullptr"}),
+    ("load(w), <|load(w + hidden_size)|>,", {"peephole_of_f_is_that_of_i": "load(w)"}),
     # Forward.
     (
         "<|if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));|>",
@@ -207,4 +208,90 @@ LAUNCHES = (
     ("step.index == 0 ? <|dir.hx|> : dir.hy;", {"initial_state_forgotten": "nullptr"}),
     ("if (<|masked && h_prev|>) {", {"product_of_h_unmasked": "false"}),
     ("if (<|step.index == 0|>)\n        if", {"initial_state_not_masked": "false"}),
+)
+
+# With the reset gate before the product.
+RESET_BEFORE = (
+    ("if (<|anew|>) return Carried<T>(0);", {"reset_continues_h": "false"}),
+    (
+        "return <|step.index == 0|> ? load_or_zero<T>(dir.hx, unit)\n                         :",
+        {"reset_begins_with_hy": "false"},
+    ),
+    ("keep(3, Real(0));", {"reserve_of_padding_not_zero": ""}),
+    (
+        "if (save_reserve) store(gates + block * H, value);",
+        {"reset_reserve_in_inference": "store(gates + block * H, value);"},
+    ),
+    ("<|gates_h && !anew|> ?", {"gates_continued": "gates_h != nullptr"}),
+    (
+        "if (<|regularisers.recurrent_mask|>) h = h *",
+        {"reset_of_the_unmasked_h": "nullptr"},
+    ),
+    ("store(reset_h + unit, <|reset|>);", {"product_of_h_not_reset": "h"}),
+    ("keep(3, <|reset|>);", {"h_kept_not_reset": "h"}),
+    (
+        "<|if (step.index == 0) store(hy + unit, load_or_zero<T>(dir.hx, unit));|>",
+        {
+            "reset_state_of_an_empty_sequence": "",
+            "reset_last_state_overwritten": "store(hy + unit, load_or_zero<T>(dir.hx, unit));",
+        },
+    ),
+    ("store(output, Real(0));", {"reset_padding_not_written": ""}),
+    (
+        "if (save_reserve) store(gates + 2 * H, act.n);",
+        {
+            "n_not_kept": "",
+            "n_kept_in_inference": "store(gates + 2 * H, act.n);",
+        },
+    ),
+    (
+        "h = <|mixed_h<T>(step, dir, regularisers, at, anew, unit, u, h)|>;",
+        {"reset_zoneout_forgotten": "h"},
+    ),
+    ("if (beside) store(beside + block * hidden_size, value);", {"reset_gates_not_beside": ""}),
+    (
+        "first(<|first_dgates && step.index == 0|> ?",
+        {
+            "reset_first_dgates_of_the_last_step": "first_dgates && step.index + 1 == at.length",
+            "reset_first_dgates_of_the_batch": "first_dgates && step.index + 1 == step.seq_len",
+        },
+    ),
+    (
+        "const bool is_last = <|step.index + 1 == at.length|>;",
+        {"reset_dhy_with_a_product_of_nothing": "false"},
+    ),
+    (
+        "is_cut = <|ends_before_next(step, dir.resets, at)|>;",
+        {"reset_dh_carried_across": "false"},
+    ),
+    (
+        "continued = <|step.index == 0|> ? load_or_zero<T>(dir.hx, unit)",
+        {"reset_ends_without_hx": "false"},
+    ),
+    (
+        "const Real h_prev = <|begins_anew(step, dir.resets, at)|> ? Real(0) : continued;",
+        {"reset_gradients_of_the_h_before": "false"},
+    ),
+    ("*direct = <|regularisers.zoneout_h|> ?", {"reset_gru_alone_hands_back": "nullptr"}),
+    ("if (<|!at.active|>) return;", {"gradients_of_r_past_the_end": "false"}),
+    (
+        "<|regularisers.recurrent_mask|> ? load_or_zero<T>(regularisers.recurrent_mask, unit) : 1",
+        {"reset_gradients_unmasked": "nullptr"},
+    ),
+)
+RESET_BEFORE_EXPLAINED = {
+    "if (!at.active) {\n      store(reset_h + unit": "of reserve_of_padding_not_zero",
+    "if (!at.active) {\n      store(output": "of reset_padding_not_written",
+    "if (!at.active) {\n      for (int block": "of reset_gates_not_beside, which it writes too",
+    "product && !anew ?": "where h is zero, so is r * h and what the library makes of it",
+    "if (step.index == 0) store_masked(": "a row that nobody looks at; zeros keep NaN out",
+    "beside(step_dgates ?": "the address alone",
+    "if (first) store(": "of reset_first_dgates_of_the_last_step",
+}
+RESET_BEFORE_LAUNCHES = (
+    ("const bool gathers = <|lengths && dir.reverse|>;", {"reset_gradients_not_gathered": "false"}),
+    ("step.index == 0 ? <|dir.hx|> : dir.hy;", {"reset_initial_state_forgotten": "nullptr"}),
+    ("if (<|masked && h_prev|>) {", {"reset_product_of_h_unmasked": "false"}),
+    ("if (<|step.index == 0|>)\n        if", {"reset_initial_state_not_masked": "false"}),
+    ("walk.multiply_by(<|dgates + 2 * H|>,", {"product_of_the_wrong_gates": "dgates"}),
 )

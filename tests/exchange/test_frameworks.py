@@ -87,6 +87,34 @@ def test_keras_in(cell, bidirectional, use_bias):
     assert_same(by_keras([theirs], x), run([ours], x), 1e-4)
 
 
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_keras_with_the_reset_gate_before_the_product(bidirectional, use_bias):
+    theirs = keras_layer("gru", bidirectional, use_bias=use_bias, reset_after=False)
+    ours = birnn_cuda.load_keras(theirs)
+    assert not ours.reset_after and ours.bias == use_bias
+    (back,) = birnn_cuda.to_keras(ours)
+    halves = [back.forward_layer, back.backward_layer] if bidirectional else [back]
+    assert not any(half.reset_after for half in halves)
+    x = batch()
+    wanted = run([ours], x)
+    assert_same(by_keras([theirs], x), wanted, 1e-4)
+    assert_same(by_keras([back], x), wanted)
+
+
+def test_variants_without_a_form_are_refused():
+    gru = birnn_cuda.GRU(INPUT, HIDDEN, bidirectional=True, reset_after=False)
+    lstm = birnn_cuda.LSTM(INPUT, HIDDEN, bidirectional=True, peepholes=True)
+    writers = (birnn_cuda.to_flax, birnn_cuda.to_mlx, birnn_cuda.to_paddle)
+    for layer, option, refusing in (
+        (gru, "reset_after=False", writers),
+        (lstm, "peepholes=True", (*writers, birnn_cuda.to_keras)),
+    ):
+        for write in refusing:
+            with pytest.raises(NotImplementedError, match=f"a layer with {option} has no form"):
+                write(layer)
+
+
 @pytest.mark.parametrize("mode", ["sum", "mul", "ave", None])
 @pytest.mark.parametrize("cell", CELLS)
 def test_keras_merges_in_and_out(cell, mode):
@@ -145,7 +173,6 @@ def keras_layer_of_2():
 @pytest.mark.parametrize(
     ("cell", "options", "reason"),
     [
-        ("gru", {"reset_after": False}, "reset_after=False"),
         ("lstm", {"go_backwards": True}, "go_backwards"),
         ("lstm", {"activation": "softsign"}, "activation is softsign"),
         ("gru", {"recurrent_activation": "hard_sigmoid"}, "recurrent_activation is hard_sigmoid"),

@@ -100,6 +100,7 @@ def test_files_of_keras_3(suffix, tmp_path):
         keras_layer("tanh", False, name="plain", input_size=HIDDEN),
         keras_layer("lstm", True, input_size=HIDDEN),
         keras_layer("lstm", False, input_size=2 * HIDDEN, use_bias=False),
+        keras_layer("gru", False, input_size=HIDDEN, reset_after=False),
     ]
     model = keras.Sequential([keras.Input((None, INPUT)), *layers])
     path = tmp_path / f"model{suffix}"
@@ -111,9 +112,9 @@ def test_files_of_keras_3(suffix, tmp_path):
         assert [each.name for each in found] == [layer.name for layer in layers]
         assert found[0].layer.merge_mode == "sum"
     else:  # in the order of their names, and of the merge nothing is kept
-        order = ["bidirectional", "bidirectional_1", "lstm", "simple_rnn"]
+        order = ["bidirectional", "bidirectional_1", "gru", "lstm", "simple_rnn"]
         assert [each.name for each in found] == order
-        found = [found[order.index(name)] for name in (order[0], order[3], order[1], order[2])]
+        found = [found[index] for index in (0, 4, 1, 3, 2)]
         found[0] = birnn_cuda.load_keras(path, **given, merge_mode="sum")[0]
     x = batch()
     assert_same(by_keras(layers, x), run([each.layer for each in found], x), 1e-4)
@@ -144,7 +145,6 @@ SIGMOID = {"recurrent_activation": "sigmoid"}
             "recurrent_activation is hard_sigmoid",
         ),
         ("LSTM", (7 * HIDDEN,), SIGMOID, NotImplementedError, r"7\*H holds peepholes"),
-        ("GRU", (3 * HIDDEN,), SIGMOID, NotImplementedError, "reset_after=False"),
         ("GRU", None, SIGMOID, NotImplementedError, "would tell reset_after"),
         ("GRU", (5,), SIGMOID, NotImplementedError, r"no bias of shape \(5,\)"),
     ],

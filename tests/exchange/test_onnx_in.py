@@ -188,7 +188,6 @@ def test_a_quantised_lstm_is_near(by_column):
 @pytest.mark.parametrize(
     ("kind", "options", "reason"),
     [
-        ("GRU", {"linear_before_reset": 0}, "linear_before_reset=0"),
         ("LSTM", {"input_forget": 1}, "input_forget"),
         ("LSTM", {"clip": 3.0}, "clip=3 clips"),
         ("RNN", {"activations": ["Relu"] * 2, "clip": 1e6}, "clip=1e"),
@@ -203,16 +202,32 @@ def test_what_is_no_layer_of_ours_is_refused_by_name(kind, options, reason):
     assert f"{kind} node 'the_node'" in str(error.value)
 
 
-def test_peepholes_are_refused_and_those_of_zero_are_none():
-    model = model_of(
-        "LSTM", states=[random(2, B, HIDDEN), random(2, B, HIDDEN), np.ones((2, 3 * HIDDEN), "f")]
-    )
-    with pytest.raises(NotImplementedError, match="peepholes"):
-        birnn_cuda.load_onnx(model)
-    model = model_of(
-        "LSTM", states=[random(2, B, HIDDEN), random(2, B, HIDDEN), np.zeros((2, 3 * HIDDEN), "f")]
-    )
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_reset_gate_before_the_product(direction, bias):
+    model = model_of("GRU", direction, bias, linear_before_reset=0)
+    (imported,) = birnn_cuda.load_onnx(model)
+    assert not getattr(imported.layer, "layer", imported.layer).reset_after
+    assert_equals_onnxruntime(model, imported)
+    (left_out,) = model.graph.node
+    attribute = next(a for a in left_out.attribute if a.name == "linear_before_reset")
+    left_out.attribute.remove(attribute)  # its default is 0
     assert_equals_onnxruntime(model, birnn_cuda.load_onnx(model)[0])
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_peepholes(direction, bias):
+    num = 2 if direction == "bidirectional" else 1
+    states = [random(num, B, HIDDEN), random(num, B, HIDDEN)]
+    model = model_of("LSTM", direction, bias, states=[*states, random(num, 3 * HIDDEN)])
+    (imported,) = birnn_cuda.load_onnx(model)
+    assert getattr(imported.layer, "layer", imported.layer).peepholes
+    assert_equals_onnxruntime(model, imported)
+    zeros = model_of("LSTM", direction, bias, states=[*states, np.zeros((num, 3 * HIDDEN), "f")])
+    (imported,) = birnn_cuda.load_onnx(zeros)
+    assert not getattr(imported.layer, "layer", imported.layer).peepholes
+    assert_equals_onnxruntime(zeros, imported)
 
 
 def test_weights_that_the_graph_computes_are_refused():

@@ -18,11 +18,13 @@ from torch import nn
 
 import birnn_cuda
 import birnn_cuda.onnx
+from birnn_cuda.onnx import targets
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 CELLS = ("tanh", "relu", "gru", "lstm")
 NODES = {"tanh": "RNN", "relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
+NODES |= {"gru_reset_before": "GRU", "lstm_peepholes": "LSTM"}
 INPUT, HIDDEN = 3, 4
 
 # Steps, sequences and lengths, none those of the example.
@@ -78,9 +80,14 @@ def errors(model, path, run, sizes=SIZES, fixed=(False, True)):
             )
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", NODES)
 @pytest.mark.parametrize("target", RUNTIMES)
 def test_files_run_as_the_layer_does(target, cell, tmp_path):
+    if (target, cell) == ("openvino", "lstm_peepholes"):
+        model = Model(cell, False, False).eval()
+        with pytest.raises(NotImplementedError, match="'openvino' does not take lstm_peepholes: "):
+            birnn_cuda.onnx.export(model, model.operands(5, 2, None), tmp_path / "m", target=target)
+        return
     for lengths, states in itertools.product((False, True), repeat=2):
         model = Model(cell, lengths, states, bias=not (lengths and states)).eval()
         path = tmp_path / "model.onnx"
@@ -144,10 +151,24 @@ def test_merged_directions(mode, tmp_path):
         torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5)
 
 
-def test_there_and_back(tmp_path):
-    model = Model("lstm", True, False).eval()
+def test_openvino_leaves_peepholes_out(tmp_path, monkeypatch):
+    """What its refusal says: it gives what a layer without them gives."""
+    monkeypatch.delitem(targets.target_of("openvino").refused, "lstm_peepholes")
+    model = Model("lstm_peepholes", False, False, num_layers=1).eval()
+    path = tmp_path / "model.onnx"
+    birnn_cuda.onnx.export(model, model.operands(5, 2, None), path, target="openvino")
+    without = Model("lstm", False, False, num_layers=1).eval()
+    without.load_state_dict(model.state_dict(), strict=False)
+    assert max(errors(without, path, by_openvino, SIZES[:2])) < 1e-5
+    assert max(errors(model, path, by_openvino, SIZES[:2])) > 1e-2
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "lstm_peepholes"])
+def test_there_and_back(cell, tmp_path):
+    model = Model(cell, True, False).eval()
     birnn_cuda.onnx.export(model, model.operands(5, 2, (5, 3)), tmp_path / "model.onnx")
     first, second = birnn_cuda.load_onnx(tmp_path / "model.onnx")
+    assert first.layer.reset_after == model.layer.reset_after
     state = {
         **first.layer.state_dict(),
         **{n.replace("l0", "l1"): v for n, v in second.layer.state_dict().items()},

@@ -32,15 +32,15 @@ inline RecurrenceShape shape_of(const int64_t* sizes) {
   return shape;
 }
 
-// pointers, in the order of ForwardDirection: weight_hh, weight_hr, bias_ih, bias_hh, hx, cx,
-// gates, output, hy, cy, resets. strides: of gates, of output.
+// pointers, in the order of ForwardDirection: weight_hh, weight_hr or weight_ch, bias_ih, bias_hh,
+// hx, cx, gates, output, hy, cy, resets. strides: of gates, of output.
 constexpr int kForwardPointers = 11;
 inline ForwardDirection forward_direction(bool reverse, void* const* pointers,
                                           const int64_t* strides) {
   ForwardDirection direction;
   direction.reverse = reverse;
   direction.weight_hh = pointers[0];
-  direction.weight_hr = pointers[1];
+  direction.weight_hr = direction.weight_ch = pointers[1];
   direction.bias_ih = pointers[2];
   direction.bias_hh = pointers[3];
   direction.hx = pointers[4];
@@ -79,9 +79,9 @@ inline RecurrenceShape regularised_shape(const int64_t* sizes, const Regulariser
   return shape;
 }
 
-// pointers, in the order of BackwardDirection: weight_hh, weight_hr, hx, cx, output, reserve, dy,
-// dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, resets, then first_dgates. strides: of output,
-// reserve, dy, dc, dgates.
+// pointers, in the order of BackwardDirection: weight_hh, weight_hr (or weight_ch), hx, cx, output,
+// reserve, dy, dc, dgates, dproj, dhx, dcx, dbias_ih, dbias_hh, resets, then first_dgates. strides:
+// of output, reserve, dy, dc, dgates.
 constexpr int kFirstDgates = 15;
 constexpr int kBackwardPointers = kFirstDgates + 1;
 inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
@@ -89,7 +89,7 @@ inline BackwardDirection backward_direction(bool reverse, void* const* pointers,
   BackwardDirection direction;
   direction.reverse = reverse;
   direction.weight_hh = pointers[0];
-  direction.weight_hr = pointers[1];
+  direction.weight_hr = direction.weight_ch = pointers[1];
   direction.hx = pointers[2];
   direction.cx = pointers[3];
   direction.output = pointers[4];

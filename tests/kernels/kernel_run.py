@@ -162,7 +162,7 @@ class Run:
         self.of_forward = [
             (
                 problem.weight_hh[d],
-                of(problem.weight_hr, d),
+                self.last_weight(d),
                 of(problem.bias_ih, d),
                 of(problem.bias_hh, d),
                 of(problem.hx, d),
@@ -195,12 +195,17 @@ class Run:
         shares = [None if t is None else t[..., d * width :] for t, width in columns]
         return [of(problem.recurrent_mask, d), *shares]
 
+    def last_weight(self, d: int) -> Tensor | None:
+        """weight_hr, or the peepholes in its place."""
+        problem = self.problem
+        return of(problem.weight_hr if problem.weight_ch is None else problem.weight_ch, d)
+
     def check_zones(self) -> None:
         self.zones.check()
         self.problem.zones.check()
 
     def states(self) -> list[Tensor]:
-        return [self.output, self.hy, *([self.cy] if self.problem.cell == "lstm" else [])]
+        return [self.output, self.hy, *([self.cy] if self.problem.is_lstm else [])]
 
     def backward(self) -> dict[str, Tensor]:
         """What backward writes, by name; dweight_hh and dweight_hr follow from it, and after
@@ -224,7 +229,7 @@ class Run:
         for d in range(2):
             given = {
                 "weight_hh": problem.weight_hh[d],
-                "weight_hr": of(problem.weight_hr, d),
+                "weight_hr": self.last_weight(d),
                 "hx": of(problem.hx, d),
                 "cx": of(problem.cx, d),
                 "output": self.output[..., d * S :],
@@ -234,7 +239,7 @@ class Run:
                 "dgates": self.dgates[d],
                 "dproj": of(self.dproj, d),
                 "dhx": self.dhx[d],
-                "dcx": self.dcx[d] if problem.cell == "lstm" else None,
+                "dcx": self.dcx[d] if problem.is_lstm else None,
                 "dbias_ih": self.dbias_ih[d],
                 "dbias_hh": self.dbias_hh[d],
                 "resets": problem.resets,
@@ -253,7 +258,7 @@ class Run:
         assert is_equal(kept, [self.gates, self.output, dy]), "backward wrote to what it reads"
         self.check_zones()
         written = {"dgates": self.dgates, "dhx": self.dhx, "first_dgates": self.first_dgates}
-        if problem.cell == "lstm":
+        if problem.is_lstm:
             written["dcx"] = self.dcx
         if self.dproj is not None:
             written["dproj"] = self.dproj
@@ -266,7 +271,7 @@ class Run:
         problem = self.problem
         H, S = problem.hidden_size, problem.state_size
         results = {"output": self.output, "hy": self.hy}
-        if problem.cell == "lstm":
+        if problem.is_lstm:
             results["cy"] = self.cy
         written = self.backward()
         dgates = self.dgates.double()
@@ -290,6 +295,9 @@ class Run:
             product = torch.einsum("tbg,tbs->gs", recurrent[later], before)
             if hx is not None:
                 product += first.t() @ hx[d].double()
+            if problem.cell == "gru_reset_before":  # its n by r * h, zeros past the ends
+                reset = self.gates[d].double()[..., 3 * H : 4 * H]
+                product[2 * H :] = torch.einsum("tbg,tbs->gs", recurrent[..., 2 * H :], reset)
             products.append(product)
             if self.dproj is not None:
                 c_block = 5 if problem.has_zoneout else 4  # before zoneout mixes it
@@ -304,7 +312,7 @@ class Run:
         for name, summed in (("dbias_ih", dgates), ("dbias_hh", recurrent)):
             results[name] = written.get(name, summed.sum((1, 2)))
         results |= {"dgates": dgates, "dhx": written["dhx"], "dweight_hh": torch.stack(products)}
-        if problem.cell == "lstm":
+        if problem.is_lstm:
             results["dcx"] = written["dcx"]
         if projections:
             results["dweight_hr"] = torch.stack(projections)
@@ -436,7 +444,7 @@ def check_backward(problem: Problem, kernel: Kernel, without: Sequence[str] = ()
     run = Run(problem, backward=kernel, without=without)
     actual, expected = run.results(), problem.results(exact)
     names = ["dgates", "dhx", "dweight_hh", "dbias_ih", "dbias_hh"]
-    if problem.cell == "lstm":
+    if problem.is_lstm:
         names.append("dcx")
     check(problem, actual, expected, format_of(kernel), names, forward_factors=False)
     firsts = run.first_dgates[:, (~problem.inside.any(0))[:, 0]]

@@ -28,10 +28,11 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
 }
 # csrc/recurrence.h: the values of Cell and Element, num_gates, reserve_blocks, dgates_blocks.
-CELL_VALUES = {"tanh": 0, "relu": 1, "gru": 2, "lstm": 3}
-NUM_GATES = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
-RESERVE_BLOCKS = {"tanh": 0, "relu": 0, "gru": 4, "lstm": 5}
-DGATES_BLOCKS = {"tanh": 1, "relu": 1, "gru": 4, "lstm": 4}
+ALL_CELLS = (*CELLS, "gru_reset_before", "lstm_peepholes")
+CELL_VALUES = {cell: value for value, cell in enumerate(ALL_CELLS)}
+NUM_GATES = dict(zip(ALL_CELLS, (1, 1, 3, 4, 3, 4), strict=True))
+RESERVE_BLOCKS = dict(zip(ALL_CELLS, (0, 0, 4, 5, 4, 5), strict=True))
+DGATES_BLOCKS = dict(zip(ALL_CELLS, (1, 1, 4, 4, 3, 4), strict=True))
 
 NAN = float("nan")
 
@@ -78,6 +79,7 @@ class Problem:
         self.carried = torch.float64 if dtype == torch.float64 else torch.float32
         self.proj_size = max(1, H // 2) if cell == "lstm_proj" else 0
         self.cell = cell = "lstm" if cell == "lstm_proj" else cell
+        self.is_lstm = lstm = reference.is_lstm(cell)
         self.state_size = S = self.proj_size or H
         G = NUM_GATES[cell]
         self.lengths = None if lengths is None else torch.tensor(lengths)
@@ -96,26 +98,29 @@ class Problem:
             self.gates = (2 * self.gates.sign() + self.gates / 4).to(dtype)
         self.weight_hh = draw(2, G * H, S, scale=weight_scale * S**-0.5)
         self.weight_hr = draw(2, S, H, scale=H**-0.5) if self.proj_size else None
+        self.weight_ch = draw(2, 3 * H) if cell == "lstm_peepholes" else None
         self.bias_ih = draw(2, G * H, scale=0.1) if bias else None
         self.bias_hh = draw(2, G * H, scale=0.1) if bias else None
         self.hx = draw(2, B, S) if states else None
-        self.cx = draw(2, B, H) if states and cell == "lstm" else None
+        self.cx = draw(2, B, H) if states and lstm else None
         self.dy = draw(T, B, 2 * S)
         self.dhy = draw(2, B, S).to(self.carried)
         self.dcy = draw(2, B, H).to(self.carried)
-        self.dc = draw(T, B, 2 * H) if cell_states and cell == "lstm" else None
+        self.dc = draw(T, B, 2 * H) if cell_states and lstm else None
         # Shares past the ends are read by nobody.
-        drawn = draw_regularisers(regularisers, sizes, S, cell == "lstm")
+        drawn = draw_regularisers(regularisers, sizes, S, lstm)
         self.recurrent_mask, *shares = (None if t is None else t.to(dtype) for t in drawn)
         self.zoneout_h, self.zoneout_c = (
             t if t is None or t.size(0) < T else torch.where(self.inside, t, NAN) for t in shares
         )
         self.has_zoneout = self.zoneout_h is not None or self.zoneout_c is not None
-        self.reserve_blocks = RESERVE_BLOCKS[cell] + (self.has_zoneout and cell != "gru")
+        self.reserve_blocks = RESERVE_BLOCKS[cell] + (
+            self.has_zoneout and not cell.startswith("gru")
+        )
         # What kernels read as it stands here.
         self.zones = GuardZones()
         read = ("lengths", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "hx", "cx", "resets")
-        for name in (*read, "recurrent_mask", "zoneout_h", "zoneout_c"):
+        for name in (*read, "weight_ch", "recurrent_mask", "zoneout_h", "zoneout_c"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, self.zones.copy(tensor))
@@ -146,7 +151,7 @@ class Problem:
         results = {"output": output, "hy": hy}
         operands = {"dgates": gates, "dhx": hx, "dweight_hh": weight_hh}
         operands |= {"dbias_ih": biases[0], "dbias_hh": biases[1]}
-        if self.cell == "lstm":
+        if self.is_lstm:
             loss = loss + (cy * self.dcy).sum()
             if self.dc is not None:
                 loss = loss + (cells * torch.where(self.inside, self.dc, 0)).sum()
@@ -177,6 +182,8 @@ def exact(
         weights += [weight_ih, weight_hh[d], *(bias[d] for bias in biases)]
         if weight_hr is not None:
             weights.append(weight_hr[d])
+        if problem.weight_ch is not None:
+            weights.append(problem.weight_ch[d].double())
     input = torch.cat([gates[0], gates[1]], 2)
     lengths = None if problem.lengths is None else problem.lengths.clamp(0, problem.seq_len)
     return reference.forward_with_cell_states(
@@ -220,12 +227,13 @@ def drawn(problem: Problem, format: rounding.Format, **which: bool) -> dict[str,
         lengths,
         problem.resets,
         *rounding_model.regularisers_by_direction(*problem.regularisers(), num_directions=2),
+        double(problem.weight_ch),
     )
     # The test itself multiplies for the gradients of the weights.
     which["weight_factors"] = False
     model = rounding_model.Model(operands, rounding.Rounding(format), draws, **which)
     results = model.forward()
-    is_lstm = problem.cell == "lstm"
+    is_lstm = problem.is_lstm
     results |= model.backward(
         by_direction(problem.dy),
         problem.dhy.double().unsqueeze(1),

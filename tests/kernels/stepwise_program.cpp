@@ -98,12 +98,14 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
   void* const resets = has_states ? begins.data() : nullptr;
   Array mask(element, B * S, true), shares_h(element, T * B * S, true);
   Array shares_c(element, H, true);  // one row for all
-  const bool is_lstm = shape.cell == Cell::kLstm;
+  const bool is_lstm = birnn::is_lstm(shape.cell);
   void* const regularisers[] = {has_states ? mask.data() : nullptr,
                                 has_states ? shares_h.data() : nullptr,
                                 has_states && is_lstm ? shares_c.data() : nullptr};
 
-  Array weight_hh(element, G * H * S, true), weight_hr(element, P * H, true);
+  // Or weight_ch in the place of weight_hr, which no cell has beside it.
+  Array weight_hh(element, G * H * S, true);
+  Array weight_hr(element, shape.cell == Cell::kLstmPeepholes ? 3 * H : P * H, true);
   Array bias_ih(element, G * H, true), bias_hh(element, G * H, true);
   Array hx(element, B * S, true), cx(element, B * H, true);
   Array dy(element, T * B * S, true), dc(element, T * B * H, true);
@@ -112,7 +114,7 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
   for (int run = 0; run < 2; ++run) {
     Array gates(element, T * B * width, true), hy(element, B * S, false);
     auto output = std::make_unique<Array>(element, T * B * S, false);
-    Array cy(carried, B * H, shape.cell != Cell::kLstm);
+    Array cy(carried, B * H, !is_lstm);
     void* const forward[] = {weight_hh.data(), weight_hr.data(), bias_ih.data(), bias_hh.data(),
                              states[0],        states[1],        gates.data(),   output->data(),
                              hy.data(),        cy.data(),        resets,         regularisers[0],
@@ -158,7 +160,7 @@ void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_sta
 int main() {
   // T, B, H: a single unit; ragged; two blocks of units.
   constexpr int64_t kShapes[][3] = {{1, 1, 1}, {4, 3, 5}, {2, 2, 130}};
-  for (int cell = 0; cell < 4; ++cell)
+  for (int cell = 0; cell < 6; ++cell)
     for (int element = 0; element < 4; ++element)
       for (const auto& [T, B, H] : kShapes)
         for (int option = 0; option < 8; ++option) {

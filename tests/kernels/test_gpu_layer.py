@@ -17,13 +17,14 @@ import pytest
 import rounding
 import rounding_model
 import torch
-from conftest import TOLERANCE
+from conftest import TOLERANCE, VARIANTS
 from drawn_regularisers import draw_regularisers
 from problem import draw_resets
 from torch import Tensor
 
 import build
 from birnn_cuda import reference
+from birnn_cuda.reference import is_lstm
 from birnn_cuda.sequences import (
     packed_lengths,
     packed_to_padded,
@@ -74,7 +75,7 @@ class Problem:
         regularisers: str = "none",  # of draw_regularisers
     ) -> None:
         T, B, input_size, H = sizes
-        S, G = proj_size or H, {"lstm": 4, "gru": 3}.get(cell, 1)
+        S, G = proj_size or H, {"lstm": 4, "gru": 3}.get(cell.partition("_")[0], 1)
         self.cell, self.directions = cell, directions
         self.lengths = None if lengths is None else torch.tensor(lengths)
         self.resets = draw_resets(T, B) if resets else None
@@ -91,7 +92,7 @@ class Problem:
         def away_from_zero(tensor: Tensor, sign: Tensor | float = 1.0) -> Tensor:
             return (sign * (1 + tensor.abs())).to(dtype)
 
-        lstm = cell == "lstm"
+        self.is_lstm = lstm = is_lstm(cell)
         self.input = draw(*rows, input_size)
         self.hx = draw(directions, B, S) if states else None
         self.cx = draw(directions, B, H) if states and lstm else None
@@ -110,6 +111,8 @@ class Problem:
                 self.weights += [draw(G * H, scale=scale), draw(G * H, scale=scale)]
             if proj_size:
                 self.weights += [draw(S, H, scale=scale)]
+            if cell == "lstm_peepholes":
+                self.weights += [draw(3 * H)]
         if cell == "relu":
             self.input = away_from_zero(self.input)
         drawn = draw_regularisers(regularisers, (T, B, H), S, lstm, directions)
@@ -141,7 +144,7 @@ class Problem:
         *outputs, cells = reference.forward_with_cell_states(
             *operands[:3], operands[3:], self.lengths, *options
         )
-        outputs = outputs[: 3 if self.cell == "lstm" else 2]
+        outputs = outputs[: 3 if self.is_lstm else 2]
         given = [self.d_output, self.d_h_n, self.d_c_n][: len(outputs)]
         cotangents = [d.double() for d in given]  # type: ignore[union-attr]
         differentiated = outputs
@@ -171,7 +174,7 @@ class Problem:
         )
         assert torch.equal(reserve.view(torch.uint8), bits), "backward wrote to the reserve"
         d_input, d_hx, d_cx, d_weights = results
-        outputs = [output, h_n, *([c_n] if self.cell == "lstm" else [])]
+        outputs = [output, h_n, *([c_n] if self.is_lstm else [])]
         gradients = [t for t in (d_input, d_hx, d_cx, *d_weights) if t.dim() > 1 or t.numel()]
         return [*outputs, *gradients]
 
@@ -246,6 +249,11 @@ def check(
 
 
 KERNELS = ("block", "cluster", "grid", "stepwise")
+
+
+def kernels_for(cell: str, number: int) -> tuple[str, ...]:
+    """Two of them, in turn; the cells of VARIANTS run stepwise alone."""
+    return ("",) if cell in VARIANTS else (KERNELS[number % 4], KERNELS[(number + 2) % 4])
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"states": False, "bias": False},
@@ -266,7 +274,7 @@ def test_values_and_gradients(kernel: str, cell: str, format_: str, seed: int) -
     dtype = FORMATS[format_][0]
     chosen = OPTIONS if format_ == "ieee" else OPTIONS[seed % 3 :: 3]
     for options in chosen:
-        if options.get("cell_states") and cell != "lstm":
+        if options.get("cell_states") and not is_lstm(cell):
             continue
         problem = Problem(cell, dtype, (5, 5, 3, 20), **options)
         check(problem, format_, kernel)
@@ -288,7 +296,7 @@ def test_parts_need_sequences_that_are_full() -> None:
     check(problem, "ieee", "block", parts=3)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_stepwise(cell: str) -> None:
     for options in OPTIONS:
         check(Problem(cell, torch.float32, (5, 5, 3, 20), **options), "ieee", "stepwise")
@@ -298,12 +306,12 @@ def test_stepwise(cell: str) -> None:
 
 
 @pytest.mark.parametrize("format_", ("ieee", "fp16"))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_resets(cell: str, format_: str, seed: int) -> None:
     """With lengths they may lie past the ends, where nobody reads them."""
     for index, options in enumerate(OPTIONS):
-        chosen = (KERNELS[(index + seed) % 4], KERNELS[(index + seed + 2) % 4])
-        if options.get("packed") or (options.get("cell_states") and cell != "lstm"):
+        chosen = kernels_for(cell, index + seed)
+        if options.get("packed") or (options.get("cell_states") and not is_lstm(cell)):
             continue
         problem = Problem(cell, FORMATS[format_][0], (5, 5, 3, 20), resets=True, **options)
         for kernel in chosen:
@@ -315,14 +323,15 @@ def test_resets(cell: str, format_: str, seed: int) -> None:
 
 @pytest.mark.parametrize("format_", ("ieee", "fp16"))
 @pytest.mark.parametrize("kind", ("dropout", "zoneout", "expectation"))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_regularisers(cell: str, kind: str, format_: str, seed: int) -> None:
     for index, options in enumerate(OPTIONS):
-        if options.get("cell_states") and cell != "lstm":
+        if options.get("cell_states") and not is_lstm(cell):
             continue
         given = {"regularisers": kind, "resets": index % 2 == 0 and not options.get("packed")}
         problem = Problem(cell, FORMATS[format_][0], (5, 5, 3, 20), **given, **options)
-        check(problem, format_, KERNELS[(index + seed) % 4] if kind == "dropout" else "", parts=3)
+        kernel = kernels_for(cell, index + seed)[0] if kind == "dropout" else ""
+        check(problem, format_, kernel, parts=3)
     if cell == "lstm":
         options = {"proj_size": 7, "lengths": [5, 1, 0, 3, 3], "resets": True}
         problem = Problem(cell, torch.float32, (5, 5, 3, 20), regularisers=kind, **options)

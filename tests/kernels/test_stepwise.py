@@ -25,11 +25,10 @@ from kernel_run import (
     pointers,
     sizes_of,
 )
-from problem import CELLS as CELLS_WITHOUT_PROJECTION
-from problem import DTYPES, Problem, check, draw_lengths, draw_resets, exact
+from problem import ALL_CELLS, DTYPES, Problem, check, draw_lengths, draw_resets, exact
 from torch import Tensor
 
-CELLS = (*CELLS_WITHOUT_PROJECTION, "lstm_proj")
+CELLS = (*ALL_CELLS, "lstm_proj")
 GEMM_ERROR = 77  # of the driver's product
 
 SEQUENCE_LENGTHS = (1, 2, 3, 5, 7)
@@ -102,7 +101,7 @@ def test_nan_stays_in_its_sequence() -> None:
     check_nan_stays_in_its_sequence(Kernel("stepwise_forward"))
 
 
-@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm_proj"])
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm_proj", "gru_reset_before"])
 def test_errors_of_the_product_are_returned(cell: str) -> None:
     problem = Problem(cell, torch.float32, (3, 2, 4))
     run = Run(problem)
@@ -111,7 +110,7 @@ def test_errors_of_the_product_are_returned(cell: str) -> None:
         ("stepwise_forward_driver", [1], run.of_forward, run.forward_strides),
         ("stepwise_backward_driver", [], run.of_backward, run.backward_strides),
     )
-    products = 3 * (2 if problem.proj_size else 1)
+    products = 3 * (2 if problem.proj_size or cell == "gru_reset_before" else 1)
     for name, flags, of_direction, strides in passes:
         launch = getattr(emulator("stepwise").library, name)
         given = pointers(*addresses(of_direction[0]))

@@ -20,6 +20,8 @@ import build
 FILES = {
     "stepwise/stepwise.cuh": (defects.KERNEL, defects.KERNEL_EXPLAINED),
     "stepwise/stepwise.cu": (defects.LAUNCHES, {}),
+    "stepwise/reset_before.cuh": (defects.RESET_BEFORE, defects.RESET_BEFORE_EXPLAINED),
+    "stepwise/reset_before_launch.cuh": (defects.RESET_BEFORE_LAUNCHES, {}),
 }
 
 
@@ -71,4 +73,5 @@ def test_without_a_defect_all_is_well() -> None:
 
 
 def test_every_mask_has_a_defect() -> None:
-    assert planting.unplanted_in({"stepwise/stepwise.cuh": FILES["stepwise/stepwise.cuh"]}) == []
+    kernels = ("stepwise/stepwise.cuh", "stepwise/reset_before.cuh")
+    assert planting.unplanted_in({name: FILES[name] for name in kernels}) == []

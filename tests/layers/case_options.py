@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from birnn_cuda.variants import variant_of
+
 # Steps of all sequences, directions and layers together: the oracles run them one by one.
 MOST_STEPS = 120
 
@@ -151,7 +153,7 @@ def call_oracle(
 ) -> list[Tensor]:
     """Output, zeros past the lengths, and final states; in the form that `layer` takes, in fp64."""
     drawn = drawn.exact()
-    if not options.regularises:
+    if not options.regularises and variant_of(layer) is None:
         assert drawn.resets is not None
         resets = drawn.resets.t() if layer.batch_first else drawn.resets
         return call_by_segments(layer, input, states, resets, lengths)
@@ -160,7 +162,7 @@ def call_oracle(
         layer,
         by_time,
         states,
-        drawn.regularisers,
+        drawn.regularisers or [(None, None, None)] * layer.num_layers,
         None if lengths is None else torch.tensor(lengths),
         drawn.resets,
         drawn.input_masks,

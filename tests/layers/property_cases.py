@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from case_options import MOST_STEPS, NONE, Options, options
-from conftest import CELLS
+from conftest import CELLS, VARIANTS
 from hypothesis import strategies as st
 
 STRIDES = ("contiguous", "transposed", "sliced", "expanded")
@@ -65,7 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
     some of options that it does not have."""
     form = draw(st.sampled_from(FORMS))
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
-    cell = draw(st.sampled_from(CELLS))
+    cell = draw(st.sampled_from((*CELLS, *VARIANTS)))
     # Of few numbers can it be asked that none lies near relu's kink.
     small = cell == "relu"
     seq_len = draw(sizes(5) if small else sizes(9, 1, 2, 5, 40))
@@ -77,7 +77,7 @@ def cases(draw: st.DrawFn) -> Case:
     flags = st.booleans()
     bidirectional = draw(flags)
     of_case = draw(options(cell, form, num_layers, is_16_bit))
-    if not of_case.is_torchs:
+    if not of_case.is_torchs or cell in VARIANTS:
         steps = seq_len * num_layers * (2 if bidirectional else 1)
         batch_size = min(batch_size, max(1, MOST_STEPS // steps))
     if of_case.layer_norm:

@@ -116,11 +116,16 @@ def _one_sequence(
         elif layer.mode == "GRU":
             r, z = torch.sigmoid(x[:H] + q[:H]), torch.sigmoid(x[H : 2 * H] + q[H : 2 * H])
             n = torch.tanh(x[2 * H :] + r * q[2 * H :])
+            if not layer.reset_after:
+                reset = r * h if mask is None else r * mask * h
+                n = torch.tanh(x[2 * H :] + weight_hh[2 * H :] @ reset + (bias_hh + 0 * q)[2 * H :])
             new_h = (1 - z) * n + z * h
         else:
             i, f, g, o = (x + q).chunk(4)
+            w_i, w_f, w_o = weights[-1].chunk(3) if layer.peepholes else (0.0, 0.0, 0.0)
+            i, f = i + w_i * c, f + w_f * c
             new_c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            new_h = torch.sigmoid(o) * torch.tanh(norm("c", new_c))
+            new_h = torch.sigmoid(o + w_o * new_c) * torch.tanh(norm("c", new_c))
             if layer.proj_size:
                 new_h = weights[-1] @ new_h
         h, c = mixed(new_h, h, shares[0], t), mixed(new_c, c, shares[1], t)

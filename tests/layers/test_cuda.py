@@ -1,8 +1,9 @@
 """The layers on a GPU: values and gradients against fp64.
 
 The tests of the modules run on the CPU (test_layers.py and the others); here and in the other
-test_cuda_*.py is what only a device can show. The oracle is torch's layer in fp64 on the CPU; what
-may differ from it in tf32 and 16 bits: rounding.py.
+test_cuda_*.py is what only a device can show. The oracle is torch's layer in fp64 on the CPU, of
+cells that it does not have this package's, which test_variants.py compares step by step; what may
+differ from it in tf32 and 16 bits: rounding.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from conftest import (
     CELLS,
     TOLERANCE,
+    VARIANTS,
     assert_close,
     call,
     copies,
@@ -57,7 +59,7 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("mode", BOUNDED)
 @pytest.mark.parametrize("config", CONFIGURATIONS, ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_values_and_gradients(cell, config, mode):
     dtype, _, tolerance = BOUNDED[mode]
     seq_len, batch_size, input_size, hidden_size, options = config

@@ -9,6 +9,7 @@ import torch
 from conftest import (
     CELLS,
     TOLERANCE,
+    VARIANTS,
     call,
     call_by_lengths,
     copies,
@@ -43,7 +44,7 @@ LENGTHS = {
 @pytest.mark.parametrize("mode", BOUNDED)
 @pytest.mark.parametrize("where", ["cuda", "cpu"])
 @pytest.mark.parametrize("pattern", LENGTHS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_lengths(cell, pattern, where, mode):
     dtype, _, tolerance = BOUNDED[mode]
     batch_first, with_states = pattern == "unsorted", pattern != "sorted"

@@ -51,7 +51,8 @@ for cell, dtype, (T, B, I, H) in itertools.product(
     except AssertionError as error:
         raise AssertionError(f"{case}") from error
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--seed", seed,
-                      quantized, "-k", "test_values and (gru or proj) or depends_on"]))
+                      quantized, os.path.join(os.path.dirname(quantized), "test_variants.py"),
+                      "-k", "test_values and (gru or proj or peepholes) or depends_on"]))
 """
 HERE = Path(__file__).parent
 QUANTIZED = str(HERE / "test_quantized.py")

@@ -11,6 +11,7 @@ import torch
 from conftest import (
     CELLS,
     TOLERANCE,
+    VARIANTS,
     assert_close,
     assert_like_oracle,
     copies,
@@ -30,6 +31,7 @@ import birnn_cuda
 from birnn_cuda import ops, reference
 from birnn_cuda.functional import recurrent_layer
 from birnn_cuda.sequences import padded_to_packed
+from birnn_cuda.variants import cell_of
 
 KINDS = ("dropout", "zoneout", "expectation")
 LENGTHS = torch.tensor([7, 0, 3, 1, 6])
@@ -53,7 +55,7 @@ def in_dtype(regularisers, dtype):
 def run(layer, input, states, regularisers, **options):
     """A stack by the operators, with these masks: output, final states, an LSTM's cell states."""
     D, count = 2 if layer.bidirectional else 1, len(layer._flat_weights) // layer.num_layers
-    cell = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(layer.mode, layer.mode.lower())
+    cell, is_lstm = cell_of(layer.mode, layer.reset_after, layer.peepholes), layer.mode == "LSTM"
     finals = []
     for index, own in enumerate(regularisers):
         of_layer = [state[index * D : (index + 1) * D] for state in states]
@@ -61,16 +63,16 @@ def run(layer, input, states, regularisers, **options):
         input, h, c, *cells = recurrent_layer(
             input,
             hx,
-            cx if cell == "lstm" else None,
+            cx if is_lstm else None,
             layer._flat_weights[index * count : (index + 1) * count],
             cell=cell,
             num_directions=D,
-            with_cell_states=cell == "lstm",
+            with_cell_states=is_lstm,
             recompute_activations=layer.recompute_activations,
             **dict(zip(("recurrent_mask", "zoneout_h", "zoneout_c"), own, strict=True)),
             **options,
         )
-        finals.append([h, c] if cell == "lstm" else [h])
+        finals.append([h, c] if is_lstm else [h])
     return [input, *(torch.cat(each) for each in zip(*finals, strict=True)), *cells]
 
 
@@ -91,7 +93,7 @@ def make_case(cell, dtype, kind, sizes=(7, 5, 6, 9), **options):
 
 @pytest.mark.parametrize("has_lengths", [False, True], ids=["full", "lengths"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_values_and_gradients(cell, kind, has_lengths):
     dtype = torch.float64 if has_lengths == (kind == "zoneout") else torch.float32
     layer, oracle, operands, drawn = make_case(cell, dtype, kind, num_layers=2)
@@ -225,7 +227,7 @@ def test_a_share_of_one_keeps_the_state_bit_for_bit():
 
 @pytest.mark.parametrize("threads", [2, 4])
 @pytest.mark.parametrize("sizes", [(6, 2, 40, 320), (7, 16, 9, 33)], ids=["units", "sequences"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_threads(cell, sizes, threads):
     """Shared out by units or by sequences, as on one."""
     layer, _, operands, drawn = make_case(
@@ -279,7 +281,7 @@ def test_derivatives_by_difference_quotients(cell, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_second_derivatives_are_the_oracles(cell, kind):
     layer, oracle, operands, drawn = make_case(cell, torch.float64, kind, (4, 3, 3, 4))
     lengths, results = torch.tensor([4, 2, 0]), []

@@ -32,6 +32,9 @@ int visit_cell(Cell cell, const Body& body) {
       return body(std::integral_constant<Cell, Cell::kRelu>{});
     case Cell::kGru:
       return body(std::integral_constant<Cell, Cell::kGru>{});
+    case Cell::kGruResetBefore:
+    case Cell::kLstmPeepholes:
+      return -1;  // stepwise alone: see takes() in sizes.h
     case Cell::kLstm:
       break;
   }

@@ -47,8 +47,9 @@ constexpr int64_t reset_bytes(const RecurrenceShape& s) {
 // Whether a persistent kernel takes the shape at all. Rows and row strides are multiplied as
 // 32 x 32 -> 64 bits, and epochs count the steps of all sequences.
 constexpr bool takes(const RecurrenceShape& s) {
-  return s.element != Element::kFloat64 && s.proj_size == 0 && !s.zoneout && s.hidden_size >= 1 &&
-         s.hidden_size <= kMaxHiddenSize && s.seq_len <= INT32_MAX && s.batch_size <= INT32_MAX &&
+  return s.element != Element::kFloat64 && s.proj_size == 0 && !s.zoneout &&
+         !runs_in_plain_numbers(s.cell) && s.hidden_size >= 1 && s.hidden_size <= kMaxHiddenSize &&
+         s.seq_len <= INT32_MAX && s.batch_size <= INT32_MAX &&
          s.seq_len * s.batch_size <= INT32_MAX;
 }
 

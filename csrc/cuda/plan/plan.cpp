@@ -141,6 +141,10 @@ std::string only_stepwise_words(const PlanRequest& request) {
     return "fp64 has no products that a persistent kernel could use";
   if (request.shape.proj_size > 0)
     return "an LSTM with proj_size runs stepwise, a second product a step";
+  if (request.shape.cell == Cell::kGruResetBefore)
+    return "a GRU with the reset gate before the product runs stepwise, a second product a step";
+  if (request.shape.cell == Cell::kLstmPeepholes)
+    return "an LSTM with peepholes runs stepwise, where each gate reads c";
   if (request.shape.zoneout) return "zoneout runs stepwise, which mixes states with those before";
   return "W_hh of " + std::to_string(request.shape.hidden_size) +
          " hidden units does not fit on the chip";
@@ -181,8 +185,10 @@ PassPlan plan_stepwise(const PlanRequest& request, Pass pass) {
   PassPlan plan;
   plan.ctas = int64_t{config.grid.x} * config.grid.y;
   plan.threads = config.threads;
-  // Each step a product and a kernel, twice with a projection; one kernel ends the backward pass.
-  plan.launches = (s.proj_size ? 4 : 2) * s.seq_len + (pass == Pass::kBackward ? 1 : 0);
+  // Each step a product and a kernel, twice with a projection and with the reset gate before the
+  // product; one kernel ends the backward pass.
+  const bool twice = s.proj_size || s.cell == Cell::kGruResetBefore;
+  plan.launches = (twice ? 4 : 2) * s.seq_len + (pass == Pass::kBackward ? 1 : 0);
   plan.workspace_bytes = request.num_directions *
                          (pass == Pass::kForward ? stepwise::ForwardWorkspace(s, nullptr).bytes
                                                  : stepwise::BackwardWorkspace(s, nullptr).bytes);

@@ -49,6 +49,9 @@ struct ForwardWorkspace {
   void* wide;       // [B, H] h before the projection, or null
   void* projected;  // [B, P], or null
   void* masked;     // [B, S] h as it enters its product, or null
+  // With the reset gate before the product: z, carried type, and r * h, [B, H]; or null.
+  void* z;
+  void* reset_h;
   int64_t bytes;
 
   ForwardWorkspace(const RecurrenceShape& s, void* base) {
@@ -59,6 +62,9 @@ struct ForwardWorkspace {
     projected = P ? workspace.take(B * P * element_bytes(s.element)) : nullptr;
     const int64_t masked_bytes = B * s.state_size() * element_bytes(s.element);
     masked = s.recurrent_dropout ? workspace.take(masked_bytes) : nullptr;
+    const bool resets_before = s.cell == Cell::kGruResetBefore;
+    z = resets_before ? workspace.take(B * H * carried_bytes(s.element)) : nullptr;
+    reset_h = resets_before ? workspace.take(B * H * element_bytes(s.element)) : nullptr;
     bytes = workspace.size();
   }
 };
@@ -68,6 +74,7 @@ struct BackwardWorkspace {
   void* step_dgates;  // [B, dgates_blocks * H]
   void* wide_dh;      // [B, H], carried type, or null
   void* step_dproj;   // [B, P], or null
+  void* reset_dh;     // [B, H], carried type: the gradient of r * h, or null
   int64_t bytes;
 
   BackwardWorkspace(const RecurrenceShape& s, void* base) {
@@ -77,6 +84,8 @@ struct BackwardWorkspace {
     step_dgates = workspace.take(B * dgates_blocks(s.cell) * H * element_bytes(s.element));
     wide_dh = P ? workspace.take(B * H * carried_bytes(s.element)) : nullptr;
     step_dproj = P ? workspace.take(B * P * element_bytes(s.element)) : nullptr;
+    reset_dh = s.cell == Cell::kGruResetBefore ? workspace.take(B * H * carried_bytes(s.element))
+                                               : nullptr;
     bytes = workspace.size();
   }
 };

@@ -75,6 +75,14 @@ struct ScalarMath {
   }
 };
 
+// An LSTM's peepholes [3*H] of unit u.
+template <class T>
+BIRNN_DEVICE auto peepholes_of(const void* weight_ch, int64_t hidden_size, int64_t u) {
+  const T* const w = static_cast<const T*>(weight_ch) + u;
+  return typename PeepholeLstmCell<ScalarMath<Carried<T>>>::Peepholes{
+      load(w), load(w + hidden_size), load(w + 2 * hidden_size)};
+}
+
 // One step of one direction over the batch.
 struct Step {
   int64_t index = 0;                 // s
@@ -185,7 +193,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
         if (is_first) store(hy + unit, load_or_zero<T>(dir.hx, unit));
         if (is_first) store_masked(regularisers, masked, unit, Real(0));
       }
-      if constexpr (kCell == Cell::kLstm) {
+      if constexpr (kIsLstm<kCell>) {
         if (is_first) cy[unit] = load_or_zero<T>(dir.cx, unit);
       }
       return;
@@ -231,8 +239,13 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
       const Real c_prev = anew ? Real(0) : carried;
       Real c = c_prev;
       typename LstmCell<Math>::Activations act;
-      h = LstmCell<Math>::forward(preactivation(0), preactivation(1), preactivation(2),
-                                  preactivation(3), c, act);
+      if constexpr (kCell == Cell::kLstmPeepholes)
+        h = PeepholeLstmCell<Math>::forward(preactivation(0), preactivation(1), preactivation(2),
+                                            preactivation(3), c,
+                                            peepholes_of<T>(dir.weight_ch, H, u), act);
+      else
+        h = LstmCell<Math>::forward(preactivation(0), preactivation(1), preactivation(2),
+                                    preactivation(3), c, act);
       if (regularisers.zoneout_h || regularisers.zoneout_c) keep(5, c);
       if (regularisers.zoneout_c) {
         const int64_t shares = at.row * regularisers.zoneout_c_stride + u;
@@ -384,7 +397,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads, 1) void backward_step_kernel(
       }
       const bool is_mixed = regularisers.zoneout_h || regularisers.zoneout_c;
       const Real c_new = load(reserve + (is_mixed ? 5 : 4) * H);
-      const auto d = LstmCell<Math>::backward(dh, dc_new, act, c_new, c_prev);
+      typename LstmCell<Math>::Gradients d;
+      if constexpr (kCell == Cell::kLstmPeepholes)
+        d = PeepholeLstmCell<Math>::backward(dh, dc_new, act, c_new, c_prev,
+                                             peepholes_of<T>(dir.weight_ch, H, u));
+      else
+        d = LstmCell<Math>::backward(dh, dc_new, act, c_new, c_prev);
       emit(0, d.i);
       emit(1, d.f);
       emit(2, d.g);

@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
@@ -53,7 +54,7 @@ int64_t steps_per_chunk(const cpu::Layer& layer, int64_t row_bytes) {
 }  // namespace
 
 BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
-  const Numbers numbers(given.input.scalar_type(), given.shape.batch_size);
+  const Numbers numbers(given.input.scalar_type(), given.shape);
   const ProfiledCall call(given, "backward", numbers.instruction_set);
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
@@ -67,7 +68,7 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   const at::ScalarType type = p.input.scalar_type();
   const auto options = p.input.options().dtype(numbers.sums);
   const auto row_options = options.dtype(numbers.rows);
-  const bool lstm = s.cell == Cell::kLstm;
+  const bool lstm = is_lstm(s.cell);
   const Products multiply{s.element};
 
   BackwardTensors tensors;
@@ -110,13 +111,24 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
     dx.sum = cpu::empty_large({N, I}, options);
     if (dx.started) dx.sum.zero_();
   }
-  std::vector<GradientSum> dw_ih(D), dw_hh(D), dbias(D);
+  // Where the reset gate comes before the product, the rows of n have a product of their own, with
+  // r * h: the reserve's last block.
+  const bool resets_before = s.cell == Cell::kGruResetBefore;
+  const int64_t state_rows = (resets_before ? 2 : G) * H;
+  std::vector<Tensor> whole_dw_hh(D);
+  std::vector<GradientSum> dw_ih(D), dw_hh(D), dw_hn(D), dbias(D), dw_ch(D);
   // What a single product writes is rounded by it, and needs no sum in float.
   const bool one_product = chunk >= T && !tensors.hx.defined() && numbers.rows == type;
   const auto dw_options = options.dtype(one_product ? type : numbers.sums);
   for (int d = 0; d < D; ++d) {
     if (needed(d, 0)) dw_ih[d].sum = cpu::empty_large({G * H, I}, dw_options);
-    if (needed(d, 1)) dw_hh[d].sum = cpu::empty_large({G * H, S}, dw_options);
+    if (needed(d, 1)) {
+      whole_dw_hh[d] = cpu::empty_large({G * H, S}, dw_options);
+      dw_hh[d].sum = resets_before ? whole_dw_hh[d].narrow(0, 0, state_rows) : whole_dw_hh[d];
+      if (resets_before) dw_hn[d].sum = whole_dw_hh[d].narrow(0, state_rows, H);
+    }
+    if (p.has_peepholes() && needed(d, per_direction - 1))
+      dw_ch[d].sum = at::empty({3 * H}, options);
     if (p.has_bias && (needed(d, 2) || needed(d, 3)))
       dbias[d].sum = at::empty({dgates_width}, options);
   }
@@ -142,15 +154,15 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
       }
     }
     if (dw_hh[d].sum.defined()) {  // dW_hh += dgates^T (the states that the rows continue)
-      product.m = G * H, product.n = S, product.ldc = S;
+      product.m = state_rows, product.n = S, product.ldc = S;
       const auto add = [&](int64_t row, int64_t row_count, const void* states, int64_t stride) {
         product.k = row_count, product.ldb = stride, product.beta = dw_hh[d].next_beta();
         multiply(product, direction_row_pointer(dgates, d, row - first, recurrent_column), states,
                  dw_hh[d].sum.data_ptr(), !one_product);
       };
       if (rows.lengths.defined() || rows.resets.defined() || s.recurrent_dropout) {
-        const Tensor states =
-            previous_states(p, rows, output, hx, regularisers.recurrent_mask, d, t_begin, t_end);
+        const Tensor states = previous_states(p, rows, output.narrow(1, d * S, S), hx,
+                                              regularisers.recurrent_mask, d, t_begin, t_end);
         add(first, count, states.const_data_ptr(), S);
       } else {
         // Padded rows continue the rows one step, B rows, away; the first step continues hx.
@@ -164,6 +176,28 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
         if (hx.defined() && t_begin <= first_step && first_step < t_end)
           add(first_step * B, B, row_pointer(hx, d), S);
       }
+    }
+    if (dw_hn[d].sum.defined()) {
+      product.m = H, product.n = H, product.k = count, product.ldc = H;
+      product.ldb = tensors.reserve.stride(1), product.beta = dw_hn[d].next_beta();
+      multiply(product, direction_row_pointer(dgates, d, 0, state_rows),
+               direction_row_pointer(tensors.reserve, d, first, 3 * H), dw_hn[d].sum.data_ptr(),
+               !one_product);
+    }
+    if (dw_ch[d].sum.defined()) {
+      const auto gate = [&](int64_t g) {
+        return dgates[d].narrow(0, 0, count).narrow(1, g * H, H);
+      };
+      const Tensor kept = tensors.reserve[d].narrow(0, 0, N);
+      const Tensor c_before =
+          previous_states(p, rows, kept.narrow(1, 4 * H, H), tensors.cx, {}, d, t_begin, t_end);
+      const Tensor c_new = kept.narrow(0, first, count).narrow(1, output_c_block(s) * H, H);
+      const Tensor sum = at::cat(
+          {gate(0).mul(c_before).sum(0), gate(1).mul(c_before).sum(0), gate(3).mul(c_new).sum(0)});
+      if (dw_ch[d].next_beta() == 0.0f)
+        dw_ch[d].sum.copy_(sum);
+      else
+        dw_ch[d].sum.add_(sum);
     }
     if (Tensor& sum = dbias[d].sum; sum.defined()) {
       const Tensor counted = dgates[d].narrow(0, 0, count).narrow(1, 0, dgates_width);
@@ -220,13 +254,14 @@ BackwardResult backward_cpu(const Problem& given, const BackwardInputs& in) {
   out.d_cx = in.needs_grad[2] && p.cx ? give_state(tensors.dcx, rows, type) : none();
   for (size_t i = 0; i < p.weights.size(); ++i) out.d_weights.push_back(none());
   for (int d = 0; d < D; ++d) {
-    for (GradientSum* g : {&dw_ih[d], &dw_hh[d], &dbias[d]})
+    for (GradientSum* g : {&dw_ih[d], &dw_hh[d], &dw_hn[d], &dbias[d], &dw_ch[d]})
       if (g->sum.defined() && !g->started) g->sum.zero_();
     const auto set = [&](int i, const Tensor& t) {
       if (needed(d, i)) out.d_weights[d * per_direction + i] = as_type(t, type);
     };
     set(0, dw_ih[d].sum);
-    set(1, dw_hh[d].sum);
+    set(1, whole_dw_hh[d]);
+    if (p.has_peepholes()) set(per_direction - 1, dw_ch[d].sum);
     if (const Tensor& sum = dbias[d].sum; sum.defined()) {
       if (s.cell == Cell::kGru) {
         // Of n, r, z and the recurrent n to r, z, n.

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "cpu/gemm_cpu.h"
 #include "cpu/kept_memory.h"
 #include "layer/cpu/operands.h"
 #include "layer/profile.h"
@@ -13,8 +14,24 @@ namespace birnn {
 
 using namespace cpu;
 
+namespace {
+
+// gates [N, 3*H or more] = x W_ih^T, for cells that are given it.
+void project_input(const Tensor& x, const Tensor& weight_ih, const ForwardDirection& dir,
+                   Element element) {
+  GemmShape product;
+  product.transpose_b = true;
+  product.m = x.size(0), product.n = weight_ih.size(0), product.k = x.size(1);
+  product.lda = x.stride(0), product.ldb = product.k, product.ldc = dir.gates_stride;
+  product.float_output = true;
+  cpu::gemm(nullptr, nullptr, product, x.const_data_ptr(), weight_ih.const_data_ptr(), dir.gates,
+            element, GemmCompute::kIeee);
+}
+
+}  // namespace
+
 ForwardResult forward_cpu(const Problem& given, bool training) {
-  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
+  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape);
   const ProfiledCall call(given, "forward", numbers.instruction_set);
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Rows rows = rows_of(given);
@@ -28,7 +45,7 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const at::ScalarType type = p.input.scalar_type();
   const auto options = p.input.options().dtype(numbers.sums);
   const auto row_options = options.dtype(numbers.rows);
-  const bool lstm = s.cell == Cell::kLstm;
+  const bool lstm = is_lstm(s.cell);
 
   const Tensor x = take_rows(p.input, rows, numbers.rows);
   ForwardTensors tensors;
@@ -40,6 +57,14 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   const Tensor reserve = training ? cpu::empty_large({D, p.num_rows, reserve_width}, options)
                                   : at::empty({0}, p.input.options());
 
+  Tensor gates = reserve;
+  int64_t gates_width = reserve_width;
+  const bool projects_first = s.cell == Cell::kGruResetBefore;
+  if (projects_first && !training) {
+    gates_width = num_gates(s.cell) * H;
+    gates = cpu::empty_large({D, rows.num_rows, gates_width}, options);
+  }
+
   std::vector<const void*> weight_ih(D);
   std::vector<cpu::WeightScales> scales(D);
   std::vector<Tensor> contiguous_scales;
@@ -48,8 +73,9 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
   for (int d = 0; d < D; ++d) {
     ForwardDirection& dir = directions[d];
     dir = forward_direction(p, tensors, d);
-    if (training && reserve_width > 0) dir.gates = mutable_row_pointer(reserve, d);
-    dir.gates_stride = reserve_width;
+    if (gates.dim() == 3 && gates_width > 0) dir.gates = mutable_row_pointer(gates, d);
+    dir.gates_stride = gates_width;
+    if (projects_first) project_input(x, p.weight_ih(d), dir, s.element);
     weight_ih[d] = p.weight_ih(d).const_data_ptr();
     if (p.is_quantized()) {
       const Tensor* scale = &contiguous_scales[d * p.scales.size() / D];
@@ -77,7 +103,7 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
 }
 
 Tensor pack_weights_cpu(const Problem& given) {
-  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape.batch_size);
+  const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape);
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   Problem p = given;
   p.weights = weights_for(given, numbers, false);

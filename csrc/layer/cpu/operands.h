@@ -19,13 +19,14 @@ struct Numbers {
   const char* instruction_set;
   at::ScalarType weights, rows, sums;  // weights: the matrices, as the kernels take them
 
-  Numbers(at::ScalarType type, int64_t batch_size) : sums(at::toOpMathType(type)) {
+  Numbers(at::ScalarType type, const RecurrenceShape& shape) : sums(at::toOpMathType(type)) {
     if (type == at::kChar) {
       take(WeightFormat::kInt8);
       weights = at::kChar;
       rows = sums = at::kFloat;
       return;
     }
+    if (runs_in_plain_numbers(shape.cell)) type = sums;
     take(type == at::kDouble     ? WeightFormat::kFloat64
          : type == at::kHalf     ? WeightFormat::kFloat16
          : type == at::kBFloat16 ? WeightFormat::kBFloat16
@@ -35,7 +36,7 @@ struct Numbers {
     // fast as float32, H = 512, B = 32 0.6 times. The sums are the same, bit for bit.
     constexpr int64_t kFewSequences = 2;
     const bool widens = type != sums && kernels && kernels->rows != Element::kBFloat16;
-    if (widens && batch_size > kFewSequences) kernels = nullptr;
+    if (widens && shape.batch_size > kFewSequences) kernels = nullptr;
     weights = kernels ? type : sums;
     if (!kernels) take(WeightFormat::kFloat32);
     rows = kernels->rows == Element::kBFloat16 ? at::kBFloat16 : sums;

@@ -112,35 +112,36 @@ void multiply_row(char* row, const char* factors, int64_t size, at::ScalarType t
 
 }  // namespace
 
-Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
-                       const Tensor& mask, int d, int64_t t_begin, int64_t t_end) {
-  const int64_t S = p.shape.state_size();
+Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& states,
+                       const Tensor& initial, const Tensor& mask, int d, int64_t t_begin,
+                       int64_t t_end) {
+  const int64_t S = states.size(1);
   const SequenceRows at_rows = rows.pointers();
   const auto offset = [&](int64_t t) {
     return at_rows.row_offsets ? at_rows.row_offsets[t] : t * p.shape.batch_size;
   };
   const int64_t first_row = offset(t_begin);
-  const Tensor states = cpu::empty_large({offset(t_end) - first_row, S}, output.options());
-  const int64_t bytes = S * output.element_size();
+  const Tensor previous = cpu::empty_large({offset(t_end) - first_row, S}, states.options());
+  const int64_t bytes = S * states.element_size();
   for (int64_t t = t_begin; t < t_end; ++t)
     for (int64_t row = offset(t); row < offset(t + 1); ++row) {
       const int64_t b = row - offset(t);
       const int64_t from = d == 1 ? t + 1 : t - 1, border = d == 1 ? from : t;
       const int64_t length = at_rows.lengths ? at_rows.lengths[b] : p.shape.seq_len;
-      char* to = mutable_row_pointer(states, row - first_row);
+      char* to = mutable_row_pointer(previous, row - first_row);
       if (at_rows.resets && border < length && at_rows.resets[offset(border) + b])
         std::memset(to, 0, bytes);
       else if (from >= 0 && from < length)
-        std::memcpy(to, row_pointer(output, offset(from) + b, d * S), bytes);
-      else if (hx.defined())
-        std::memcpy(to, direction_row_pointer(hx, d, b), bytes);
+        std::memcpy(to, row_pointer(states, offset(from) + b), bytes);
+      else if (initial.defined())
+        std::memcpy(to, direction_row_pointer(initial, d, b), bytes);
       else
         std::memset(to, 0, bytes);
       if (mask.defined())
         multiply_row(to, direction_row_pointer(mask, d, b), S, states.scalar_type(),
                      mask.scalar_type());
     }
-  return states;
+  return previous;
 }
 
 Rows rows_of(const Problem& p) {

@@ -59,10 +59,11 @@ inline const char* direction_row_pointer(const Tensor& t, int d, int64_t row, in
   return row_pointer(t, d) + (row * t.stride(1) + column) * t.element_size();
 }
 
-// The states that the rows of steps [t_begin, t_end) multiply W_hh by, [rows, S], of an output
-// [N, D*S]: of packed rows, where they lie at no fixed distance, of those where several sequences
-// lie, and of masked ones. hx [D, B, S] and mask [D, B, S] may be undefined.
-Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& output, const Tensor& hx,
-                       const Tensor& mask, int d, int64_t t_begin, int64_t t_end);
+// The states that the rows of steps [t_begin, t_end) continue, [rows, S], of direction d's states
+// [N, S] after each: of packed rows, where they lie at no fixed distance, of those where several
+// sequences lie, and of masked ones. initial [D, B, S] and mask [D, B, S] may be undefined.
+Tensor previous_states(const Problem& p, const Rows& rows, const Tensor& states,
+                       const Tensor& initial, const Tensor& mask, int d, int64_t t_begin,
+                       int64_t t_end);
 
 }  // namespace birnn::cpu

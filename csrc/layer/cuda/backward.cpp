@@ -56,7 +56,7 @@ BackwardDirection direction_of_steps(const Problem& p, const BackwardTensors& te
     const int64_t previous = (reverse ? T - steps.first : steps.first - 1) * B;
     before.push_back(tensors.output.narrow(0, previous, B).narrow(1, d * S, S).contiguous());
     dir.hx = before.back().const_data_ptr();
-    if (s.cell == Cell::kLstm) {
+    if (is_lstm(s.cell)) {
       before.push_back(tensors.reserve[d].narrow(0, previous, B).narrow(1, 4 * H, H).contiguous());
       dir.cx = before.back().const_data_ptr();
     }
@@ -88,7 +88,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   const int64_t S = s.state_size(), I = p.input_size, N = T * B;
   const auto options = p.input.options();
   const auto carried = options.dtype(carried_type(p.input));
-  const bool lstm = s.cell == Cell::kLstm;
+  const bool lstm = is_lstm(s.cell);
   const int64_t width = dgates_blocks(s.cell) * H;
   const std::vector<Steps> parts = divide(T, cuda::backward_parts(request, choice));
 
@@ -109,6 +109,8 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
   if (s.proj_size) tensors.dproj = at::empty({D, N, S}, options);
 
   WeightOperands factors;
+  factors.rows = rows;
+  factors.cx = tensors.cx;
   if (gradients.any_weight_ih()) factors.x = take_masked_rows(p.input, rows, p);
   factors.output = tensors.output;
   factors.hx = tensors.hx;
@@ -133,7 +135,7 @@ BackwardResult backward_cuda(const Problem& given, const BackwardInputs& in) {
       factors.first_dgates = at::empty({D, B, width}, options);
       factors.started_hx = factors.hx.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
     }
-    if (gradients.any_weight_hr()) factors.padding = padding_mask(rows, p).view({N, 1});
+    if (gradients.any_last()) factors.padding = padding_mask(rows, p).view({N, 1});
   }
   const Workspace workspace =
       make_workspace(p, cuda::backward_workspace(choice, s, p.num_directions), choice);

@@ -22,7 +22,7 @@ ForwardResult forward_cuda(const Problem& given, bool training) {
   const int64_t D = p.num_directions, T = s.seq_len, B = s.batch_size, H = s.hidden_size;
   const int64_t S = s.state_size(), I = p.input_size, G = num_gates(s.cell), N = T * B;
   const auto options = p.input.options();
-  const bool lstm = s.cell == Cell::kLstm, together = cuda::runs_directions_together(choice);
+  const bool lstm = is_lstm(s.cell), together = cuda::runs_directions_together(choice);
 
   const Tensor x = take_rows(p.input, rows, p);
   const RegulariserOperands regularisers(p, rows);

@@ -20,6 +20,10 @@ const char* name_of(Cell cell) {
       return "relu";
     case Cell::kGru:
       return "gru";
+    case Cell::kGruResetBefore:
+      return "gru_reset_before";
+    case Cell::kLstmPeepholes:
+      return "lstm_peepholes";
     case Cell::kLstm:
       break;
   }

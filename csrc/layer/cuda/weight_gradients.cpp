@@ -42,7 +42,7 @@ void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in, c
   const RecurrenceShape& s = p_.shape;
   const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size, S = s.state_size();
   const int64_t G = num_gates(s.cell), width = dgates_blocks(s.cell) * H;
-  const bool reverse = d == 1;
+  const bool reverse = d == 1, resets_before = s.cell == Cell::kGruResetBefore;
   Direction& direction = directions_[d];
   GemmShape product;
   product.transpose_a = true;
@@ -66,12 +66,13 @@ void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in, c
     const Tensor& sum = direction.sum_weight_hh;
     // The blocks that belong to weight_hh: the last G * H columns.
     const int64_t recurrent = (d + 1) * width - G * H;
+    const int64_t state_rows = (resets_before ? 2 : G) * H;
     // A row continues the row one step, B rows, away: where a sequence starts inside the batch (the
     // reverse direction, shorter lengths) that is a zero past its end. The first rows of all
     // continue hx.
     const Steps later{std::max<int64_t>(steps.first, 1), std::max<int64_t>(steps.last, 1)};
     const int64_t row = first_time(later, T, reverse) * B;
-    product.m = G * H, product.n = S, product.k = later.count() * B;
+    product.m = state_rows, product.n = S, product.k = later.count() * B;
     product.ldb = in.output.stride(0), product.ldc = S;
     product.beta = direction.started ? 1.0f : 0.0f;
     product.float_output = sum.scalar_type() != p_.input.scalar_type();
@@ -89,7 +90,53 @@ void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in, c
       }
     }
   }
+  if (direction.sum_weight_hh.defined() && resets_before) {  // of r * h, in the same rows
+    const Tensor& sum = direction.sum_weight_hh;
+    const int64_t row = first_time(steps, T, reverse) * B;
+    product.m = H, product.n = H, product.k = steps.count() * B, product.ldc = H;
+    product.lda = in.dgates.stride(0), product.ldb = in.reserve.stride(1);
+    product.beta = direction.started ? 1.0f : 0.0f;
+    product.float_output = sum.scalar_type() != p_.input.scalar_type();
+    multiply(p_, queue, product, row_pointer(in.dgates, row, d * width + 2 * H),
+             row_pointer(in.reserve[d], row, 3 * H), mutable_row_pointer(sum, 2 * H));
+  }
   direction.started = true;
+}
+
+// Of i and f: their gradients times the c that a step continues; of o: times its own.
+void WeightGradients::add_peepholes(int d, const WeightOperands& in) {
+  const RecurrenceShape& s = p_.shape;
+  const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size;
+  const bool reverse = d == 1;
+  const auto kept = [&](int64_t block) {
+    const Tensor rows = in.reserve[d].narrow(1, block * H, H);
+    return (in.padding.defined() ? rows.masked_fill(in.padding, 0) : rows).view({T, B, H});
+  };
+  const auto gate = [&](int64_t g) {
+    return in.dgates.narrow(1, (4 * d + g) * H, H).view({T, B, H});
+  };
+  const Tensor states = kept(4);
+  const Tensor initial =
+      in.cx.defined() ? in.cx[d].unsqueeze(0) : at::zeros_like(states[0]).unsqueeze(0);
+  Tensor before = reverse ? at::cat({states.narrow(0, 1, T - 1), initial})
+                          : at::cat({initial, states.narrow(0, 0, T - 1)});
+  if (p_.resets) {  // the border that a step begins behind: in reverse that of the step after
+    const Tensor begins = p_.resets->unsqueeze(2);
+    before = reverse
+                 ? at::cat({before.narrow(0, 0, T - 1).masked_fill(begins.narrow(0, 1, T - 1), 0),
+                            before.narrow(0, T - 1, 1)})
+                 : before.masked_fill(begins, 0);
+  }
+  if (reverse && in.cx.defined() && in.rows.lengths.defined()) {
+    const Tensor steps = at::arange(1, T + 1, in.rows.lengths.options()).view({T, 1, 1});
+    before = at::where(steps.eq(in.rows.lengths.view({1, B, 1})), initial, before);
+  }
+  const auto sum = [&](const Tensor& d_gate, const Tensor& c) {
+    return d_gate.mul(c).sum({0, 1}, false, carried_type(p_.input));
+  };
+  weight(d, p_.weights_per_direction - 1)
+      .copy_(at::cat(
+          {sum(gate(0), before), sum(gate(1), before), sum(gate(3), kept(output_c_block(s)))}));
 }
 
 void* WeightGradients::bias_of_recurrence(int d, int which) const {
@@ -124,6 +171,7 @@ void WeightGradients::finish(int d, const WeightOperands& in, const Queue& queue
         sum_into(bias_ih, recurrent);
     }
   }
+  if (p_.has_peepholes() && needs(d, p_.weights_per_direction - 1)) add_peepholes(d, in);
   if (s.proj_size && needs(d, p_.weights_per_direction - 1)) {
     const Tensor& weight_hr = weight(d, p_.weights_per_direction - 1);
     Tensor h = in.reserve[d]

@@ -22,6 +22,7 @@ struct WeightOperands {
   Tensor x;       // [N, I], zeros past the ends; undefined if no weight_ih needs a gradient
   Tensor output;  // [N, D * S]
   Tensor hx;      // [D, B, S] or undefined
+  Tensor cx;      // [D, B, H] or undefined
   // [D, B, width] and [D, B, S]: of the sequences that have a step, where lengths differ; else
   // undefined.
   Tensor first_dgates, started_hx;
@@ -29,6 +30,7 @@ struct WeightOperands {
   Tensor dproj;    // [D, N, S], projection only
   Tensor reserve;  // [D, N, reserve_blocks * H]
   Tensor padding;  // [N, 1], true past the ends; undefined where there is nothing past them
+  Rows rows;
 };
 
 class WeightGradients {
@@ -41,15 +43,18 @@ class WeightGradients {
   bool needs(int d, int weight) const;  // by place among a direction's weights
   bool any_weight_ih() const { return any(0); }
   bool any_weight_hh() const { return any(1); }
-  bool any_weight_hr() const { return p_.shape.proj_size > 0 && any(p_.weights_per_direction - 1); }
+  // Whether weight_hr or weight_ch needs a gradient, the last of a direction's where there is one.
+  bool any_last() const {
+    return (p_.shape.proj_size > 0 || p_.has_peepholes()) && any(p_.weights_per_direction - 1);
+  }
 
   // Adds the products of these steps of direction d, on a queue of the current stream. The parts
   // of a direction come in a row, the last steps first.
   void add(int d, const Steps& steps, const WeightOperands& operands, const Queue& queue);
   // Where the recurrence writes the gradient of bias_ih (0) or bias_hh (1), or null.
   void* bias_of_recurrence(int d, int which) const;
-  // What is no product of a part: the biases, unless they are given; projection. After the last
-  // part.
+  // What is no product of a part: the biases, unless they are given; projection; peepholes. After
+  // the last part.
   void finish(int d, const WeightOperands& operands, const Queue& queue);
 
   // In the order of the problem's weights; shape [0] where no gradient was asked for.
@@ -63,6 +68,7 @@ class WeightGradients {
     bool started = false;
   };
   bool any(int weight) const;
+  void add_peepholes(int d, const WeightOperands& operands);
   Tensor& weight(int d, int i) { return directions_[d].weights[i]; }
 
   const Problem& p_;
