@@ -6,7 +6,7 @@ block through its step. Per shape and pass:
   serial   cycles that the busiest warp needs for a step if it never waits for anybody
   chain    from the wait for the exchange to the last push; a step takes about the longer of serial
            and chain + 265
-  counts   with --counts: what each warp of a block executes in a step, by an interpreter of the PTX:
+  counts   with --counts: what each warp of a block executes in a step, by an interpreter of PTX:
            instructions by class, bytes of all lanes by state space
   waits    with --roles: instructions by class, and the five longest waits, by source line
 

@@ -1,9 +1,9 @@
 """What each warp of a kernel executes in a step: PTX as nvcc makes it, run by an interpreter.
 
-Beside the machine code that play.py reads: what is executed, not what stands there, and the bytes by
-state space; but before ptxas. The kernels' test drivers are compiled for the interpreter
-(tests/emulator/ptx) with every instance, and called as the plan divides a problem, for two numbers of
-steps: a step is the difference. How often a warp asks in vain for what others bring is the
+Beside the machine code that play.py reads: what is executed, not what stands there, and the bytes
+by state space; but before ptxas. The kernels' test drivers are compiled for the interpreter
+(tests/emulator/ptx) with every instance, and called as the plan divides a problem, for two numbers
+of steps: a step is the difference. How often a warp asks in vain for what others bring is the
 emulator's schedule, the same each time.
 """
 
@@ -29,12 +29,38 @@ CELLS |= {"gru": ("kGru", 2, 3, 4, 4), "lstm": ("kLstm", 3, 4, 5, 4)}
 ELEMENTS = {"fp16": (2, torch.float16), "bf16": (3, torch.bfloat16)}
 ELEMENTS |= {"tf32": (1, torch.float32), "ieee": (1, torch.float32)}
 # Of a direction, in the order of the drivers (tests/kernels/driver_arguments.h).
-FORWARD = "weight_hh weight_hr bias_ih bias_hh hx cx gates output hy cy resets".split()
-BACKWARD = (
-    "weight_hh weight_hr hx cx output reserve dy dc dgates dproj dhx dcx dbias_ih dbias_hh resets "
-    "first_dgates"
-).split()
-REGULARISERS = "recurrent_mask zoneout_h zoneout_c".split()
+FORWARD = [
+    "weight_hh",
+    "weight_hr",
+    "bias_ih",
+    "bias_hh",
+    "hx",
+    "cx",
+    "gates",
+    "output",
+    "hy",
+    "cy",
+    "resets",
+]
+BACKWARD = [
+    "weight_hh",
+    "weight_hr",
+    "hx",
+    "cx",
+    "output",
+    "reserve",
+    "dy",
+    "dc",
+    "dgates",
+    "dproj",
+    "dhx",
+    "dcx",
+    "dbias_ih",
+    "dbias_hh",
+    "resets",
+    "first_dgates",
+]
+REGULARISERS = ["recurrent_mask", "zoneout_h", "zoneout_c"]
 ABSENT = {"weight_hr", "dproj", "dc", "zoneout_h", "zoneout_c"}
 
 

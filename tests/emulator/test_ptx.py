@@ -52,6 +52,7 @@ DEFECTS = {
     "word_slot_reused": {"plain": emulated.WRONG},
 }
 
+
 @pytest.mark.parametrize("variant", build.VARIANTS)
 @pytest.mark.parametrize(
     ("source", "arguments"), [("conformance.cu", ()), ("litmus.cu", ()), ("defects.cu", ("clean",))]

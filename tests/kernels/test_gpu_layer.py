@@ -254,6 +254,8 @@ KERNELS = ("block", "cluster", "grid", "stepwise")
 def kernels_for(cell: str, number: int) -> tuple[str, ...]:
     """Two of them, in turn; the cells of VARIANTS run stepwise alone."""
     return ("",) if cell in VARIANTS else (KERNELS[number % 4], KERNELS[(number + 2) % 4])
+
+
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"states": False, "bias": False},
