@@ -60,7 +60,8 @@ struct RecurrenceShape {
   int64_t batch_size = 0;   // B
   int64_t hidden_size = 0;  // H
   int64_t proj_size = 0;    // P, 0 for none (LSTM only)
-  // Whether there are sequences inside rows; Regularisers: a mask of h; shares of the states before.
+  // Whether there are sequences inside rows; Regularisers: a mask of h; shares of the states
+  // before.
   bool resets = false, recurrent_dropout = false, zoneout = false;
 
   int64_t state_size() const { return proj_size > 0 ? proj_size : hidden_size; }

@@ -41,13 +41,15 @@ struct Instance {
   bool shared_weights;
 
   // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums. So has fp32
-  // with four batch tiles, where those of a chunk stand beside many, and an LSTM with as many that
-  // may hand on something else than h.
+  // with four batch tiles, where those of a chunk stand beside many, and what may hand on something
+  // else than h with more than one.
   constexpr int chunks(Cell cell, int64_t element_bytes) const {
     const bool is_full = batch_tiles == 4 && element_bytes == 4 && row_tiles(cell) > 1;
-    const bool hands_on = batch_tiles == 4 && shared_weights && cell == Cell::kLstm;
+    const bool hands_on = batch_tiles > 1 && shared_weights && row_tiles(cell) > 1;
     const int held = fragments / row_tiles(cell) - (is_full || hands_on ? 1 : 0);
-    const int gru_limit = batch_tiles == 1 ? 6 : batch_tiles == 2 ? 4 : is_full ? 2 : 3;
+    const int gru_limit = batch_tiles == 1   ? 6
+                          : batch_tiles == 2 ? (hands_on ? 3 : 4)
+                                             : (is_full || hands_on ? 2 : 3);
     return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
   }
 };
