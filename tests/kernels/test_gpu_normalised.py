@@ -1,5 +1,5 @@
-"""The GPU layer of layer-normalised cells without a GPU: its own code and kernels on CPU tensors, on
-the emulator, against an oracle in fp64 and, bit by bit where there is none, the CPU's results.
+"""The GPU layer of layer-normalised cells without a GPU: its own code and kernels on CPU tensors,
+on the emulator, against an oracle in fp64, and against the CPU's results.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def make(
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_cpu_computes_the_same(cell: str) -> None:
-    """And its backward pass takes what the GPU's layer has kept: the reserves are laid out alike."""
+    """And its backward pass takes what the GPU's layer has kept: the reserves are alike."""
     call = make(cell, torch.float64, (5, 4, 9), cell_states=True)
     ours, cpu = (call.results(on) for on in (module(), ops))
     for name, wanted in cpu.items():
