@@ -40,8 +40,7 @@ inline device::LaunchConfig config_for_rows(int64_t width, int64_t batch_size, i
   device::LaunchConfig config;
   config.threads =
       width < kMaxRowThreads ? static_cast<uint32_t>((width + 31) / 32 * 32) : kMaxRowThreads;
-  config.grid.x =
-      static_cast<uint32_t>(batch_size < kMaxRowBlocks ? batch_size : kMaxRowBlocks);
+  config.grid.x = static_cast<uint32_t>(batch_size < kMaxRowBlocks ? batch_size : kMaxRowBlocks);
   config.shared_bytes = static_cast<size_t>(kSumBuffers * kMostSums * kMaxRowWarps * number_bytes);
   config.stream = stream;
   return config;
