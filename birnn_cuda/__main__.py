@@ -126,12 +126,6 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         shape += ", captured in a CUDA graph"
     if options.layer_norm and options.cell not in ("gru", "lstm"):
         raise ValueError(f"--layer-norm is for gru and lstm, got {options.cell}")
-    if options.layer_norm and device != "cpu":
-        reason = (
-            "a norm needs all sums of a step before the cell reads one, which no kernel here waits "
-            "for: each step is operators of torch, and their derivatives torch's"
-        )
-        return [("shape", shape), ("kernel", "stepwise, by torch"), ("because", reason)]
     if device == "cpu":
         info = ops.build_info()
         # float64 is computed by the kernels' sets of float32.
@@ -156,6 +150,8 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         limits = limits_of_this_gpu()
     else:
         limits = _known_devices()[device]
+    if options.layer_norm:
+        return [("shape", shape), ("device", _describe(limits)), *_plan_of_layer_norm(options)]
     plan = ops.plan(
         limits,
         cell=options.cell,
@@ -180,6 +176,29 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, str]]:
         if plan[name] is not None:
             rows += _describe_pass(name, plan[name])
     rows.append(("reserve", f"{plan['reserve_bytes'] / 2**20:.1f} MiB"))
+    return rows
+
+
+def _plan_of_layer_norm(options: argparse.Namespace) -> list[tuple[str, str]]:
+    if options.kernel not in ("", "stepwise"):
+        raise ValueError(
+            f'kernel "{options.kernel}" does not take a layer-normalised cell: stepwise does'
+        )
+    reason = (
+        "a norm needs all sums of a sequence before its cell reads one, and the kernels that keep "
+        "the recurrence on the chip share those out: a library product and one kernel a step, a "
+        "block to a sequence; computes in float64 if the dtype is that, else in float32"
+    )
+    launches = {"forward": 2 * options.steps, "backward": 2 * options.steps + 1}
+    if options.inference:
+        del launches["backward"]
+    rows = []
+    for name, count in launches.items():
+        rows += [
+            (name, "stepwise"),
+            (f"{name} because", reason),
+            (f"{name} launches", f"{count} in each direction, library products included"),
+        ]
     return rows
 
 

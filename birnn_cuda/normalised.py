@@ -8,9 +8,9 @@ vector less their mean, divided by their standard deviation, times a weight each
 
 Each norm of a product is over all gates together. The input's part is projected and normalised by
 operators of torch, for all steps at once. The recurrence on that is the operator
-``birnn_cuda::normalised_forward`` on a CPU; elsewhere, and under forward-mode differentiation, it
-is the reference below, step by step in operators of torch. Its second derivatives are the
-reference's everywhere. float16 and bfloat16 are computed in float32.
+``birnn_cuda::normalised_forward`` on a CPU and on CUDA; elsewhere, and under forward-mode
+differentiation, it is the reference below, step by step in operators of torch. Its second
+derivatives are the reference's everywhere. float16 and bfloat16 are computed in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .sequences import packed_lengths, packed_to_padded, padded_to_packed, paddi
 
 __all__ = ["normalised_layer"]
 
-HAS_OPERATOR = ("cpu", "meta")  # device types
+HAS_OPERATOR = ("cpu", "cuda", "meta")  # device types
 
 
 def normalised_layer(
@@ -45,6 +45,7 @@ def normalised_layer(
     cell: str,
     num_directions: int,
     eps: float = 1e-5,
+    precision: str = "ieee",
     with_cell_states: bool = False,
     recompute_activations: bool = False,
     resets: Tensor | None = None,
@@ -52,9 +53,9 @@ def normalised_layer(
     """Run one layer, one or two directions; time-major throughout.
 
     Args:
-        input, hx, cx, weights, lengths, batch_sizes, num_directions, with_cell_states,
+        input, hx, cx, weights, lengths, batch_sizes, num_directions, precision, with_cell_states,
             recompute_activations, resets: as of :func:`functional.recurrent_layer`, without
-            projection.
+            projection; the input's projection has the precision of torch's operators.
         norms: for each direction ``norm_ih [G*H]`` and ``norm_hh [G*H]``, then of an LSTM ``norm_c
             [H]`` and ``bias_c [H]``.
         cell: "gru" or "lstm".
@@ -80,6 +81,7 @@ def normalised_layer(
                 cell=cell,
                 num_directions=num_directions,
                 eps=eps,
+                precision=precision,
                 with_cell_states=with_cell_states,
                 recompute_activations=recompute_activations,
                 resets=resets,
@@ -106,6 +108,7 @@ def normalised_layer(
     gates_x = torch.cat(gates, 2)  # [T, B, D*G*H]
     results = _recurrence(
         *(gates_x, hx, cx, recurrent, lengths, resets, cell, num_directions, eps),
+        precision,
         with_cell_states,
         recompute_activations,
     )
@@ -125,6 +128,7 @@ def _recurrence(
     cell: str,
     num_directions: int,
     eps: float,
+    precision: str,
     with_cell_states: bool,
     recompute_activations: bool,
 ) -> tuple[Tensor, ...]:
@@ -142,13 +146,14 @@ def _recurrence(
             lengths,
             resets,
             *options,
+            precision,
             with_cell_states,
             recompute_activations,
             *weights,
         )
         return output, h_n, c_n, *cells
     output, h_n, c_n, reserve = ops.normalised_forward(
-        gates_x, hx, cx, weights, lengths, *options, with_cell_states, resets
+        gates_x, hx, cx, weights, lengths, *options, with_cell_states, resets, precision
     )
     if with_cell_states:
         return output, h_n, c_n, ops.cell_states(gates_x, c_n, reserve, lengths, None)
@@ -170,13 +175,15 @@ class _Recurrence(Function):
         cell: str,
         num_directions: int,
         eps: float,
+        precision: str,
         with_cell_states: bool,
         recompute_activations: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         keeps = with_cell_states or not recompute_activations
         output, h_n, c_n, reserve = ops.normalised_forward(
-            gates_x, hx, cx, weights, lengths, cell, num_directions, eps, keeps, resets
+            *(gates_x, hx, cx, weights, lengths, cell, num_directions, eps, keeps, resets),
+            precision,
         )
         if not with_cell_states:
             return output, h_n, c_n, reserve
@@ -185,11 +192,11 @@ class _Recurrence(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        *operands, cell, num_directions, eps, _, recompute_activations = inputs[:10]
+        *operands, cell, num_directions, eps, precision, _, recompute_activations = inputs[:11]
         output, _, c_n, reserve = outputs[:4]
         kept = None if recompute_activations else reserve
-        ctx.save_for_backward(*operands, output, kept, *inputs[10:])
-        ctx.options = cell, num_directions, eps
+        ctx.save_for_backward(*operands, output, kept, *inputs[11:])
+        ctx.options = cell, num_directions, eps, precision
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*((reserve,) if cell == "lstm" else (c_n, reserve)))
 
@@ -203,7 +210,7 @@ class _Recurrence(Function):
         d_cells: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         *operands, output, reserve = ctx.saved_tensors[:7]
-        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[10:])
+        needs_grad = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[11:])
         if ctx.options[0] != "lstm":
             d_c_n = None
         differentiable = not torch.compiler.is_compiling() and (
@@ -223,7 +230,7 @@ class _Recurrence(Function):
             gradient if needed else None
             for gradient, needed in zip(gradients, needs_grad, strict=True)
         )
-        return d_gates, d_hx, d_cx, *[None] * 7, *d_weights
+        return d_gates, d_hx, d_cx, *[None] * 8, *d_weights
 
 
 class _RecurrenceBackward(Function):
@@ -245,26 +252,28 @@ class _RecurrenceBackward(Function):
         cell: str,
         num_directions: int,
         eps: float,
+        precision: str,
         needs_grad: tuple[bool, ...],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         options = cell, num_directions, eps
         if reserve is None:
             *_, reserve = ops.normalised_forward(
-                gates_x, hx, cx, weights, lengths, *options, True, resets
+                gates_x, hx, cx, weights, lengths, *options, True, resets, precision
             )
         d_gates, d_hx, d_cx, d_weights = ops.normalised_backward(
             *(d_output, d_h_n, d_c_n, d_cells, gates_x, hx, cx, weights, lengths, output, reserve),
             *options,
             needs_grad,
             resets,
+            precision,
         )
         return d_gates, d_hx, d_cx, *d_weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, cell, num_directions, eps, needs_grad = inputs[:15]
-        ctx.save_for_backward(*tensors, *inputs[15:])
+        *tensors, _, _, cell, num_directions, eps, _, needs_grad = inputs[:16]
+        ctx.save_for_backward(*tensors, *inputs[16:])
         ctx.options = cell, num_directions, eps
         ctx.needs_grad = needs_grad
         ctx.set_materialize_grads(False)
@@ -276,13 +285,13 @@ class _RecurrenceBackward(Function):
         def outputs_of(gates_x: Tensor, hx: Any, cx: Any, *weights: Tensor) -> Any:
             return _reference(gates_x, hx, cx, weights, lengths, resets, *ctx.options)
 
-        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[15:])
+        needs_operands = (*ctx.needs_input_grad[4:7], *ctx.needs_input_grad[16:])
         operands = (gates_x, hx, cx, *weights)
         cotangents = ctx.saved_tensors[:4]
         d_cotangents, d_operands = differentiate_twice(
             outputs_of, cotangents, operands, gg, ctx.needs_grad, needs_operands
         )
-        return (*d_cotangents, *d_operands[:3], *[None] * 8, *d_operands[3:])
+        return (*d_cotangents, *d_operands[:3], *[None] * 9, *d_operands[3:])
 
 
 def _reference(

@@ -292,6 +292,7 @@ def _normalised_forward_fake(
     eps: float,
     training: bool,
     resets: Tensor | None = None,
+    precision: str = "ieee",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_devices(gates_x, lengths, hx, cx, resets, *weights)
     seq_len, batch_size, hidden_size = *gates_x.shape[:2], weights[0].size(1)
@@ -323,6 +324,7 @@ def _normalised_backward_fake(
     eps: float,
     needs_grad: Sequence[bool],
     resets: Tensor | None = None,
+    precision: str = "ieee",
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     d_gates, d_hx, d_cx, *d_weights = (
         gates_x.new_empty(operand.shape if operand is not None and needed else (0,))

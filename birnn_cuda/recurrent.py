@@ -467,7 +467,9 @@ class Recurrent(ReportsTorchClass, nn.RNNBase):
             if self.layer_norm:
                 count = len(norms) // self.num_layers
                 own_norms = norms[layer * count : (layer + 1) * count]
-                results = normalised_layer(output, hx, cx, of_layer, own_norms, **options)
+                results = normalised_layer(
+                    output, hx, cx, of_layer, own_norms, precision=precision, **options
+                )
             else:
                 if self.recurrent_dropout or self.zoneout:
                     drawn = self._draw_regularisers(output, hx, batch_sizes)

@@ -68,6 +68,7 @@ BIRNN_CELL_FN int gate_of_bias_hh(int block) {
 template <class Math>
 struct LayerNorm {
   using Value = typename Math::Value;
+  BIRNN_CELL_FN Value forward(Value x, Value mean, Value scale) { return (x - mean) * scale; }
   // d: the gradient of `normalised`; mean_d and mean_product: the means of d and d * normalised.
   BIRNN_CELL_FN Value backward(Value d, Value normalised, Value mean_d, Value mean_product,
                                Value scale) {

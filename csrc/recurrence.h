@@ -118,8 +118,9 @@ struct NormalisedDirection {
   int64_t output_stride = 0;
   void* reserve = nullptr;  // [N, normalised_reserve_size], null: none is kept
   int64_t reserve_stride = 0;
-  void* hy = nullptr;  // [B, H]
-  void* cy = nullptr;  // [B, H]: the cell state while the recurrence runs
+  const bool* resets = nullptr;  // as of SequenceRows, which a CPU direction is given
+  void* hy = nullptr;            // [B, H]
+  void* cy = nullptr;            // [B, H]: the cell state while the recurrence runs
   // Backward.
   const void* dy = nullptr;  // [N, H] at dy_stride, null: zeros
   int64_t dy_stride = 0;

@@ -35,7 +35,9 @@ inline Real normalise(const Real* x, int64_t n, Real eps, Real* normalised) {
   const Real scale = Real(1) / Real(__builtin_sqrt(double(squares / n + eps)));
   for (int64_t i = 0; i < n; i += M::kLanes) {
     const int count = int(std::min<int64_t>(M::kLanes, n - i));
-    M::store(normalised + i, deviation(i, count) * M::broadcast(scale), count);
+    M::store(normalised + i,
+             LayerNorm<M>::forward(M::load(x + i, count), M::broadcast(mean), M::broadcast(scale)),
+             count);
   }
   return scale;
 }

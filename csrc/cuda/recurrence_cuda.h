@@ -57,6 +57,19 @@ int stepwise_backward(const RecurrenceShape& shape, const int64_t* lengths,
                       void* first_dgates, const StepGemm& gemm, void* workspace, void* stream,
                       const Portion& portion = {});
 
+// The same of a layer-normalised GRU or LSTM, in fp32 or fp64 (other elements: kNoInstance), whose
+// directions have what `cells.h` says; no projection, no regularisers. cy need not be initialised.
+// With a reserve, what lies past the ends is zero in it, and in dgates, dsums and dnorm_c.
+int64_t normalised_forward_workspace(const RecurrenceShape& shape);
+int normalised_forward(const RecurrenceShape& shape, const int64_t* lengths,
+                       const NormalisedDirection& direction, const StepGemm& gemm, void* workspace,
+                       void* stream, const Portion& portion = {});
+
+int64_t normalised_backward_workspace(const RecurrenceShape& shape);
+int normalised_backward(const RecurrenceShape& shape, const int64_t* lengths,
+                        const NormalisedDirection& direction, const StepGemm& gemm, void* workspace,
+                        void* stream, const Portion& portion = {});
+
 // cluster_forward, cluster_backward: the whole recurrence of a direction in one kernel, by one
 // block or, on compute capability 9.0 and up, one cluster of blocks to each tile of the batch. Any
 // cell in fp16, bf16 and fp32 without projection, as far as W_hh fits into the registers of a

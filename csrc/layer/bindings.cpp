@@ -285,12 +285,13 @@ TORCH_LIBRARY(birnn_cuda, m) {
   m.def(
       "normalised_forward(Tensor gates_x, Tensor? hx, Tensor? cx, Tensor[] weights, "
       "Tensor? lengths, str cell, int num_directions, float eps, bool training, "
-      "Tensor? resets=None) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+      "Tensor? resets=None, str precision=\"ieee\") -> "
+      "(Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
   m.def(
       "normalised_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, "
       "Tensor? d_cell_states, Tensor gates_x, Tensor? hx, Tensor? cx, Tensor[] weights, "
       "Tensor? lengths, Tensor output, Tensor reserve, str cell, int num_directions, float eps, "
-      "bool[] needs_grad, Tensor? resets=None) -> "
+      "bool[] needs_grad, Tensor? resets=None, str precision=\"ieee\") -> "
       "(Tensor d_gates_x, Tensor d_hx, Tensor d_cx, Tensor[] d_weights)");
   // For what records operators and runs them later, as torch.jit.trace does.
   m.def(
@@ -313,6 +314,8 @@ TORCH_LIBRARY_IMPL(birnn_cuda, CPU, m) {
 
 TORCH_LIBRARY_IMPL(birnn_cuda, CUDA, m) {
   m.impl("forward", birnn::layer_forward);
+  m.impl("normalised_forward", birnn::normalised_forward);
+  m.impl("normalised_backward", birnn::normalised_backward);
   m.impl("backward", backward_op);
 }
 

@@ -203,18 +203,6 @@ Problem check_problem(const Tensor& input, const OptionalTensor& hx, const Optio
   return p;
 }
 
-// Raises for tensors on a device that this build has no kernels for.
-void check_device_is_built(const at::Device& device) {
-  if (device.is_cpu()) return;
-#if defined(BIRNN_WITH_CUDA)
-  if (device.is_cuda()) return;
-#endif
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      false, "birnn_cuda: this build has kernels for the CPU only, got tensors on ", device,
-      ". Move the layer and its input to the CPU, or convert the layer with "
-      "birnn_cuda.to_torch to run torch's own on that device");
-}
-
 // No sequences, or no step: nothing for a backend to do.
 bool is_empty(const Problem& p) { return p.shape.batch_size == 0 || p.shape.seq_len == 0; }
 
@@ -222,16 +210,6 @@ bool is_empty(const Problem& p) { return p.shape.batch_size == 0 || p.shape.seq_
 Tensor initial_state(const Problem& p, const OptionalTensor& state, int64_t size) {
   return state ? state->contiguous().clone()
                : at::zeros({p.num_directions, p.shape.batch_size, size}, p.input.options());
-}
-
-// Whether the GPU backend computes on these tensors. The tests have it do so on a CPU, under the
-// emulator.
-bool uses_gpu(const Tensor& t) {
-#if defined(BIRNN_GPU_BACKEND_ALONE)
-  return t.defined();
-#else
-  return t.is_cuda();
-#endif
 }
 
 // The reserve on the CPU keeps the rows of a packed batch, and is fp32 for 16-bit types.
@@ -277,6 +255,25 @@ BackwardResult backward_on_device(const Problem& p, const BackwardInputs& inputs
 }
 
 }  // namespace
+
+void check_device_is_built(const at::Device& device) {
+  if (device.is_cpu()) return;
+#if defined(BIRNN_WITH_CUDA)
+  if (device.is_cuda()) return;
+#endif
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, "birnn_cuda: this build has kernels for the CPU only, got tensors on ", device,
+      ". Move the layer and its input to the CPU, or convert the layer with "
+      "birnn_cuda.to_torch to run torch's own on that device");
+}
+
+bool uses_gpu(const Tensor& t) {
+#if defined(BIRNN_GPU_BACKEND_ALONE)
+  return t.defined();
+#else
+  return t.is_cuda();
+#endif
+}
 
 void check_length_values(const Tensor& lengths, int64_t seq_len) {
   const Tensor values = lengths.to(at::kLong).contiguous();

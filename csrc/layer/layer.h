@@ -64,6 +64,13 @@ struct InputGateBlocks {
 };
 std::vector<InputGateBlocks> input_gate_blocks(Cell cell);
 
+// Raises for tensors on a device that this build has no kernels for.
+void check_device_is_built(const at::Device& device);
+
+// Whether the GPU backend computes on these tensors. The tests have it do so on a CPU, under the
+// emulator.
+bool uses_gpu(const Tensor& t);
+
 // Raises a ValueError for the first value outside [0, seq_len] of a tensor on the CPU.
 void check_length_values(const Tensor& lengths, int64_t seq_len);
 

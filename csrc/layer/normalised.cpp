@@ -4,11 +4,8 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include "cpu/kept_memory.h"
-#include "layer/cpu/operands.h"
 
 namespace birnn {
-
-using namespace cpu;
 
 namespace {
 
@@ -17,7 +14,7 @@ int weights_of(Cell cell) { return cell == Cell::kLstm ? 5 : 3; }
 Problem check_normalised(const Tensor& gates_x, const OptionalTensor& hx, const OptionalTensor& cx,
                          at::TensorList weights, const OptionalTensor& lengths,
                          const std::string& cell, int64_t num_directions,
-                         const OptionalTensor& resets) {
+                         const OptionalTensor& resets, const std::string& precision) {
   Problem p;
   TORCH_CHECK(cell == "gru" || cell == "lstm",
               "birnn_cuda: a normalised cell must be 'gru' or 'lstm', got '", cell, "'");
@@ -25,6 +22,9 @@ Problem check_normalised(const Tensor& gates_x, const OptionalTensor& hx, const 
   const at::ScalarType type = gates_x.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kDouble,
               "birnn_cuda: gates_x must be float32 or float64, got ", type);
+  TORCH_CHECK(precision == "ieee" || precision == "tf32",
+              "birnn_cuda: precision must be 'ieee' or 'tf32', got '", precision, "'");
+  p.ieee = precision == "ieee";
   TORCH_CHECK(num_directions == 1 || num_directions == 2,
               "birnn_cuda: num_directions must be 1 or 2, got ", num_directions);
   p.shape.element = type == at::kFloat ? Element::kFloat32 : Element::kFloat64;
@@ -36,9 +36,9 @@ Problem check_normalised(const Tensor& gates_x, const OptionalTensor& hx, const 
   TORCH_CHECK(gates_x.dim() == 3, "birnn_cuda: gates_x must have 3 dimensions, got ",
               gates_x.dim());
   const auto check = [&](const Tensor& t, const char* name, at::IntArrayRef sizes) {
-    TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == type && t.device().is_cpu(),
-                "birnn_cuda: expected ", name, " of size ", sizes, ", ", type, " on cpu, got ",
-                t.sizes(), ", ", t.scalar_type(), " on ", t.device());
+    TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == type && t.device() == gates_x.device(),
+                "birnn_cuda: expected ", name, " of size ", sizes, ", ", type, " on ",
+                gates_x.device(), ", got ", t.sizes(), ", ", t.scalar_type(), " on ", t.device());
   };
   const int64_t G = num_gates(p.shape.cell), T = gates_x.size(0), B = gates_x.size(1);
   const int64_t D = num_directions, H = gates_x.size(2) / (D * G);
@@ -54,7 +54,7 @@ Problem check_normalised(const Tensor& gates_x, const OptionalTensor& hx, const 
   if (hx) check(*hx, "hx", {D, B, H});
   if (cx && p.shape.cell == Cell::kLstm) check(*cx, "cx", {D, B, H});
   p.shape.seq_len = T, p.shape.batch_size = B, p.shape.hidden_size = H;
-  p.num_rows = T * B;
+  p.num_rows = T * B, p.input_size = G * H;  // what a direction is given
   p.input = gates_x;
   p.hx = hx;
   p.cx = p.shape.cell == Cell::kLstm ? cx : std::nullopt;
@@ -67,24 +67,46 @@ Problem check_normalised(const Tensor& gates_x, const OptionalTensor& hx, const 
                 lengths->sizes(), ", ", lengths->scalar_type());
   if (resets) {
     TORCH_CHECK(resets->sizes() == at::IntArrayRef({T, B}) && resets->scalar_type() == at::kBool &&
-                    resets->device().is_cpu(),
-                "birnn_cuda: expected resets of size [", T, ", ", B, "], Bool on cpu, got ",
-                resets->sizes(), ", ", resets->scalar_type(), " on ", resets->device());
+                    resets->device() == gates_x.device(),
+                "birnn_cuda: expected resets of size [", T, ", ", B, "], Bool on ",
+                gates_x.device(), ", got ", resets->sizes(), ", ", resets->scalar_type(), " on ",
+                resets->device());
     p.resets = resets->contiguous();
   }
+  check_device_is_built(gates_x.device());
   return p;
 }
 
-cpu::Layer layer_of(const Problem& p, const Rows& rows) {
-  const bool is_float = p.shape.element == Element::kFloat32;
-  const ChosenKernels& chosen =
-      kernels_for(is_float ? WeightFormat::kFloat32 : WeightFormat::kFloat64);
-  return {p.shape, rows.pointers(), p.num_directions, 0, chosen.table, nullptr, false};
+bool has_no_rows(const Problem& p) { return p.num_rows == 0; }
+
+// Not zeroed. On a CPU memory that is kept, as all large tensors of a pass are there.
+Tensor empty_like_input(const Problem& p, at::IntArrayRef sizes) {
+  return uses_gpu(p.input) ? at::empty(sizes, p.input.options())
+                           : cpu::empty_large(sizes, p.input.options());
 }
 
-// Direction d, but for what a pass alone has.
-NormalisedDirection direction_of(const Problem& p, int d, double eps, const Tensor& hx,
-                                 const Tensor& output, const Tensor& reserve) {
+std::vector<int64_t> normalised_reserve_sizes(const Problem& p) {
+  return {p.num_directions, p.num_rows, normalised_reserve_size(p.shape.cell, p.shape.hidden_size)};
+}
+
+ForwardResult forward_on_device(const Problem& p, double eps, const Tensor& reserve) {
+#if defined(BIRNN_WITH_CUDA)
+  if (uses_gpu(p.input)) return normalised_forward_cuda(p, eps, reserve);
+#endif
+  return normalised_forward_cpu(p, eps, reserve);
+}
+
+BackwardResult backward_on_device(const Problem& p, double eps, const BackwardInputs& in) {
+#if defined(BIRNN_WITH_CUDA)
+  if (uses_gpu(p.input)) return normalised_backward_cuda(p, eps, in);
+#endif
+  return normalised_backward_cpu(p, eps, in);
+}
+
+}  // namespace
+
+NormalisedDirection normalised_direction(const Problem& p, int d, double eps, const Tensor& hx,
+                                         const Tensor& output, const Tensor& reserve) {
   const int64_t H = p.shape.hidden_size;
   const Tensor* own = &p.weights[d * p.weights_per_direction];
   NormalisedDirection dir;
@@ -105,56 +127,81 @@ NormalisedDirection direction_of(const Problem& p, int d, double eps, const Tens
   return dir;
 }
 
-Tensor workspace_of(const cpu::Layer& layer, const at::TensorOptions& options) {
-  return cpu::empty_large({cpu::normalised_workspace_bytes(layer)}, options.dtype(at::kByte));
+NormalisedGradients::NormalisedGradients(const Problem& p, const std::vector<bool>& needs_grad,
+                                         int64_t num_rows)
+    : p_(p) {
+  const int64_t D = p.num_directions, H = p.shape.hidden_size;
+  dgates = empty_like_input(p, {D, num_rows, dgates_blocks(p.shape.cell) * H});
+  dsums = empty_like_input(p, {D, num_rows, num_gates(p.shape.cell) * H});
+  if (p.shape.cell == Cell::kLstm) dnorm_c = empty_like_input(p, {D, num_rows, H});
+  for (size_t i = 0; i < p.weights.size(); ++i)
+    d_weights.push_back(at::empty(needs_grad[3 + i] ? p.weights[i].sizes() : at::IntArrayRef({0}),
+                                  p.input.options()));
 }
 
-bool is_empty(const Problem& p) { return p.num_rows == 0; }
+void NormalisedGradients::give(NormalisedDirection& direction, int d) const {
+  direction.dgates = mutable_row_pointer(dgates, d);
+  direction.dsums = mutable_row_pointer(dsums, d);
+  direction.dnorm_c = mutable_state_pointer(dnorm_c, d);
+}
 
-}  // namespace
+Tensor NormalisedGradients::of_weight(int d, int i) const {
+  const int64_t at = d * p_.weights_per_direction + i;
+  return d_weights[at].sizes() == p_.weights[at].sizes() ? d_weights[at] : Tensor();
+}
+
+void NormalisedGradients::sum_up(int d, const Tensor& reserve) const {
+  const int64_t H = p_.shape.hidden_size, G = num_gates(p_.shape.cell), N = dgates.size(1);
+  const bool lstm = p_.shape.cell == Cell::kLstm;
+  const Tensor recurrent = dgates[d].narrow(1, dgates.size(2) - G * H, G * H);
+  const auto block = [&](int64_t first, int64_t count) {
+    return reserve[d].narrow(0, 0, N).narrow(1, first * H, count * H);
+  };
+  const auto sum_into = [&](int weight, const auto& rows) {
+    Tensor sum = of_weight(d, weight);
+    if (sum.defined()) at::sum_out(sum, rows(), {0});
+  };
+  sum_into(1, [&] { return recurrent.mul(block(lstm ? 6 : 4, G)); });
+  sum_into(2, [&] { return recurrent; });
+  if (!lstm) return;
+  sum_into(3, [&] { return dnorm_c[d].mul(block(5, 1)); });
+  sum_into(4, [&] { return dnorm_c[d]; });
+}
+
+Tensor NormalisedGradients::of_gates_x() const {
+  const int64_t H = p_.shape.hidden_size;
+  std::vector<Tensor> parts;
+  for (const Tensor& own : dgates.unbind(0)) {
+    if (p_.shape.cell == Cell::kLstm)
+      parts.push_back(own);
+    else  // n r z and the recurrent n
+      parts.insert(parts.end(), {own.narrow(1, H, 2 * H), own.narrow(1, 0, H)});
+  }
+  return at::cat(parts, 1);
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_forward(
     const Tensor& gates_x, const OptionalTensor& hx, const OptionalTensor& cx,
     at::TensorList weights, const OptionalTensor& lengths, std::string cell, int64_t num_directions,
-    double eps, bool training, const OptionalTensor& resets) {
+    double eps, bool training, const OptionalTensor& resets, std::string precision) {
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Problem p =
-      check_normalised(gates_x, hx, cx, weights, lengths, cell, num_directions, resets);
+      check_normalised(gates_x, hx, cx, weights, lengths, cell, num_directions, resets, precision);
   const auto options = gates_x.options();
-  const int64_t D = num_directions, T = p.shape.seq_len, B = p.shape.batch_size;
-  const int64_t H = p.shape.hidden_size;
   const bool lstm = p.shape.cell == Cell::kLstm;
   const Tensor reserve =
-      training ? cpu::empty_large({D, T * B, normalised_reserve_size(p.shape.cell, H)}, options)
-               : at::empty({0}, options);
-  if (is_empty(p)) {
+      training ? empty_like_input(p, normalised_reserve_sizes(p)) : at::empty({0}, options);
+  if (has_no_rows(p)) {
+    const int64_t D = num_directions, T = p.shape.seq_len, B = p.shape.batch_size;
+    const int64_t H = p.shape.hidden_size;
     const auto initial = [&](const OptionalTensor& state) {
       return state ? state->contiguous().clone() : at::zeros({D, B, H}, options);
     };
     return {at::empty({T, B, D * H}, options), initial(p.hx),
             lstm ? initial(p.cx) : at::empty({0}, options), reserve};
   }
-  const at::ScalarType type = gates_x.scalar_type();
-  const Rows rows = rows_of(p);
-  const cpu::Layer layer = layer_of(p, rows);
-  const Tensor x = take_rows(gates_x, rows, type);
-  const Tensor output = cpu::empty_large({rows.num_rows, D * H}, options);
-  const Tensor first_h = p.hx ? read_state(*p.hx, rows, type) : Tensor();
-  const Tensor hy = at::empty({D, B, H}, options);
-  const Tensor cy = lstm ? take_state(p.cx, rows, {D, B, H}, options) : Tensor();
-  std::vector<NormalisedDirection> directions;
-  for (int d = 0; d < D; ++d) {
-    NormalisedDirection& dir =
-        directions.emplace_back(direction_of(p, d, eps, first_h, output, reserve));
-    dir.gates_x = row_pointer(x, 0, d * x.size(1) / D);
-    dir.gates_x_stride = x.stride(0);
-    dir.hy = mutable_row_pointer(hy, d);
-    dir.cy = mutable_state_pointer(cy, d);
-  }
-  const Tensor workspace = workspace_of(layer, options);
-  cpu::normalised_forward(layer, directions.data(), workspace.data_ptr());
-  return {give_rows(output, rows, {T, B, D * H}, type), give_state(hy, rows, type),
-          lstm ? give_state(cy, rows, type) : at::empty({0}, options), reserve};
+  const ForwardResult r = forward_on_device(p, eps, reserve);
+  return {r.output, r.h_n, lstm ? r.c_n : at::empty({0}, options), reserve};
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> normalised_backward(
@@ -162,93 +209,36 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> normalised_backward(
     const OptionalTensor& d_cell_states, const Tensor& gates_x, const OptionalTensor& hx,
     const OptionalTensor& cx, at::TensorList weights, const OptionalTensor& lengths,
     const Tensor& output, const Tensor& reserve, std::string cell, int64_t num_directions,
-    double eps, c10::List<bool> needs_grad, const OptionalTensor& resets) {
+    double eps, c10::List<bool> needs_grad, const OptionalTensor& resets, std::string precision) {
   const at::AutoDispatchBelowADInplaceOrView no_tracking;
   const Problem p =
-      check_normalised(gates_x, hx, cx, weights, lengths, cell, num_directions, resets);
+      check_normalised(gates_x, hx, cx, weights, lengths, cell, num_directions, resets, precision);
   const auto options = gates_x.options();
-  const int64_t D = num_directions, T = p.shape.seq_len, B = p.shape.batch_size;
-  const int64_t H = p.shape.hidden_size, G = num_gates(p.shape.cell);
-  const int64_t width = dgates_blocks(p.shape.cell) * H;
   const bool lstm = p.shape.cell == Cell::kLstm;
   TORCH_CHECK(needs_grad.size() == 3 + p.weights.size(), "birnn_cuda: expected needs_grad of ",
               3 + p.weights.size(), " values, got ", needs_grad.size());
-  const std::vector<int64_t> kept{D, T * B, normalised_reserve_size(p.shape.cell, H)};
-  TORCH_CHECK(reserve.sizes() == kept, "birnn_cuda: expected a reserve of size ", kept, ", got ",
+  TORCH_CHECK(reserve.sizes() == normalised_reserve_sizes(p),
+              "birnn_cuda: expected a reserve of size ", normalised_reserve_sizes(p), ", got ",
               reserve.sizes(), ": backward needs the reserve of a forward with training=True");
+  const std::vector<bool> needs(needs_grad.begin(), needs_grad.end());
   const auto none = [&] { return at::empty({0}, options); };
-  std::vector<Tensor> d_weights;
-  if (is_empty(p)) {
+  if (has_no_rows(p)) {
     const auto passed_on = [&](int i, const OptionalTensor& state, const OptionalTensor& d) {
-      if (!needs_grad[i] || !state) return none();
+      if (!needs[i] || !state) return none();
       return d ? d->contiguous().clone() : at::zeros(state->sizes(), options);
     };
+    std::vector<Tensor> d_weights;
     for (size_t i = 0; i < p.weights.size(); ++i)
-      d_weights.push_back(needs_grad[3 + i] ? at::zeros_like(p.weights[i]) : none());
-    return {needs_grad[0] ? at::zeros(gates_x.sizes(), options) : none(), passed_on(1, p.hx, d_h_n),
+      d_weights.push_back(needs[3 + i] ? at::zeros_like(p.weights[i]) : none());
+    return {needs[0] ? at::zeros(gates_x.sizes(), options) : none(), passed_on(1, p.hx, d_h_n),
             passed_on(2, p.cx, d_c_n), d_weights};
   }
-  const at::ScalarType type = gates_x.scalar_type();
-  const Rows rows = rows_of(p);
-  const cpu::Layer layer = layer_of(p, rows);
-  const int64_t N = rows.num_rows;
-  const Tensor y = take_rows(output, rows, type), saved = reserve.contiguous();
-  const Tensor dy = d_output ? take_rows(*d_output, rows, type) : Tensor();
-  const Tensor dc = d_cell_states && lstm ? take_rows(*d_cell_states, rows, type) : Tensor();
-  const Tensor first_h = p.hx ? read_state(*p.hx, rows, type) : Tensor();
-  const Tensor first_c = p.cx ? read_state(*p.cx, rows, type) : Tensor();
-  const Tensor dhx = take_state(d_h_n, rows, {D, B, H}, options);
-  const Tensor dcx = lstm ? take_state(d_c_n, rows, {D, B, H}, options) : Tensor();
-  const Tensor dgates = cpu::empty_large({D, N, width}, options);
-  const Tensor dsums = cpu::empty_large({D, N, G * H}, options);
-  const Tensor dnorm_c = lstm ? cpu::empty_large({D, N, H}, options) : Tensor();
-  std::vector<NormalisedDirection> directions;
-  for (int d = 0; d < D; ++d) {
-    NormalisedDirection& dir = directions.emplace_back(direction_of(p, d, eps, first_h, y, saved));
-    dir.cx = state_pointer(first_c, d);
-    dir.dy = dy.defined() ? row_pointer(dy, 0, d * H) : nullptr;
-    dir.dy_stride = dy.defined() ? dy.stride(0) : 0;
-    dir.dc = dc.defined() ? row_pointer(dc, 0, d * H) : nullptr;
-    dir.dc_stride = dc.defined() ? dc.stride(0) : 0;
-    dir.dgates = mutable_row_pointer(dgates, d);
-    dir.dsums = mutable_row_pointer(dsums, d);
-    dir.dnorm_c = mutable_state_pointer(dnorm_c, d);
-    dir.dhx = mutable_row_pointer(dhx, d);
-    dir.dcx = mutable_state_pointer(dcx, d);
-  }
-  const Tensor workspace = workspace_of(layer, options);
-  cpu::normalised_backward(layer, directions.data(), workspace.data_ptr());
-
-  // What is a sum over all rows, of the gates in the order of the weights' rows.
-  std::vector<Tensor> of_x;
-  for (int d = 0; d < D; ++d) {
-    const Tensor own = dgates[d];
-    if (lstm)
-      of_x.push_back(own);
-    else  // n r z and the recurrent n
-      of_x.insert(of_x.end(), {own.narrow(1, H, 2 * H), own.narrow(1, 0, H)});
-    const Tensor recurrent = own.narrow(1, width - G * H, G * H);
-    const Tensor rows_of_reserve = saved[d].narrow(0, 0, N);
-    const auto block = [&](int64_t first, int64_t count) {
-      return rows_of_reserve.narrow(1, first * H, count * H);
-    };
-    const auto needs = [&](int i) { return needs_grad[3 + d * p.weights_per_direction + i]; };
-    Tensor d_weight_hh;
-    if (needs(0)) {
-      const Tensor before =
-          previous_states(p, rows, y.narrow(1, d * H, H), first_h, Tensor(), d, 0, T);
-      d_weight_hh = dsums[d].t().mm(before);
-    }
-    d_weights.push_back(needs(0) ? d_weight_hh : none());
-    d_weights.push_back(needs(1) ? recurrent.mul(block(lstm ? 6 : 4, G)).sum(0) : none());
-    d_weights.push_back(needs(2) ? recurrent.sum(0) : none());
-    if (!lstm) continue;
-    d_weights.push_back(needs(3) ? dnorm_c[d].mul(block(5, 1)).sum(0) : none());
-    d_weights.push_back(needs(4) ? dnorm_c[d].sum(0) : none());
-  }
-  return {needs_grad[0] ? give_rows(at::cat(of_x, 1), rows, gates_x.sizes(), type) : none(),
-          needs_grad[1] && p.hx ? give_state(dhx, rows, type) : none(),
-          needs_grad[2] && p.cx ? give_state(dcx, rows, type) : none(), d_weights};
+  const BackwardResult r = backward_on_device(
+      p, eps,
+      {d_output, d_h_n, lstm ? d_c_n : std::nullopt, lstm ? d_cell_states : std::nullopt, output,
+       reserve.contiguous(), needs});
+  return {needs[0] ? r.d_input : none(), needs[1] && p.hx ? r.d_hx : none(),
+          needs[2] && p.cx ? r.d_cx : none(), r.d_weights};
 }
 
 }  // namespace birnn

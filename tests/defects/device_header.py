@@ -169,6 +169,9 @@ DEFECTS = {
     "rounded_to_the_other_format": Defect(
         "Half from_float<Half>", "cvt.rn.f16", "cvt.rn.bf16", "conformance.cu", "plain", WRONG
     ),
+    "an_approximate_root": Defect(
+        "float sqrt_precise(", "::sqrtf(x)", "x * ::rsqrtf(x)", "conformance.cu", "plain", WRONG
+    ),
     # What the compiler may then move, or read once.
     "a_polled_load_without_volatile_and_clobber": Defect(
         "BIRNN_DEVICE uint32_t load_acquire_gpu",

@@ -319,6 +319,8 @@ inline float tanh_precise(float x) { return emulator::approximate(std::tanh(x), 
 inline double tanh_precise(double x) { return std::tanh(x); }
 inline float exp_precise(float x) { return emulator::approximate(std::exp(x), 0x1p-23f); }
 inline double exp_precise(double x) { return std::exp(x); }
+inline float sqrt_precise(float x) { return std::sqrt(x); }
+inline double sqrt_precise(double x) { return std::sqrt(x); }
 
 inline void check(bool condition, const char* what, BIRNN_CALLER) {
   if (!condition) emulator::fail(std::string("check failed: ") + what, caller);

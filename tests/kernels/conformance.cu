@@ -500,10 +500,12 @@ void test_functions() {
 }
 
 template <class Real>
-BIRNN_KERNEL void precise_functions_kernel(const Real* x, Real* tanh_out, Real* exp_out) {
+BIRNN_KERNEL void precise_functions_kernel(const Real* x, Real* tanh_out, Real* exp_out,
+                                           Real* sqrt_out) {
   const uint32_t i = block_idx().x * block_dim() + thread_idx();
   tanh_out[i] = tanh_precise(x[i]);
   exp_out[i] = exp_precise(x[i]);
+  sqrt_out[i] = sqrt_precise(x[i] < Real(0) ? -x[i] : x[i]);
 }
 
 // The device's two units in the last place, and one for a host whose long double is no wider.
@@ -511,7 +513,7 @@ template <class Real>
 void test_precise_functions() {
   constexpr uint32_t kCount = 4096;
   constexpr double kTolerance = 3 * static_cast<double>(std::numeric_limits<Real>::epsilon());
-  Buffer<Real> x(kCount), tanh_out(kCount), exp_out(kCount);
+  Buffer<Real> x(kCount), tanh_out(kCount), exp_out(kCount), sqrt_out(kCount);
   for (uint32_t i = 0; i < kCount; ++i) x[i] = (static_cast<Real>(i) - Real(2047.5)) / Real(48);
   x[0] = std::numeric_limits<Real>::quiet_NaN();
   x[1] = std::numeric_limits<Real>::infinity();
@@ -520,21 +522,25 @@ void test_precise_functions() {
   config.grid.x = kCount / 256;
   config.threads = 256;
   if (!run(config, precise_functions_kernel<Real>, static_cast<const Real*>(x.data()),
-           tanh_out.data(), exp_out.data())) {
+           tanh_out.data(), exp_out.data(), sqrt_out.data())) {
     return;
   }
   expect(std::isnan(tanh_out[0]) && std::isnan(exp_out[0]), "NaN stays NaN");
   expect(std::fabs(tanh_out[1] - 1) < kTolerance && std::fabs(tanh_out[2] + 1) < kTolerance,
          "tanh_precise of infinity");
   expect(std::isinf(exp_out[1]) && exp_out[2] == 0, "exp_precise of infinity");
+  expect(std::isnan(sqrt_out[0]) && std::isinf(sqrt_out[1]), "sqrt_precise of NaN and infinity");
   double worst_tanh = 0, worst_exp = 0;
+  bool rounds = true;
   for (uint32_t i = 3; i < kCount; ++i) {
     const long double v = x[i];
     worst_tanh = std::max(worst_tanh, std::fabs(double(tanh_out[i] / std::tanh(v) - 1)));
     worst_exp = std::max(worst_exp, std::fabs(double(exp_out[i] / std::exp(v) - 1)));
+    rounds &= sqrt_out[i] == std::sqrt(std::fabs(x[i]));
   }
   expect(worst_tanh < kTolerance, "tanh_precise: relative error " + to_string(worst_tanh));
   expect(worst_exp < kTolerance, "exp_precise: relative error " + to_string(worst_exp));
+  expect(rounds, "sqrt_precise is rounded correctly");
 }
 
 // ---------------------------------------------------------------------------------------------

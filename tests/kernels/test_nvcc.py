@@ -47,6 +47,16 @@ def spills(report: str) -> dict[str, int]:
     }
 
 
+def compile_cubin(source: str, architecture: str, out: Path, *flags: str) -> str:
+    """What ptxas -v says of a source in csrc/cuda."""
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
+    command += [f"-I{CSRC}", "-Xptxas", "-v", *flags, "-o", str(out), str(CUDA / source)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    report = result.stdout + result.stderr
+    assert result.returncode == 0, report
+    return report
+
+
 OTHER_ARCHITECTURES = ("sm_80", "sm_100", "sm_120")
 
 
@@ -56,22 +66,24 @@ OTHER_ARCHITECTURES = ("sm_80", "sm_100", "sm_120")
     ["sm_90a", *(pytest.param(name, marks=pytest.mark.long) for name in OTHER_ARCHITECTURES)],
 )
 def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> None:
-    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
-    command += [
-        f"-I{CSRC}",
-        "-Xptxas",
-        "-v",
-        str(CUDA / "stepwise/stepwise.cu"),
-        "-o",
-        str(tmp_path / "out.cubin"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    report = result.stdout + result.stderr
-    assert result.returncode == 0, report
+    report = compile_cubin("stepwise/stepwise.cu", architecture, tmp_path / "out.cubin")
     kernels = spills(report)
     # 5 cells and 4 element types both ways; for each type 2 of the projection, the end of backward,
     # the masked initial state, and 4 of the reset gate before the product.
     assert len(kernels) == 2 * 5 * 4 + 4 * 4 + 4 * 4, report
+    assert {name: count for name, count in kernels.items() if count} == {}
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "architecture",
+    ["sm_90a", *(pytest.param(name, marks=pytest.mark.long) for name in OTHER_ARCHITECTURES)],
+)
+def test_normalised_cells_compile_without_spills(architecture: str, tmp_path: Path) -> None:
+    report = compile_cubin("stepwise/normalised.cu", architecture, tmp_path / "out.cubin")
+    kernels = spills(report)
+    # 2 cells and 2 element types both ways; for each type the end of backward.
+    assert len(kernels) == 2 * 2 * 2 + 2, report
     assert {name: count for name, count in kernels.items() if count} == {}
 
 
@@ -87,13 +99,7 @@ PERSISTENT_KERNELS = ("cluster_backward", "cluster_forward", "grid_forward", "gr
 
 def compile_instances(name: str, architecture: str, out: Path, *flags: str) -> str:
     """What ptxas -v says of all instances in csrc/cuda/instances/`name`.cu."""
-    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "--Werror=all-warnings"]
-    command += [f"-I{CSRC}", "-Xptxas", "-v", *flags, "-o", str(out)]
-    command.append(str(CUDA / "instances" / f"{name}.cu"))
-    result = subprocess.run(command, capture_output=True, text=True)
-    report = result.stdout + result.stderr
-    assert result.returncode == 0, report
-    return report
+    return compile_cubin(f"instances/{name}.cu", architecture, out, *flags)
 
 
 @needs_nvcc
@@ -205,5 +211,7 @@ def test_intrinsics_are_the_instructions_they_name(tmp_path: Path) -> None:
         "red.release.gpu.global.add.u32",
         "fence.acq_rel.gpu",
         "tanh.approx.f32",
+        "sqrt.rn.f32",
+        "sqrt.rn.f64",
     ]
     assert [name for name in instructions if name not in ptx] == []

@@ -318,7 +318,7 @@ def test_parameters():
 
 
 def test_a_device_without_the_operator_runs_the_reference(monkeypatch):
-    """As CUDA: step by step in torch's operators, with the same values."""
+    """Step by step in torch's operators, with the same values."""
     layer, input = (
         make("gru", 3, 4, torch.float64, bidirectional=True),
         torch.randn(5, 2, 3).double(),
@@ -374,8 +374,16 @@ def test_errors_of_others(tmp_path):
 def test_the_command_line(capsys):
     from birnn_cuda.__main__ import main
 
-    main(["plan", "--device", "h100", "--cell", "gru", "--layer-norm"])
-    assert "stepwise, by torch" in capsys.readouterr().out
+    plan = ["plan", "--device", "h100", "--cell", "gru", "--layer-norm", "--steps", "9"]
+    main(plan)
+    printed = capsys.readouterr().out
+    assert "a norm needs all sums of a sequence" in printed and "19 in each direction" in printed
+    assert printed.count("  stepwise\n") == 2
+    main([*plan, "--inference", "--kernel", "stepwise"])
+    assert "backward" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*plan, "--kernel", "grid"])
+    assert '"grid" does not take a layer-normalised cell: stepwise does' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["plan", "--device", "h100", "--cell", "tanh", "--layer-norm"])
     assert "--layer-norm is for gru and lstm, got tanh" in capsys.readouterr().err

@@ -19,6 +19,7 @@
 //   numbers      to_float from_float<T> pack2<T> unpack2<T> to_tf32 float_bits bits_float
 //                element_bits bits_element<T>
 //                tanh_fast exp_fast sigmoid_fast tanh_precise exp_precise
+//                sqrt_precise
 //   host         launch max_resident_blocks blocks_of_multiprocessor code_capability
 //                error_message kSuccess Status
 //   emulator     check

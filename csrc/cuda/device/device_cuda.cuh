@@ -631,6 +631,9 @@ BIRNN_DEVICE float tanh_precise(float x) { return ::tanhf(x); }
 BIRNN_DEVICE double tanh_precise(double x) { return ::tanh(x); }
 BIRNN_DEVICE float exp_precise(float x) { return ::expf(x); }
 BIRNN_DEVICE double exp_precise(double x) { return ::exp(x); }
+// sqrt.rn: rounded correctly.
+BIRNN_DEVICE float sqrt_precise(float x) { return ::sqrtf(x); }
+BIRNN_DEVICE double sqrt_precise(double x) { return ::sqrt(x); }
 
 // A condition that only the emulator looks at: an assertion about the protocol, not about input.
 BIRNN_DEVICE void check(bool, const char*) {}

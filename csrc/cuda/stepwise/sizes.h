@@ -27,6 +27,25 @@ inline device::LaunchConfig config_for(int64_t width, int64_t batch_size, void* 
   return config;
 }
 
+// Of a block that shares the units of a sequence. More blocks at once than these no GPU runs.
+constexpr int64_t kMaxRowBlocks = 2048;
+constexpr uint32_t kMaxRowThreads = 256;
+constexpr int kMaxRowWarps = kMaxRowThreads / 32;
+// What it adds up in one go, and shared memory for that: buffers used in turn.
+constexpr int kMostSums = 2, kSumBuffers = 2;
+
+// A block for each sequence, as far as a grid reaches.
+inline device::LaunchConfig config_for_rows(int64_t width, int64_t batch_size, int64_t number_bytes,
+                                            void* stream) {
+  device::LaunchConfig config;
+  config.threads =
+      width < kMaxRowThreads ? static_cast<uint32_t>((width + 31) / 32 * 32) : kMaxRowThreads;
+  config.grid.x = static_cast<uint32_t>(batch_size < kMaxRowBlocks ? batch_size : kMaxRowBlocks);
+  config.shared_bytes = static_cast<size_t>(kSumBuffers * kMostSums * kMaxRowWarps * number_bytes);
+  config.stream = stream;
+  return config;
+}
+
 // Hands out the arrays of a workspace in turn; from address null it only measures.
 class Workspace {
  public:
@@ -86,6 +105,33 @@ struct BackwardWorkspace {
     step_dproj = P ? workspace.take(B * P * element_bytes(s.element)) : nullptr;
     reset_dh = s.cell == Cell::kGruResetBefore ? workspace.take(B * H * carried_bytes(s.element))
                                                : nullptr;
+    bytes = workspace.size();
+  }
+};
+
+// Of one direction of a layer-normalised cell.
+struct NormalisedForwardWorkspace {
+  void* sums;  // [B, G*H] = h W_hh^T
+  int64_t bytes;
+
+  NormalisedForwardWorkspace(const RecurrenceShape& s, void* base) {
+    Workspace workspace(base);
+    const int64_t columns = num_gates(s.cell) * s.hidden_size;
+    sums = workspace.take(s.batch_size * columns * element_bytes(s.element));
+    bytes = workspace.size();
+  }
+};
+
+struct NormalisedBackwardWorkspace {
+  void* product;     // [B, H]
+  void* step_dsums;  // [B, G*H]
+  int64_t bytes;
+
+  NormalisedBackwardWorkspace(const RecurrenceShape& s, void* base) {
+    Workspace workspace(base);
+    const int64_t row = s.batch_size * s.hidden_size * element_bytes(s.element);
+    product = workspace.take(row);
+    step_dsums = workspace.take(num_gates(s.cell) * row);
     bytes = workspace.size();
   }
 };

@@ -301,8 +301,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kMaxThreads,
 // zoneout are left in dhx beside it. At a sequence's last step dh is dhy, which dhx holds on entry.
 // `is_cut`: nothing comes.
 
-template <class T>
-BIRNN_DEVICE Carried<T> carried_dh(const BackwardDirection& dir, const Regularisers& regularisers,
+template <class T, class Direction>
+BIRNN_DEVICE Carried<T> carried_dh(const Direction& dir, const Regularisers& regularisers,
                                    bool is_last, bool is_cut, bool is_gru,
                                    const Carried<T>* product, int64_t state) {
   if (is_cut) return Carried<T>(0);

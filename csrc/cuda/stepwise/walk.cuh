@@ -1,7 +1,8 @@
-// stepwise, the host side: how one direction's steps are enqueued on a stream.
+// stepwise, the host side: what the walks over a direction's steps share.
 #pragma once
 
 #include "cuda/recurrence_cuda.h"
+#include "cuda/stepwise/sizes.h"
 #include "cuda/stepwise/stepwise.cuh"
 
 namespace birnn::cuda::stepwise {
@@ -58,10 +59,15 @@ struct Walk {
     return multiply(product, a, w, c);
   }
 
+  // A kernel with a thread for each of `width` units of each sequence.
   template <class... Parameters, class... Arguments>
   int run(int64_t width, void (*kernel)(Parameters...), Arguments... arguments) const {
-    return static_cast<int>(
-        launch(config_for(width, shape.batch_size, stream), kernel, arguments...));
+    return run(config_for(width, shape.batch_size, stream), kernel, arguments...);
+  }
+  template <class... Parameters, class... Arguments>
+  int run(const device::LaunchConfig& config, void (*kernel)(Parameters...),
+          Arguments... arguments) const {
+    return static_cast<int>(launch(config, kernel, arguments...));
   }
 };
 

@@ -73,6 +73,30 @@ Tensor continued_rows(const Tensor& output, const Problem& p) {
   return states.view({T * B, -1});
 }
 
+Tensor continued_states(const Tensor& states, const Tensor& initial, const Rows& rows,
+                        const Problem& p, int d) {
+  const int64_t T = states.size(0), B = states.size(1);
+  const bool reverse = d == 1;
+  Tensor first = initial.defined() ? initial[d].unsqueeze(0)
+                                   : at::zeros({1, B, states.size(2)}, states.options());
+  if (initial.defined() && rows.lengths.defined())  // nothing continues an empty sequence's
+    first = first.masked_fill(rows.lengths.view({1, B, 1}).le(0), 0);
+  Tensor before = reverse ? at::cat({states.narrow(0, 1, T - 1), first})
+                          : at::cat({first, states.narrow(0, 0, T - 1)});
+  if (p.resets) {  // the border that a step begins behind: in reverse that of the step after
+    const Tensor begins = p.resets->unsqueeze(2);
+    before = reverse
+                 ? at::cat({before.narrow(0, 0, T - 1).masked_fill(begins.narrow(0, 1, T - 1), 0),
+                            before.narrow(0, T - 1, 1)})
+                 : before.masked_fill(begins, 0);
+  }
+  if (reverse && initial.defined() && rows.lengths.defined()) {
+    const Tensor steps = at::arange(1, T + 1, rows.lengths.options()).view({T, 1, 1});
+    before = at::where(steps.eq(rows.lengths.view({1, B, 1})), first, before);
+  }
+  return before;
+}
+
 Tensor padding_mask(const Rows& rows, const Problem& p) {
   const Tensor steps = at::arange(p.shape.seq_len, rows.lengths.options());
   return steps.view({-1, 1, 1}).ge(rows.lengths.view({1, -1, 1}));

@@ -37,6 +37,12 @@ Tensor give_rows(const Tensor& flat, const Rows& rows, at::IntArrayRef sizes);
 // An output [T*B, D*S] with zeros where the step that would continue a row continues nothing.
 Tensor continued_rows(const Tensor& output, const Problem& p);
 
+// Of the states [T, B, C] that direction d's steps leave, zeros past the ends, those that each step
+// continues: `initial` [D, B, C], undefined for zeros, where it is its sequence's first, and zeros
+// where another one begins.
+Tensor continued_states(const Tensor& states, const Tensor& initial, const Rows& rows,
+                        const Problem& p, int d);
+
 // [T, B, 1]: whether a step lies past its sequence's end.
 Tensor padding_mask(const Rows& rows, const Problem& p);
 

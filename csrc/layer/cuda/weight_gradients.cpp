@@ -107,7 +107,6 @@ void WeightGradients::add(int d, const Steps& steps, const WeightOperands& in, c
 void WeightGradients::add_peepholes(int d, const WeightOperands& in) {
   const RecurrenceShape& s = p_.shape;
   const int64_t T = s.seq_len, B = s.batch_size, H = s.hidden_size;
-  const bool reverse = d == 1;
   const auto kept = [&](int64_t block) {
     const Tensor rows = in.reserve[d].narrow(1, block * H, H);
     return (in.padding.defined() ? rows.masked_fill(in.padding, 0) : rows).view({T, B, H});
@@ -115,22 +114,7 @@ void WeightGradients::add_peepholes(int d, const WeightOperands& in) {
   const auto gate = [&](int64_t g) {
     return in.dgates.narrow(1, (4 * d + g) * H, H).view({T, B, H});
   };
-  const Tensor states = kept(4);
-  const Tensor initial =
-      in.cx.defined() ? in.cx[d].unsqueeze(0) : at::zeros_like(states[0]).unsqueeze(0);
-  Tensor before = reverse ? at::cat({states.narrow(0, 1, T - 1), initial})
-                          : at::cat({initial, states.narrow(0, 0, T - 1)});
-  if (p_.resets) {  // the border that a step begins behind: in reverse that of the step after
-    const Tensor begins = p_.resets->unsqueeze(2);
-    before = reverse
-                 ? at::cat({before.narrow(0, 0, T - 1).masked_fill(begins.narrow(0, 1, T - 1), 0),
-                            before.narrow(0, T - 1, 1)})
-                 : before.masked_fill(begins, 0);
-  }
-  if (reverse && in.cx.defined() && in.rows.lengths.defined()) {
-    const Tensor steps = at::arange(1, T + 1, in.rows.lengths.options()).view({T, 1, 1});
-    before = at::where(steps.eq(in.rows.lengths.view({1, B, 1})), initial, before);
-  }
+  const Tensor before = continued_states(kept(4), in.cx, in.rows, p_, d);
   const auto sum = [&](const Tensor& d_gate, const Tensor& c) {
     return d_gate.mul(c).sum({0, 1}, false, carried_type(p_.input));
   };

@@ -4,12 +4,15 @@
 // One translation unit, because torch's headers take nearly all of the time of a build.
 #include <torch/csrc/utils/pybind.h>
 
+#include "cpu/kept_memory.cpp"
 #include "layer/cuda/backward.cpp"
 #include "layer/cuda/forward.cpp"
 #include "layer/cuda/layer.cpp"
+#include "layer/cuda/normalised.cpp"
 #include "layer/cuda/rows.cpp"
 #include "layer/cuda/weight_gradients.cpp"
 #include "layer/layer.cpp"
+#include "layer/normalised.cpp"
 #include "recording.cpp"
 #include "runtime_emulated.cpp"
 
@@ -20,6 +23,12 @@ ForwardResult forward_cpu(const Problem&, bool) {
   TORCH_CHECK(false, "the CPU backend was called");
 }
 BackwardResult backward_cpu(const Problem&, const BackwardInputs&) {
+  TORCH_CHECK(false, "the CPU backend was called");
+}
+ForwardResult normalised_forward_cpu(const Problem&, double, const Tensor&) {
+  TORCH_CHECK(false, "the CPU backend was called");
+}
+BackwardResult normalised_backward_cpu(const Problem&, double, const BackwardInputs&) {
   TORCH_CHECK(false, "the CPU backend was called");
 }
 Tensor pack_weights_cpu(const Problem&) { TORCH_CHECK(false, "the CPU backend was called"); }
@@ -50,6 +59,27 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                                        batch_sizes, output, reserve, cell, num_directions,
                                        precision, needs_grad, d_cell_states, resets, recurrent_mask,
                                        zoneout_h, zoneout_c);
+        });
+  m.def("normalised_forward",
+        [](const Tensor& gates_x, const OptionalTensor& hx, const OptionalTensor& cx,
+           const vector<Tensor>& weights, const OptionalTensor& lengths, const string& cell,
+           int64_t num_directions, double eps, bool training, const OptionalTensor& resets,
+           const string& precision) {
+          return birnn::normalised_forward(gates_x, hx, cx, weights, lengths, cell, num_directions,
+                                           eps, training, resets, precision);
+        });
+  m.def("normalised_backward",
+        [](const OptionalTensor& d_output, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+           const OptionalTensor& d_cell_states, const Tensor& gates_x, const OptionalTensor& hx,
+           const OptionalTensor& cx, const vector<Tensor>& weights, const OptionalTensor& lengths,
+           const Tensor& output, const Tensor& reserve, const string& cell, int64_t num_directions,
+           double eps, const vector<bool>& needs_grad, const OptionalTensor& resets,
+           const string& precision) {
+          c10::List<bool> needs;
+          for (const bool need : needs_grad) needs.push_back(need);
+          return birnn::normalised_backward(d_output, d_h_n, d_c_n, d_cell_states, gates_x, hx, cx,
+                                            weights, lengths, output, reserve, cell, num_directions,
+                                            eps, needs, resets, precision);
         });
   m.def("force", [](const std::string& kernel, int backward_parts) {
     const std::string error = birnn::cuda::force({kernel, backward_parts, {}, {}});
