@@ -255,7 +255,7 @@ class GRU(_SingleState):
         recurrent_dropout, input_dropout_mask, zoneout: as of :class:`RNN`.
         layer_norm: normalise ``W_ih x`` and ``W_hh h``, each over all gates together, before the
             biases are added; computed in float32 or float64. Not beside recurrent dropout and
-            zoneout. On a GPU the recurrence is then one of torch's operators, step by step.
+            zoneout. On a GPU it runs stepwise.
         reset_after: False applies the reset gate before the recurrent product, as Cho et al. wrote
             it and ONNX (``linear_before_reset=0``) and Keras (``reset_after=False``) have it:
             ``n = tanh(W_in x_t + b_in + W_hn (r * h_{t-1}) + b_hn)``. Same parameters. Each step

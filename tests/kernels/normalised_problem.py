@@ -24,7 +24,7 @@ EPS = 1e-3  # large enough that its place in the formula shows
 # csrc/recurrence.h: kNormalisedBlock.
 NORMALISED_BLOCK = {"gru": 4, "lstm": 6}
 # A norm magnifies the rounding of what it is given, the more the less its numbers differ.
-MAGNIFIED = 10
+MAGNIFIED = 30
 
 
 class Problem:

@@ -31,6 +31,7 @@ GPU_TESTS = (
     "layers/test_cuda_graphs.py",
     "layers/test_cuda_ops.py",
     "layers/test_cuda_sequences.py",
+    "layers/test_cuda_layer_norm.py",
     "benchmarks/test_benchmarks_cuda.py",
     "benchmarks/test_benchmarks_tune.py",
 )
