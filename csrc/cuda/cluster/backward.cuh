@@ -125,12 +125,12 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_backward_kernel(Argum
   using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs, true>;
   auto* const operands =  // [2][operands][pairs][threads]
       shared.alloc<typename Pairs::Bits>(2 * Pairs::kOperands * kPairs * kThreads);
-  using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<T>>;
+  using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<T, kRowTiles, kPairs>>;
   Bits64* const bias_slots = shared.alloc<Bits64>(Biases::kSlots);
-  int* const tile_lengths = shared.alloc<int>(NB);
   // [2][kMaxTileSequences] words, [pairs][threads] of a mask
   const int mask_words = args.of.recurrent_mask ? Pairs::kMaskWords : 0;
   uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
+  int* const tile_lengths = shared.alloc<int>(NB);
   // Two inboxes, [R][NB / 2][U / 2] pieces of [2 sequences][2 units].
   float* const inbox = shared.alloc<float>(2 * inbox_floats);
   T* const staged = shared.alloc<T>(2 * NB * args.pitch);  // [2][NB][pitch]

@@ -46,10 +46,12 @@ constexpr Instance kInstances[] = {{1, 4, 1},
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
 
 // Whether the threads' sums of the biases are in shared memory: products in fp32 leave them no
-// registers.
-constexpr bool biases_in_shared(int64_t element_bytes) { return element_bytes == 4; }
-template <class T>
-constexpr bool kBiasesInShared = biases_in_shared(sizeof(T));
+// registers, nor do four row tiles beside two pairs of units.
+constexpr bool biases_in_shared(int64_t element_bytes, int row_tiles, int pairs) {
+  return element_bytes == 4 || (row_tiles == 4 && pairs == 2);
+}
+template <class T, int kRowTiles, int kPairs>
+constexpr bool kBiasesInShared = biases_in_shared(sizeof(T), kRowTiles, kPairs);
 
 using Tiling = ClusterBackwardTiling;
 
@@ -93,10 +95,12 @@ struct Sizes {
           kInstances[i].pairs >= pairs)
         instance = i;
     if (instance >= 0) {
-      const int64_t held = kInstances[instance].pairs * kThreads;  // pairs of units, of a block
+      const int row_tiles = kInstances[instance].row_tiles, held_pairs = kInstances[instance].pairs;
+      const int64_t held = held_pairs * kThreads;  // pairs of units, of a block
       shared_bytes += 2 * operand_arrays(shape.cell) * held * 2 * bytes;  // what two steps read
-      if (biases_in_shared(bytes)) shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
-      shared_bytes += shared_bytes_of_given(shape, kInstances[instance].pairs, kThreads);
+      if (biases_in_shared(bytes, row_tiles, held_pairs))
+        shared_bytes += dgates_blocks(shape.cell) * held * 2 * 4;
+      shared_bytes += shared_bytes_of_given(shape, held_pairs, kThreads);
     }
     fragment_bytes = R * num_tiles * num_chunks * kFragmentBytes;
     bias_bytes = num_clusters * dgates_blocks(shape.cell) * shape.hidden_size * 4;

@@ -45,11 +45,13 @@ struct Instance {
   // else than h with more than one.
   constexpr int chunks(Cell cell, int64_t element_bytes) const {
     const bool is_full = batch_tiles == 4 && element_bytes == 4 && row_tiles(cell) > 1;
-    const bool hands_on = batch_tiles > 1 && shared_weights && row_tiles(cell) > 1;
+    const bool hands_on =
+        shared_weights && (batch_tiles == 2 || (batch_tiles > 1 && row_tiles(cell) > 1));
     const int held = fragments / row_tiles(cell) - (is_full || hands_on ? 1 : 0);
     const int gru_limit = batch_tiles == 1   ? 6
                           : batch_tiles == 2 ? (hands_on ? 3 : 4)
-                                             : (is_full || hands_on ? 2 : 3);
+                          : is_full          ? (hands_on ? 1 : 2)
+                                             : (hands_on ? 2 : 3);
     return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
   }
 };

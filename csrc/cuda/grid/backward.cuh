@@ -213,6 +213,10 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   Smem shared;
   using Biases = BiasGradients<kCell, T, kThreads, kPairs, kBiasesInShared<kPairs>>;
   Bits64* const bias_slots = shared.alloc<Bits64>(Biases::kSlots);
+  using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs>;
+  // [2][kMaxTileSequences] words, [pairs][threads] of a mask: at a place that takes no register
+  const int mask_words = args.directions[0].recurrent_mask ? Pairs::kMaskWords : 0;
+  uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
   // [2][warp][row tile][lane] of 4 sums
   Bits128* const sums_of_warps = shared.alloc<Bits128>(2 * kWarps * num_tiles * 32);
   // [warp][chunk][row tile] fragments
@@ -221,10 +225,6 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void grid_backward_kernel(Argument
   uint32_t* const mask = shared.alloc<uint32_t>(1);
   // From here they are read where they are used, and take no registers beside the weights.
   BackwardArguments* const arguments = shared.alloc<BackwardArguments>(1);
-  using Pairs = BackwardPairs<kCell, Precision, kThreads, kPairs>;
-  // [2][kMaxTileSequences] words, [pairs][threads] of a mask
-  const int mask_words = args.directions[0].recurrent_mask ? Pairs::kMaskWords : 0;
-  uint32_t* const given = shared.alloc<uint32_t>(2 * kMaxTileSequences + mask_words);
 
   WeightFragment weights[kRowTiles][kChunks];
   const int64_t first_fragment = (int64_t{direction} * blocks + block) * num_tiles * num_chunks;

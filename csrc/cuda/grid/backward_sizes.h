@@ -27,16 +27,20 @@ struct Instance {
   bool rest;
   int pairs;
   int64_t element_bytes;
-  constexpr bool is_compiled(Cell, int64_t bytes) const { return bytes <= element_bytes; }
+  Cells cells = kAll;  // others would spill
+  constexpr bool is_compiled(Cell cell, int64_t bytes) const {
+    return bytes <= element_bytes && has_cell(cells, cell);
+  }
 };
 #if defined(BIRNN_ONE_INSTANCE)  // for tests that build the kernel many times
 constexpr Instance kInstances[] = {{2, 1, true, 1, 4}};
 #elif defined(BIRNN_SMALL_INSTANCES)  // for tests on small shapes, which take the same path
 constexpr Instance kInstances[] = {{1, 2, false, 1, 4}, {4, 1, true, 2, 4}};
 #else
-constexpr Instance kInstances[] = {{2, 4, false, 1, 4}, {2, 6, false, 1, 2}, {4, 4, false, 1, 2},
-                                   {8, 2, false, 1, 2}, {6, 1, true, 1, 4},  {3, 4, true, 1, 2},
-                                   {4, 2, true, 2, 4},  {3, 1, true, 4, 2}};
+constexpr Instance kInstances[] = {
+    {2, 4, false, 1, 4}, {2, 6, false, 1, 2}, {4, 4, false, 1, 2, kRnn | kLstm},
+    {8, 2, false, 1, 2}, {6, 1, true, 1, 4},  {3, 4, true, 1, 2},
+    {4, 2, true, 2, 4},  {3, 1, true, 4, 2}};
 #endif
 constexpr int kNumInstances = sizeof kInstances / sizeof kInstances[0];
 
