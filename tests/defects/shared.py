@@ -177,7 +177,10 @@ BACKWARD_PAIRS = (
     ),
     ("<|anew ? 0.0f : of(from.before)|>,", {"state_before_a_reset_counts": "of(from.before)"}),
     ("if (anew) carried[e][half] = 0.0f;", {"carried_across_a_reset": ""}),
-    ("if (<|args.recurrent_mask|>) {\n      Pair<T> mask;", {"gradients_not_masked": "false"}),
+    (
+        "if (<|args.recurrent_mask|>) {\n      Pair<T> mask;",
+        {"gradients_not_masked": "static_cast<const void*>(nullptr)"},
+    ),
     ("dh[half] = apart ? <|0.0f|> :", {"direct_path_masked_too": "direct[half]"}),
     ("const bool anew = <|begins_anew(e, k)|>;\n    BIRNN", {"gradients_cross_a_reset": "false"}),
     (
