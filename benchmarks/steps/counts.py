@@ -105,7 +105,8 @@ def _launch(call: Call, steps: int, given: str) -> list[dict[str, Any]]:
     numbers = max(gates * hidden, batch) * hidden + steps * batch * max(width, dgates * hidden)
     absent = ABSENT | ({"resets"} if given != "resets" else set())
     absent |= {"recurrent_mask"} if given != "recurrent-dropout" else set()
-    arrays, addresses = [], []
+    arrays: list[torch.Tensor] = []
+    addresses: list[int | None] = []
     for name in (FORWARD if is_forward else BACKWARD) + REGULARISERS:
         if name in absent:
             addresses.append(None)
