@@ -61,7 +61,7 @@ test-ptx: install
 
 # The tests of the kernels and of the GPU layer on what nvcc compiled: the same problems, schedules and
 # planted defects; every instance that a GPU build has; the values on other compute capabilities, whose
-# code differs. `make cuda` runs it.
+# code differs.
 KERNEL_TESTS := $(patsubst %,tests/kernels/test_%.py,stepwise cluster_forward cluster_backward grid_forward grid_backward)
 WITH_PTX = EMULATOR_FRONT_END=ptx $(VENV)/bin/python -m pytest -q -n auto
 test-ptx-kernels: install
@@ -175,7 +175,6 @@ cuda: .venv-cuda/.extension
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -p no:cacheprovider $(CUDA_TESTS)
 	cd tests && ../.venv-cuda/bin/python -P -m pytest -q -n auto -p no:cacheprovider -m long \
 	    kernels/test_nvcc.py kernels/test_steps.py
-	$(MAKE) test-ptx-kernels
 
 # With the packages that PYTHON has (torch for CUDA, pytest, ninja, pybind11), not in .venv, so that
 # nothing is fetched. OUT= is the folder of the results, PARTS= chooses some of the parts, EXTENSION=
