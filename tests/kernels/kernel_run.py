@@ -355,6 +355,7 @@ GIVEN_OF_DEFECTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "resets": (GIVEN[0], 6, "none"),
     "masks": (GIVEN[1], 6, "none"),
     "many": (GIVEN[2], MANY_STEPS, "long"),
+    "many_resets": (GIVEN[0], MANY_STEPS, "none"),
 }
 
 
