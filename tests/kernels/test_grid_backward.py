@@ -196,6 +196,10 @@ SHAPES_OF_DEFECTS = (
 DEFECT_CASES = (
     *itertools.product(("lstm",), (torch.float32,), SHAPES_OF_DEFECTS),
     *itertools.product(("lstm",), (torch.float16,), SHAPES_OF_DEFECTS[:2]),
+    ("lstm", torch.float32, (32, 12, (1, 2, 1), "masks")),  # as many pairs as there is room for
+    # Whether a warp that is ahead reads another word than it should is a matter of chance.
+    *(("lstm", torch.float32, (12, 12, (2, 2, 1), "resets")),) * 8,
+    ("lstm", torch.float32, (12, 12, (2, 2, 1), "many_resets")),
 )
 
 

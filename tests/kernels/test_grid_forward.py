@@ -204,6 +204,7 @@ SHAPES_OF_DEFECTS = (
 SHAPES_OF_GIVEN = (
     ((9, 18), (4, 2, 1), "resets"),
     ((9, 18), (4, 2, 1), "masks"),
+    ((20, 18), (2, 2, 1), "masks"),  # more cells than half of those there is room for
     ((9, 3), (4, 2, 1), "many"),
 )
 DEFECT_CASES = (
