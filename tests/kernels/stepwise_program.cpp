@@ -82,7 +82,7 @@ void expect_finite(const Array& array, const char* what, const int64_t* sizes, b
 }
 
 void run_case(const int64_t* sizes, bool reverse, bool has_lengths, bool has_states) {
-  RecurrenceShape shape = shape_of(sizes);
+  RecurrenceShape shape = birnn::test::shape_of(sizes);
   shape.recurrent_dropout = shape.zoneout = has_states;
   const Element element = shape.element;
   const Element carried = element == Element::kFloat64 ? element : Element::kFloat32;
