@@ -15,20 +15,28 @@ from conftest import (
     make_layer,
     make_states,
 )
+from own_cells import (
+    LENGTHS,
+    check_autocast,
+    check_compiled,
+    check_export_and_trace,
+    check_nothing_at_all,
+    check_packed_and_unbatched,
+    check_second_derivatives,
+    check_sizes,
+    check_vmap,
+    expected_of,
+    function_and_leaves,
+    run,
+)
 from segments import draw_resets
-from step_by_step import call_step_by_step
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call, grad, vmap
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import birnn_cuda
 from birnn_cuda import normalised, ops
-from birnn_cuda.sequences import padded_to_packed
 
 CELLS = ("gru", "lstm")
-LENGTHS = torch.tensor([7, 0, 3, 1, 6])
-NONE = (None, None, None)
 
 
 def make(cell, input_size, hidden_size, dtype=torch.float32, **options):
@@ -40,19 +48,6 @@ def make(cell, input_size, hidden_size, dtype=torch.float32, **options):
             if name.startswith("norm"):
                 parameter += 0.3 * torch.randn_like(parameter)
     return layer
-
-
-def expected_of(oracle, input, states, lengths=None, resets=None):
-    return call_step_by_step(oracle, input, states, [NONE] * oracle.num_layers, lengths, resets)
-
-
-def run(layer, input, states, **options):
-    """Output, final states, an LSTM's cell states."""
-    if layer.mode != "LSTM":
-        return call(layer, input, states, **options)
-    hx = tuple(states) or None
-    output, final, cells = layer(input, hx, return_cell_states=True, **options)
-    return [output, *final, cells]
 
 
 @pytest.mark.parametrize("has_states", [False, True], ids=["zeros", "states"])
@@ -89,39 +84,13 @@ SIZES = ((1, 1, 3, 4), (3, 2, 70, 130), (40, 3, 16, 16), (90, 16, 8, 33), (5, 33
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes(cell, sizes):
-    """Against the reference, in torch's operators, which a forward-mode level asks for."""
-    T, B, input_size, hidden_size = sizes
-    for bidirectional in (True, False):
-        layer = make(cell, input_size, hidden_size, torch.float64, bidirectional=bidirectional)
-        operands = [torch.randn(T, B, input_size).double(), *make_states(layer, B, torch.float64)]
-        results = []
-        for in_forward_mode in (False, True):
-            leaves = copies(operands, torch.float64)
-            if in_forward_mode:
-                with torch.autograd.forward_ad.dual_level():
-                    outputs = run(layer, leaves[0], leaves[1:])
-            else:
-                outputs = run(layer, leaves[0], leaves[1:])
-                cotangents = [torch.randn_like(o) for o in outputs]
-            wanted = [*leaves, *layer.parameters()]
-            results.append([*outputs, *torch.autograd.grad(outputs, wanted, cotangents)])
-        assert_close(*results, 1e-11)
+    check_sizes(make, cell, sizes, 1e-11)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_packed_and_unbatched(cell, bias):
-    layer = make(cell, 3, 6, torch.float64, bidirectional=True, bias=bias, batch_first=True)
-    oracle = copy.copy(layer)
-    input, lengths = torch.randn(4, 5, 3).double(), torch.tensor([4, 3, 3, 2, 1])
-    expected = expected_of(oracle, input, [], lengths)[: 3 if cell == "lstm" else 2]
-    packed = call(layer, pack_padded_sequence(input, lengths))
-    batch_sizes = torch.tensor([5, 4, 3, 1])
-    assert_close(packed, [padded_to_packed(expected[0], batch_sizes), *expected[1:]], 1e-12)
-    padded = call(layer, input.transpose(0, 1), lengths=lengths)
-    assert_close([padded[0].transpose(0, 1), *padded[1:]], expected, 1e-12)
-    alone = call(layer, input[:3, 2])
-    assert_close(alone, [expected[0][:3, 2], *(x[:, 2] for x in expected[1:])], 1e-12)
+    check_packed_and_unbatched(make, cell, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -141,12 +110,7 @@ def test_sixteen_bits_are_computed_in_float32(cell, dtype):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_autocast(cell):
-    layer = make(cell, 3, 5, bidirectional=True)
-    low, input = copy.deepcopy(layer).bfloat16(), torch.randn(7, 5, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = call(layer, input)
-    expected = call(low, input.bfloat16())
-    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    check_autocast(make, cell)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -191,38 +155,14 @@ def test_what_is_not_finite_stays_in_its_sequence(cell, bad):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_derivatives_by_difference_quotients(cell):
-    layer = make(cell, 1, 3, torch.float64, bidirectional=True)
-    names = [name for name, _ in layer.named_parameters()]
-    operands = [torch.randn(3, 3, 1).double(), *make_states(layer, 3, torch.float64)]
-    count, lengths = len(operands), torch.tensor([3, 0, 2])
-
-    def function(*tensors):
-        weights = dict(zip(names, tensors[count:], strict=True))
-        states = tensors[1:count]
-        hx = tuple(states) if layer.mode == "LSTM" else states[0]
-        output, final = functional_call(layer, weights, (tensors[0], hx), {"lengths": lengths})
-        return output, *(final if isinstance(final, tuple) else (final,))
-
-    leaves = copies([*operands, *layer.parameters()], torch.float64)
+    function, leaves = function_and_leaves(make, cell, 3)
     assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(lambda x: function(x, *leaves[1:])[0], leaves[0])
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_second_derivatives_are_the_oracles(cell):
-    layer = make(cell, 3, 4, torch.float64, bidirectional=True)
-    operands = [torch.randn(4, 3, 3).double(), *make_states(layer, 3, torch.float64)]
-    lengths, results = torch.tensor([4, 2, 0]), []
-    for is_ours in (True, False):
-        leaves = copies(operands, torch.float64)
-        if is_ours:
-            outputs = run(layer, leaves[0], leaves[1:], lengths=lengths)
-        else:
-            outputs = expected_of(layer, leaves[0], leaves[1:], lengths)
-        wanted = [*leaves, *layer.parameters()]
-        first = torch.autograd.grad(sum(o.pow(3).sum() for o in outputs), wanted, create_graph=True)
-        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
-    assert_close(*results, 1e-10)
+    check_second_derivatives(make, cell, 1e-10)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -246,44 +186,17 @@ def test_opcheck(cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_vmap(cell):
-    """With gradients of each sample's weights."""
-    layer = make(cell, 3, 4, torch.float64, bidirectional=True)
-    weights = {name: w.detach() for name, w in layer.named_parameters()}
-    inputs = torch.randn(3, 6, 2, 3, dtype=torch.float64)
-
-    def loss(weights, input):
-        return functional_call(layer, weights, (input,))[0].square().sum()
-
-    mapped = vmap(grad(loss), (None, 0))(weights, inputs)
-    for index in range(3):
-        expected = grad(loss)(weights, inputs[index])
-        assert_close([mapped[n][index] for n in weights], list(expected.values()), 1e-11)
+    check_vmap(make, cell)
 
 
 @pytest.mark.usefixtures("forgets_compiled")
 @pytest.mark.parametrize("cell", CELLS)
 def test_compile(cell):
-    layer = make(cell, 3, 5, num_layers=2, bidirectional=True, dropout=0.3)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    input, results = torch.randn(7, 5, 3, requires_grad=True), []
-    for function in (layer, compiled):
-        torch.manual_seed(7)
-        output, _ = function(input, lengths=LENGTHS)
-        results.append([output, *torch.autograd.grad(output.square().sum(), [input])])
-    assert_close(*results, 1e-6)
+    check_compiled(make, cell)
 
 
 def test_export_and_trace():
-    model = nn.Sequential(make("lstm", 3, 5, num_layers=2, bidirectional=True)).eval()
-    example, other = torch.randn(7, 5, 3), torch.randn(4, 3, 3)
-    sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
-    exported = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
-    with torch.no_grad():
-        traced = torch.jit.trace(model, (example,), check_trace=False)
-        for given in (example, other):
-            expected = model(given)[0]
-            assert torch.equal(exported.module()(given)[0], expected)
-            assert torch.equal(traced(given)[0], expected)
+    check_export_and_trace(make, "lstm")
 
 
 # ---- the module
@@ -291,11 +204,7 @@ def test_export_and_trace():
 
 @pytest.mark.parametrize("sizes", [(0, 3), (4, 0)], ids=str)
 def test_nothing_at_all(sizes):
-    layer = make("lstm", 4, 5, bidirectional=True)
-    input = torch.randn(*sizes, 4, requires_grad=True)
-    output, (h_n, _) = layer(input)
-    assert output.shape == (*sizes, 10) and h_n.eq(0).all()
-    output.sum().backward()
+    check_nothing_at_all(make, "lstm", sizes)
 
 
 def test_parameters():
