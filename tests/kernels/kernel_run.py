@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from problem import (
     DTYPES,
     NAN,
     NUM_GATES,
+    PRECISIONS,
     Problem,
     check,
     draw_lengths,
@@ -371,6 +372,29 @@ def with_given(
     T, B, _ = sizes
     drawn = given | ({"resets": draw_resets(T, B)} if given.get("resets") else {})
     return Problem(cell, dtype, sizes, draw_lengths(pattern, T, B), **drawn, **options)
+
+
+def problems_with_given(
+    cell: str,
+    precision: str,
+    seed: int,
+    shapes: Sequence[tuple[int, ...]],
+    patterns: Sequence[str],
+    cell_states: bool = False,
+) -> Iterator[tuple[Problem, list[int]]]:
+    """Problems with resets, masks and both, over shapes (H, B, tiling) and patterns of lengths in
+    turn; and their tilings."""
+    first = seed % len(shapes)
+    given_shapes = itertools.cycle([*shapes[first:], *shapes[:first]])
+    given_patterns = itertools.cycle(patterns)
+    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
+        # Half of the combinations in one run, all of them in two.
+        if (index + index // 4 + seed) % 2:
+            continue
+        H, B, *tiling = next(given_shapes)
+        options = {"states": index % 4 != 2, "cell_states": cell_states and index % 3 == 0}
+        sizes, pattern = (T, B, H), next(given_patterns)
+        yield with_given(given, cell, PRECISIONS[precision], sizes, pattern, **options), tiling
 
 
 def check_nan_stays_before_a_reset(kernel: Kernel, dtype: torch.dtype, hidden_size: int) -> None:

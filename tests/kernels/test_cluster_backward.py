@@ -27,6 +27,7 @@ from kernel_run import (
     check_nan_of_a_gradient_stays_behind_a_reset,
     check_nan_of_a_gradient_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
+    problems_with_given,
     with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths
@@ -78,16 +79,8 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
-    shapes = itertools.cycle(SHAPES[seed % 8 :] + SHAPES[: seed % 8])
-    patterns = itertools.cycle(("none", "mixed", "long", "short"))
-    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
-        # Half of the combinations in one run, all of them in two.
-        if (index + index // 4 + seed) % 2:
-            continue
-        H, B, *tiling = next(shapes)
-        options = {"states": index % 4 != 2, "cell_states": index % 3 == 0}
-        pattern = next(patterns)
-        problem = with_given(given, cell, PRECISIONS[precision], (T, B, H), pattern, **options)
+    patterns = ("none", "mixed", "long", "short")
+    for problem, tiling in problems_with_given(cell, precision, seed, SHAPES, patterns, True):
         check_backward(problem, kernel(*tiling, tf32=precision == "tf32"))
 
 

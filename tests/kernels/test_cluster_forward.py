@@ -29,6 +29,7 @@ from kernel_run import (
     check_nan_stays_before_a_reset,
     check_nan_stays_in_its_sequence,
     check_same_bits_under_every_schedule,
+    problems_with_given,
     with_given,
 )
 from problem import CELLS, PRECISIONS, Problem, draw_lengths, exact
@@ -83,17 +84,9 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
-    shapes = itertools.cycle(SHAPES[seed % 10 :] + SHAPES[: seed % 10])
-    patterns = itertools.cycle(("none", "mixed", "none", "short"))
-    dtype, tf32 = PRECISIONS[precision], precision == "tf32"
-    for index, (given, T) in enumerate(itertools.product(GIVEN, (1, 2, 5, 7))):
-        # Half of the combinations in one run, all of them in two.
-        if (index + index // 4 + seed) % 2:
-            continue
-        H, B, *tiling = next(shapes)
-        sizes, states = (T, B, H), index % 4 != 2
-        problem = with_given(given, cell, dtype, sizes, next(patterns), states=states)
-        under_test = kernel(*tiling, tf32=tf32)
+    patterns = ("none", "mixed", "none", "short")
+    for problem, tiling in problems_with_given(cell, precision, seed, SHAPES, patterns):
+        under_test = kernel(*tiling, tf32=precision == "tf32")
         run = check_forward(problem, under_test)
         check_inference(problem, under_test, run)
         check_in_place(problem, under_test, run)
