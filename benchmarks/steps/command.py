@@ -7,7 +7,7 @@ block through its step. Per shape and pass:
   chain    from the wait for the exchange to the last push; a step takes about the longer of serial
            and chain + 265
   counts   with --counts: what each warp of a block executes in a step, by an interpreter of PTX:
-           instructions by class, bytes of all lanes by state space
+           instructions by class, bytes of 32 lanes by state space
   waits    with --roles: instructions by class, and the five longest waits, by source line
 
 Good to some 20 %, as long as no GPU has measured what latencies.py believes; repeatable to the

@@ -4,7 +4,7 @@ Beside the machine code that play.py reads: what is executed, not what stands th
 by state space; but before ptxas. The kernels' test drivers are compiled for the interpreter
 (tests/emulator/ptx) with every instance, and called as the plan divides a problem, for two numbers
 of steps: a step is the difference. How often a warp asks in vain for what others bring is the
-emulator's schedule, the same each time.
+emulator's schedule, the same each time. Bytes are those of 32 lanes, also where fewer take part.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Counted:
     warps: list[int]
     instructions: float
     classes: dict[str, float] = field(default_factory=dict)
-    bytes_loaded: dict[str, float] = field(default_factory=dict)  # by state space, of all lanes
+    bytes_loaded: dict[str, float] = field(default_factory=dict)  # by state space, of 32 lanes
     bytes_stored: dict[str, float] = field(default_factory=dict)
 
 

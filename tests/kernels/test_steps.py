@@ -44,3 +44,22 @@ def test_steps_have_no_fence_and_no_local_memory() -> None:
     for one in command.play_all(builds.tree_of(None), problems, command.WHICH).values():
         for role in one.roles:
             assert forbidden.isdisjoint(role["operations"]), one.line()
+
+
+@needs_nvcc
+@pytest.mark.long
+def test_counts_are_those_of_the_division() -> None:
+    """Known by hand: a cluster of 8, 4 warps a block, each with 8 units of 8 sequences."""
+    from benchmarks.steps import counts
+
+    problems = [("lstm", "fp16", 256, 32)]
+    played = command.play_all(builds.tree_of(None), problems, ["inference"])
+    (one,) = played.values()
+    assert one.call.tiling == (8, 1, 1) and one.call.threads == 4 * 32
+    groups = counts.count(one.call, builds.GIVEN[0])
+    assert sorted(warp for group in groups for warp in group.warps) == [0, 1, 2, 3]
+    for group in groups:
+        # Two row tiles, K of 256 in steps of 16; beside them 256 columns of h in matrices of 4 x 8.
+        assert group.classes["matrix"] == 2 * 256 / 16 + 256 / 32
+        h = 8 * 8 * 2
+        assert group.bytes_stored["shared::cluster"] == 8 * h, "to all blocks, its own too"
