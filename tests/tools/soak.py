@@ -3,9 +3,9 @@
     python tests/tools/soak.py --seeds 100        (make soak-tests SEEDS=100)
 
 runs the tests of the kernels under the emulator, of the GPU layer on it, and of what hypothesis
-draws. Each seed has a process of its own, forked from one that has loaded torch. Every tenth seed
-runs with the planted defects too: whether one is caught depends on the inputs as well. Left out is
-what has no random inputs: the programs under sanitizers, and what reads the sources.
+draws. Each seed has a process of its own, forked from one that has loaded torch. Left out is what
+has the same inputs in every run: the planted defects, the programs under sanitizers, and what reads
+the sources.
 
 At the end: the seeds that failed and their tests, and how near the tensors came to their limits.
 """
@@ -26,9 +26,13 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-NAMES = ("stepwise*", "cluster_*", "grid_*", "cuda_kernels", "gpu_layer", "properties")
-NOT_RANDOM = ("test_clean_under_sanitizers", "test_every_mask")
-SEEDS_OF_DEFECTS = 10  # one of so many
+NAMES = ("stepwise*", "normalised*", "cluster_*", "grid_*", "cuda_kernels", "gpu_*", "properties")
+NOT_RANDOM = (
+    "test_clean_under_sanitizers",
+    "test_defect_is_caught",
+    "test_every_mask",
+    "test_without_a_defect",
+)
 
 
 @dataclass
@@ -51,12 +55,11 @@ class Tally:
 class Part:
     """The plugin of one seed's pytest: it leaves out tests, and writes down the others' results."""
 
-    def __init__(self, with_defects: bool) -> None:
-        self.with_defects, self.tally, self.failed = with_defects, Tally(), list[str]()
+    def __init__(self) -> None:
+        self.tally, self.failed = Tally(), list[str]()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        left_out = NOT_RANDOM if self.with_defects else (*NOT_RANDOM, "test_defect_is_caught")
-        items[:] = [item for item in items if not item.name.startswith(left_out)]
+        items[:] = [item for item in items if not item.name.startswith(NOT_RANDOM)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -72,14 +75,14 @@ def files() -> list[str]:
     return sorted({str(path) for path in found})
 
 
-def run_seed(seed: int, with_defects: bool, log: Path, selection: Sequence[str]) -> None:
+def run_seed(seed: int, log: Path, selection: Sequence[str]) -> None:
     """In a process of its own: its output goes to the log, what came of it beside that."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     import rounding
 
-    part = Part(with_defects)
+    part = Part()
     rounding.observers.append(part.tally.add)
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--seed={seed}", *selection]
     status = pytest.main([*arguments, *files()], plugins=[part])
@@ -87,33 +90,30 @@ def run_seed(seed: int, with_defects: bool, log: Path, selection: Sequence[str])
     log.with_suffix(".json").write_text(json.dumps(results))
 
 
-def start(seed: int, with_defects: bool, log: Path, selection: Sequence[str]) -> int:
+def start(seed: int, log: Path, selection: Sequence[str]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            run_seed(seed, with_defects, log, selection)
+            run_seed(seed, log, selection)
         finally:
             os._exit(0)
     return child
 
 
-def soak(
-    seeds: Sequence[int], first_place: int, folder: Path, processes: int, selection: Sequence[str]
-) -> int:
+def soak(seeds: Sequence[int], folder: Path, processes: int, selection: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = list(enumerate(seeds, first_place))
-    running: dict[int, tuple[int, int, float]] = {}  # by process: place, seed, when it began
+    waiting = list(seeds)
+    running: dict[int, tuple[int, float]] = {}  # by process: seed, when it began
     failures: dict[int, list[str]] = {}
     tally, begun, done = Tally(), time.monotonic(), 0
     while waiting or running:
         while waiting and len(running) < processes:
-            place, seed = waiting.pop(0)
+            seed = waiting.pop(0)
             log = folder / f"{seed}.txt"
             log.with_suffix(".json").unlink(missing_ok=True)
-            child = start(seed, place % SEEDS_OF_DEFECTS == 0, log, selection)
-            running[child] = place, seed, time.monotonic()
+            running[start(seed, log, selection)] = seed, time.monotonic()
         child, status = os.wait()
-        _, seed, since = running.pop(child)
+        seed, since = running.pop(child)
         done += 1
         results = folder / f"{seed}.json"
         if results.exists():
@@ -145,7 +145,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--first", type=int, help="the first of them (default: random)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--place", type=int, default=0, help="of the first seed, to go on with")
     parser.add_argument("--out", type=Path, default=TESTS.parent / "build" / "soak")
     parser.add_argument("pytest", nargs="*", help="options of pytest, behind --")
     options = parser.parse_args()
@@ -158,7 +157,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     seeds = range(first, first + options.seeds)
-    return soak(seeds, options.place, options.out, options.processes, options.pytest)
+    return soak(seeds, options.out, options.processes, options.pytest)
 
 
 if __name__ == "__main__":
