@@ -26,7 +26,10 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-NAMES = ("stepwise*", "normalised*", "cluster_*", "grid_*", "gpu_layer", "gpu_normalised", "properties")
+NAMES = (
+    *("stepwise*", "normalised*", "cluster_*", "grid_*"),
+    *("gpu_layer", "gpu_normalised", "properties"),
+)
 NOT_RANDOM = (
     "test_clean_under_sanitizers",
     "test_defect_is_caught",
