@@ -99,10 +99,11 @@ struct PanelRoom {
     const KernelTable& kernels = *layer.kernels;
     const int gates = num_gates(s.cell);
     const int64_t H = s.hidden_size, S = s.state_size();
-    if (gates_apart(s)) {  // W_ih x is given
-      hh = align(std::max(3 * kernels.packed_bytes(H, 1, H),
+    if (gates_apart(s)) {
+      hh = align(std::max(gates * kernels.packed_bytes(H, 1, H),
                           kernels.packed_bytes(H, 1, 2 * H) + kernels.packed_bytes(H, 1, H)));
-      ih = hr = 0;
+      ih = align(gates * kernels.packed_bytes(H, 1, layer.input_size));
+      hr = 0;
       return;
     }
     hh = in_place.weight_hh ? 0
@@ -158,10 +159,14 @@ void pack_share(const Layer& layer, const ForwardDirection& direction, const voi
   const KernelTable& kernels = *layer.kernels;
   const int gates = num_gates(s.cell);
   if (gates_apart(s)) {
-    const int64_t H = s.hidden_size, gate_bytes = H * H * element_bytes(kernels.rows);
-    for (int gate = 0; gate < gates; ++gate)
-      kernels.pack_rows(static_cast<const char*>(direction.weight_hh) + gate * gate_bytes, 1, H, H,
-                        share, panels.hh(d) + gate * kernels.packed_bytes(H, 1, H));
+    const int64_t H = s.hidden_size, row_bytes = H * element_bytes(kernels.rows);
+    const auto pack_gates = [&](const void* weight, int64_t depth, char* to) {
+      for (int gate = 0; gate < gates; ++gate)
+        kernels.pack_rows(static_cast<const char*>(weight) + gate * row_bytes * depth, 1, H, depth,
+                          share, to + gate * kernels.packed_bytes(H, 1, depth));
+    };
+    pack_gates(direction.weight_hh, H, panels.hh(d));
+    pack_gates(weight_ih, layer.input_size, panels.ih(d));
     return;
   }
   if (!in_place.weight_hh)

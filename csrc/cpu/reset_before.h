@@ -1,14 +1,10 @@
 // The recurrence of a GRU whose reset gate comes before the product (cells.h).
 //
-// A step has two products, one after the other: r and z of h, then n of r * h, which is in memory
-// by then. Each gate has panels of its own, of units alone, so that a unit's r is there where its
-// h is. W_ih x is in `gates` already, and is overwritten: r z n and r * h in training, in inference
-// r * h in the place of r. Plain numbers only. Threads that share units meet twice a step.
-
-template <class N>
-inline int64_t gate_panels_bytes(int64_t hidden_size) {
-  return packed_bytes<N>(hidden_size, 1, hidden_size);
-}
+// A step has two products with h, one after the other: r and z of h, then n of r * h, which is in
+// memory by then. Each gate has panels of its own, of units alone, so that a unit's r is there where
+// its h is; their sums continue those of W_ih x, of some steps at once. `gates` is the reserve, r z n
+// and r * h of every step, or in inference r * h and z of a step, [B, 2 * H]. Plain numbers only.
+// Threads that share units meet twice a step.
 
 template <class N>
 void run_reset_before_forward(const ForwardTask& task) {
@@ -23,11 +19,13 @@ void run_reset_before_forward(const ForwardTask& task) {
   const Real* zeros = static_cast<const Real*>(task.zeros);
   const int64_t H = shape.hidden_size, T = shape.seq_len, b_begin = task.b_begin;
   const Scratch<N> scratch(task.scratch, shape, task.input->size, task.b_end - b_begin);
-  const auto panels_of_gate = [&](int gate) {
-    const char* base = static_cast<const char*>(task.weight_hh.data);
-    return panels_of<N, kPlain>({base + gate * gate_panels_bytes<N>(H), false}, H, H);
+  const int64_t I = task.input->size;
+  const auto panels_of_gate = [&](const Weights& weights, int gate, int64_t depth) {
+    const char* base = static_cast<const char*>(weights.data);
+    return panels_of<N, kPlain>({base + gate * packed_bytes<N>(H, 1, depth), false}, H, depth);
   };
   const PanelRange range = panel_range(num_panels<N>(H, 1), task.units);
+  const Real* x = static_cast<const Real*>(task.input->x);
   const Real* bias_ih = static_cast<const Real*>(dir.bias_ih);
   const Real* bias_hh = static_cast<const Real*>(dir.bias_hh);
   Real* gates = static_cast<Real*>(dir.gates);
@@ -39,14 +37,41 @@ void run_reset_before_forward(const ForwardTask& task) {
   const RegulariserRows<Real> regularisers(task.regularisers);
   const Real* const* rows_of_h = regularisers.recurrent_mask ? scratch.masked_rows : scratch.rows;
 
+  constexpr int kWidth = kPlain * kLanes;
+  const int64_t at_once = Scratch<N>::steps_at_once(shape, I, task.b_end - b_begin);
+  const auto time_of = [&](int64_t step) { return dir.reverse ? T - 1 - step : step; };
+  const auto active_at = [&](int64_t step) {
+    return count_active(sequences, T, time_of(step), b_begin, task.b_end);
+  };
+  const auto first_row_at = [&](int64_t step) {
+    return row_offset(sequences, shape.batch_size, time_of(step)) + b_begin;
+  };
+  // W_ih x of the steps that are projected at once: by gate, by panel of the range, by row.
+  int64_t projected = 0, projected_before = 0;  // rows: of these steps, before the current one
+  const auto projection_of = [&](int gate) {
+    return scratch.projection + gate * (range.end - range.begin) * projected * kWidth;
+  };
+  const auto project = [&](int64_t first_step) {
+    projected = projected_before = 0;
+    for (int64_t step = first_step; step < std::min(first_step + at_once, T); ++step)
+      for (int64_t j = 0; j < active_at(step); ++j)
+        scratch.x_rows[projected++] = x + (first_row_at(step) + j) * task.input->stride;
+    for (int gate = 0; gate < 3; ++gate)
+      for_each_panel<N, kPlain>(scratch.x_rows, projected, panels_of_gate(task.weight_ih, gate, I),
+                                range, false, {projection_of(gate), projected * kWidth, false},
+                                [](int64_t, Real*) {});
+  };
+
   for (int64_t step = 0; step < T; ++step) {
-    const int64_t t = dir.reverse ? T - 1 - step : step;
-    const int64_t active = count_active(sequences, T, t, b_begin, task.b_end);
+    if (step % at_once == 0) project(step);
+    const int64_t t = time_of(step), active = active_at(step), first_row = first_row_at(step);
     if (active == 0) continue;
-    const int64_t first_row = row_offset(sequences, shape.batch_size, t) + b_begin;
+    const auto gates_of = [&](int64_t j) {
+      return gates + (keeps ? first_row + j : b_begin + j) * dir.gates_stride;
+    };
     for (int64_t j = 0; j < active; ++j) {
       scratch.rows[j] = previous_h(sequences, shape, dir.reverse, t, b_begin + j);
-      scratch.targets[j] = gates + (first_row + j) * dir.gates_stride + reset_column;
+      scratch.targets[j] = gates_of(j) + reset_column;
       if (!regularisers.recurrent_mask) continue;
       const Real* mask = regularisers.recurrent_mask + (b_begin + j) * H;
       Real* masked = scratch.masked + j * H;
@@ -68,14 +93,14 @@ void run_reset_before_forward(const ForwardTask& task) {
             const auto of_gate = [&](const Real* values) {
               return [=](int of) { return M::load(values + of * H + u, n); };
             };
-            Real* row = gates + (first_row + j) * dir.gates_stride + u;
-            V a = M::load(sums + (j * kPlain + v) * kLanes) + M::load(row + gate * H, n);
+            V a = M::load(sums + (j * kPlain + v) * kLanes);
             if (bias_ih) a += bias_of_sum<kCell>(gate, of_gate(bias_ih), of_gate(bias_hh));
-            leave(row, j, u, n, a);
+            leave(gates_of(j) + u, j, u, n, a);
           }
       };
-      for_each_panel<N, kPlain>(rows, active, panels_of_gate(gate), range, step & 1,
-                                {scratch.sums, 0, false}, consume);
+      Real* sums = projection_of(gate) + projected_before * kWidth;
+      for_each_panel<N, kPlain>(rows, active, panels_of_gate(task.weight_hh, gate, H), range,
+                                step & 1, {sums, projected * kWidth, true}, consume);
     };
     const auto meet = [&] {
       if (task.barrier) task.barrier->arrive_and_wait(task.units.end - task.units.begin);
@@ -99,6 +124,7 @@ void run_reset_before_forward(const ForwardTask& task) {
         h = Zoneout<M>::mix(h, before, M::load(regularisers.share_h(first_row + j) + u, n));
       M::store(output + (first_row + j) * dir.output_stride + u, h, n);
     });
+    projected_before += active;
     if (step + 1 < T) meet();
   }
 }

@@ -244,6 +244,8 @@ struct Scratch {
 
   static int64_t projected_row_bytes(const RecurrenceShape& shape) {
     const int gates = num_gates(shape.cell);
+    if (shape.cell == Cell::kGruResetBefore)  // gates have panels of their own
+      return gates * num_panels<N>(shape.hidden_size, 1) * panel_columns(1) * kVectorBytes;
     return num_panels<N>(shape.hidden_size, gates) * panel_columns(gates) * kVectorBytes;
   }
   // How many steps of `rows` sequences are projected at once. One, in the same breath as the

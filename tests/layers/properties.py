@@ -91,7 +91,7 @@ def check(case: Case) -> None:
         results = evaluate(ours, case, operands, lengths, drawn)
     finally:
         torch.set_num_threads(1)
-    if case.threads > 1:
+    if case.threads > 1 and not case.options.layer_norm:  # whose input is projected by torch
         torch.set_rng_state(state)
         alone, _ = evaluate(ours, case, operands, lengths, drawn)
         same = all(torch.equal(a, b) for a, b in zip(results[0], alone, strict=True))

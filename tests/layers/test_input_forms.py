@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import (
     CELLS,
+    VARIANTS,
     assert_close,
     assert_like_oracle,
     call,
@@ -88,6 +89,25 @@ def test_several_threads():
     # Large products are a BLAS's, which divides long sums by threads.
     for one, three in zip(*results, strict=True):
         assert_close([three], [one], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
+def test_a_sequence_alone_and_among_others_gives_the_same_bits(cell, dtype):
+    """With any number of threads, in training as in inference; and inputs of few columns and many."""
+    for input_size in (3, 17, 40):
+        layer = make_layer(birnn_cuda, cell, input_size, 17, bidirectional=True, dtype=dtype)
+        input = torch.randn(2, 19, input_size, dtype=dtype)
+        expected = call(layer, input)
+        for threads, track in ((1, False), (3, True), (4, False)):
+            torch.set_num_threads(threads)
+            try:
+                with torch.set_grad_enabled(track):
+                    together, alone = call(layer, input), call(layer, input[:, 5:6])
+            finally:
+                torch.set_num_threads(1)
+            for one, other, own in zip(expected, together, alone, strict=True):
+                assert torch.equal(one, other) and torch.equal(one[:, 5:6], own)
 
 
 def test_repeated_runs_give_the_same_bits():

@@ -84,7 +84,7 @@ SIZES = ((1, 1, 3, 4), (3, 2, 70, 130), (40, 3, 16, 16), (90, 16, 8, 33), (5, 33
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes(cell, sizes):
-    check_sizes(make, cell, sizes, 1e-11)
+    check_sizes(make, cell, sizes, 1e-12)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -114,11 +114,12 @@ def test_autocast(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_threads_and_recomputed_activations_change_no_bit(cell):
+def test_recomputed_activations_change_no_bit_and_threads_few(cell):
+    """The input is projected by torch, whose BLAS divides long sums by threads."""
     layer = make(cell, 9, 33, bidirectional=True)
     input, results = torch.randn(7, 16, 9, requires_grad=True), []
     lengths = torch.randint(0, 8, (16,))
-    for threads, layer.recompute_activations in ((1, False), (4, False), (1, True)):
+    for threads, layer.recompute_activations in ((1, False), (1, True), (4, False)):
         torch.set_num_threads(threads)
         try:
             outputs = run(layer, input, [], lengths=lengths)
@@ -126,8 +127,8 @@ def test_threads_and_recomputed_activations_change_no_bit(cell):
             results.append([*outputs, *torch.autograd.grad(loss, [input])])
         finally:
             torch.set_num_threads(1)
+    assert torch.equal(results[0][0], results[1][0])
     for other in results[1:]:
-        assert torch.equal(results[0][0], other[0])
         assert_close(other, results[0], 1e-6)
 
 

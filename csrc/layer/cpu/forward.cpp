@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "cpu/gemm_cpu.h"
 #include "cpu/kept_memory.h"
 #include "layer/cpu/operands.h"
 #include "layer/profile.h"
@@ -13,22 +12,6 @@
 namespace birnn {
 
 using namespace cpu;
-
-namespace {
-
-// gates [N, 3*H or more] = x W_ih^T, for cells that are given it.
-void project_input(const Tensor& x, const Tensor& weight_ih, const ForwardDirection& dir,
-                   Element element) {
-  GemmShape product;
-  product.transpose_b = true;
-  product.m = x.size(0), product.n = weight_ih.size(0), product.k = x.size(1);
-  product.lda = x.stride(0), product.ldb = product.k, product.ldc = dir.gates_stride;
-  product.float_output = true;
-  cpu::gemm(nullptr, nullptr, product, x.const_data_ptr(), weight_ih.const_data_ptr(), dir.gates,
-            element, GemmCompute::kIeee);
-}
-
-}  // namespace
 
 ForwardResult forward_cpu(const Problem& given, bool training) {
   const Numbers numbers(given.weight_hh(0).scalar_type(), given.shape);
@@ -59,10 +42,9 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
 
   Tensor gates = reserve;
   int64_t gates_width = reserve_width;
-  const bool projects_first = s.cell == Cell::kGruResetBefore;
-  if (projects_first && !training) {
-    gates_width = num_gates(s.cell) * H;
-    gates = cpu::empty_large({D, rows.num_rows, gates_width}, options);
+  if (s.cell == Cell::kGruResetBefore && !training) {  // of a step (cpu/reset_before.h)
+    gates_width = 2 * H;
+    gates = cpu::empty_large({D, B, gates_width}, options);
   }
 
   std::vector<const void*> weight_ih(D);
@@ -75,7 +57,6 @@ ForwardResult forward_cpu(const Problem& given, bool training) {
     dir = forward_direction(p, tensors, d);
     if (gates.dim() == 3 && gates_width > 0) dir.gates = mutable_row_pointer(gates, d);
     dir.gates_stride = gates_width;
-    if (projects_first) project_input(x, p.weight_ih(d), dir, s.element);
     weight_ih[d] = p.weight_ih(d).const_data_ptr();
     if (p.is_quantized()) {
       const Tensor* scale = &contiguous_scales[d * p.scales.size() / D];
