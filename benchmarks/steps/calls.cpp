@@ -162,8 +162,10 @@ using namespace birnn;
 using namespace birnn::cuda;
 
 // As the layer lays out its tensors: two directions, no lengths, initial states given. Pointers are
-// never followed: all that counts is which are null, and their alignment.
+// never followed: all that counts is which are null, and their alignment. The workspace lies last:
+// by its address program.py knows what is loaded from there.
 void* somewhere(int64_t index) { return reinterpret_cast<void*>((1 << 20) * (1 + index)); }
+void* workspace() { return somewhere(15); }
 
 // Of trees before this, persistent kernels took no regularisers: call(regularisers) or call().
 template <class Call, class... Regularised>
@@ -208,7 +210,7 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
                                        GridForwardTiling{}, nullptr, nullptr)) {
             return grid_forward(s, nullptr, dirs, more..., 2, save_reserve, compute,
                                 {choice.blocks, choice.batch_tiles, choice.groups_at_once},
-                                somewhere(10), nullptr);
+                                workspace(), nullptr);
           },
           &given[0]);
     return call_with(
@@ -216,7 +218,7 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
                                      s, nullptr, dirs[0], more..., save_reserve, compute,
                                      ClusterForwardTiling{}, nullptr, nullptr)) {
           return cluster_forward(s, nullptr, dirs[0], more..., save_reserve, compute,
-                                 {choice.blocks, choice.batch_tiles, choice.k_split}, somewhere(10),
+                                 {choice.blocks, choice.batch_tiles, choice.k_split}, workspace(),
                                  nullptr);
         },
         given[0]);
@@ -247,7 +249,7 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
                                                            2, compute, GridBackwardTiling{},
                                                            nullptr, nullptr)) {
           return grid_backward(s, nullptr, dirs, more..., first_dgates, 2, compute,
-                               {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
+                               {choice.blocks, choice.batch_tiles}, workspace(), nullptr);
         },
         &given[0]);
   return call_with(
@@ -255,7 +257,7 @@ int run(const PlanRequest& request, const Choice& choice, Pass pass, bool save_r
                                    s, nullptr, dirs[0], more..., first_dgates[0], compute,
                                    ClusterBackwardTiling{}, nullptr, nullptr)) {
         return cluster_backward(s, nullptr, dirs[0], more..., first_dgates[0], compute,
-                                {choice.blocks, choice.batch_tiles}, somewhere(10), nullptr);
+                                {choice.blocks, choice.batch_tiles}, workspace(), nullptr);
       },
       given[0]);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +85,21 @@ def _vote(ins: Instruction) -> Effect:
     return effect([result, target], compute)
 
 
+def _reduction(ins: Instruction) -> Effect:
+    """REDUX.OR: of the lanes, into a uniform register."""
+    if ins.operation != "REDUX.OR":
+        return unknown([register(ins.operands[0])])
+    read = read_integer(ins.operands[1])
+
+    def compute(warp: Warp) -> Sequence[Value]:
+        value = read(warp)
+        lanes = value if type(value) is list else [value]
+        known = [lane for lane in lanes if lane is not None]
+        return [functools.reduce(operator.or_, known) if len(known) == len(lanes) else None]
+
+    return effect([register(ins.operands[0])], compute)
+
+
 def _move(ins: Instruction) -> Effect:
     read = read_integer(ins.operands[1])
     return effect([register(ins.operands[0])], lambda w: [read(w)])
@@ -131,6 +148,17 @@ def _bits_of(function: Callable[[int], int]) -> Callable[[Instruction], Effect]:
         return effect([register(ins.operands[0])], lambda w: [each(function, read(w))])
 
     return build
+
+
+def _leading_one(ins: Instruction) -> Effect:
+    """Its place, or with .SH how far it must be shifted to the left; of zero all bits."""
+    shifts = ins.operation.endswith(".SH")
+
+    def place(one: int) -> int:
+        bit = one.bit_length() - 1
+        return (31 - bit if shifts and bit >= 0 else bit) & MASK
+
+    return _bits_of(place)(ins)
 
 
 def _float(bits: int) -> Any:
@@ -262,8 +290,7 @@ _BUILDERS: dict[str, Callable[[Instruction], Effect]] = {
     ),
     "IABS": _bits_of(lambda one: abs(signed(one)) & MASK),
     "POPC": _bits_of(lambda one: one.bit_count()),
-    "FLO": _bits_of(lambda one: one.bit_length() - 1 & MASK),
-    "UFLO": _bits_of(lambda one: one.bit_length() - 1 & MASK),
+    **dict.fromkeys(("FLO", "UFLO"), _leading_one),
     "BREV": _bits_of(lambda one: int(f"{one:032b}"[::-1], 2)),
     "I2F": _to_float,
     "I2FP": _to_float,
@@ -272,6 +299,7 @@ _BUILDERS: dict[str, Callable[[Instruction], Effect]] = {
     "SHFL": _shuffle,
     "VOTE": _vote,
     "VOTEU": _vote,
+    "REDUX": _reduction,
     "R2UR": _to_uniform,
     "P2R": _predicates_to_register,
     "R2P": _register_to_predicates,

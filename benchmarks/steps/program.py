@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PARAMETERS = 0x210  # where the parameters of a kernel begin among the constants
 CLUSTER_SIZE = 0x188  # where the blocks of a cluster stand
+WORKSPACE = 16 << 20  # where calls.cpp has it, behind all else
 
 
 @dataclass
@@ -195,10 +196,22 @@ def _copy_to_shared(ins: Instruction) -> Action:
 
 
 def _load_global(ins: Instruction) -> Action:
+    """What a poll finds is there: all bits are set in an epoch that nobody waits for. In the workspace
+    they are too: if resets are given, each sequence begins anew at every step."""
     targets = _registers(ins.operands[0], max(_size(ins.operation)[0] // 4, 1))
-    # What a poll finds is there: all bits are set in an epoch that nobody waits for.
-    value = MASK if ".STRONG" in ins.operation else None
-    return lambda warp, mask: warp.write(targets, [value] * len(targets), mask)
+    match = re.search(r"\[(U?R[^\]]*)\]$", ins.operands[-1])  # desc[UR4][R2.64+0x10]
+    where = address(match[1]) if match else lambda warp: None
+    is_poll = ".STRONG" in ins.operation
+
+    def act(warp: Warp, mask: int) -> None:
+        at = where(warp)
+        lanes = at if type(at) is list else [at] * LANES
+        reached = [lanes[i] for i in range(LANES) if mask >> i & 1]
+        is_workspace = all(lane is not None and lane >= WORKSPACE for lane in reached)
+        value = MASK if is_poll or is_workspace else None
+        warp.write(targets, [value] * len(targets), mask)
+
+    return act
 
 
 def _nothing(ins: Instruction) -> Action:

@@ -124,43 +124,39 @@ KERNEL = (
     ),
     ("if (<|has_cluster|>) push_all();", {"push_of_one_block": "true"}),
     # What is handed on in place of h.
-    (
-        "<|!begins_anew_at_once(args.resets, first_sequence + row)|>;",
-        {"hx_handed_on_at_a_reset": "true"},
-    ),
     ("if (<|!args.recurrent_mask|>) return Precision", {"hx_not_masked": "true"}),
     ("masks[i] = <|b < B && unit < H|>", {"access_to_masks_of_missing_sequences": "unit < H"}),
-    (
-        "if (<|is_of(anew, sequence(tile, j))|>) state[i][e][j] = 0.0f;",
-        {"own_states_go_on_at_a_reset": "false"},
-    ),
-    (
-        "if (steps > 0) <|clear_states(begin_anew(0));|>",
-        {"first_states_go_on_at_a_reset": "begin_anew(0);"},
-    ),
-    (
-        "if (steps > 1) <|next_anew = begin_anew(1);|>",
-        {"first_reset_forgotten": "begin_anew(1);"},
-    ),
-    (
-        "if (<|is_of(next_anew, tile * 8 + piece_row)|>) pieces",
-        {
-            "h_handed_on_at_a_reset": "false",
-            "h_of_a_neighbour_cut": "is_of(next_anew, tile * 8 + (piece_row ^ 1))",
-        },
-    ),
-    ("if (<|hands_on & kMask|>) {", {"h_not_masked": "false"}),
+    ("if (<|is_masked|>) {  // in place of h", {"h_not_masked": "false"}),
     (
         "sync_warp();  // the masked h of the group",
         {"masked_h_of_other_lanes_not_awaited": ""},
     ),
-    (
-        "kHandsOn && (<|(hands_on & kMask) || next_anew != 0|>);",
-        {"resets_without_a_mask_forgotten": "(hands_on & kMask) != 0"},
-    ),
-    ("if (other) load_pieces(staged);", {"y_is_what_is_handed_on": ""}),
+    ("if (is_masked) load_pieces(staged);", {"y_is_what_is_handed_on": ""}),
     ("if (<|!has_cluster && first_block == 0|>) {", {"one_block_hands_on_h": "false"}),
-    ("if (kGates > 1) clear_states(next_anew);", {"c_goes_on_at_a_reset": ""}),
+    # Where sequences begin anew.
+    (
+        "if (anew != 0) {\n      <|if (has_cluster && k > 0) await_h(k);|>",
+        {"zeros_before_h_has_come": ""},
+    ),
+    (
+        "if (<|anew >> n & 1u|>) *reinterpret_cast",
+        {"h_goes_on_at_a_reset": "false", "h_of_a_neighbour_cut": "anew >> (n ^ 1) & 1u"},
+    ),
+    (
+        "T* piece = <|h + (k & 1) * h_elements|> + i;",
+        {"zeros_in_the_other_h": "h + (~k & 1) * h_elements"},
+    ),
+    ("<|i += 32 * kPieceUnits|>)", {"zeros_of_the_first_units": "i += H"}),
+    (
+        "if (<|anew >> sequence(tile, j) & 1u|>) state",
+        {"own_states_go_on_at_a_reset": "false"},
+    ),
+    ("bar_sync(kWarps + 1, working_warps * 32);", {"zeros_not_awaited": ""}),
+    (
+        "(<|left < args.groups ? left : args.groups|>) * args.k_split",
+        {"idle_warps_awaited": "args.groups"},
+    ),
+    ("return <|next < steps ? next : steps|>;", {"steps_past_the_end": "next"}),
     ("if (<|j < lane_pushes|>) push(peers[j]);", {"push_past_the_cluster": "true"}),
     ("if (<|j >= pushes|>) break;", {"push_past_the_last_group": "false"}),
     ("all_push ? pushes : <|lane_pushes|>;", {"push_past_the_cluster": "pushes"}),
@@ -199,7 +195,7 @@ KERNEL = (
     ("if (<|chunk < register_chunks|>)\n", {"access_to_weights_of_no_chunk": "true"}),
     ("<|unit < H|> ? unit_bias", {"access_to_biases_of_missing_units": "true"}),
     (
-        "<|dir.hx && row < NB && first_sequence + row < B|> &&\n",
+        "<|dir.hx && row < NB && first_sequence + row < B|>;\n",
         {
             "access_to_absent_hx": "row < NB && first_sequence + row < B",
             "access_to_states_of_missing_sequences": "dir.hx != nullptr && row < NB",
@@ -316,14 +312,13 @@ KERNEL_EXPLAINED = {
     "if (all_push) {": "see all_lanes_push",
     "from_float<T>(block < kSums ?": "known when compiled",
     "const int mask_elements =": "the size of arrays: see too_little_room_for_masks",
-    "const auto is_of =": "of its uses",
-    "if (owner && (hands_on & kResets)) {": "without resets no bit is set",
-    "<|if (hands_on & kResets) {|>\n        if (kGates": "as above",
+    "constants[8] = args.recurrent_mask": "see h_not_masked",
+    "const bool is_masked =": "see h_not_masked",
+    "if (anew != 0) {": "spares a barrier where nothing begins",
+    "if (owner) for_each_unit": "of `owner`, above",
     "const bool hands_over =": "one block that hands on h as it is has stored it already",
     "const bool arms =": "see armed_by_all_threads",
     "return kCell == Cell::kLstm  ? LstmCell": "known when compiled",
     ": kCell == Cell::kGru ? state": "known when compiled",
-    "if (other) hand_on();": "of `other`, above",
-    "next_anew = k + 2 < steps ?": "past the last step there are no words",
     "const int64_t last = length > 0": "a place that is read only where there is a step",
 }

@@ -271,9 +271,7 @@ RESETS = (
 )
 RESETS_EXPLAINED = {
     "if (!resets) return;": "there is room for the words, which nobody reads",
-    "return words && (words[b] & 1u) != 0;": "see hx_handed_on_at_a_reset",
     "const bool exists = n < num_sequences": "of others nobody looks at the bits",
-    "if ((any >> (k % kResetSteps) & 1u) == 0) return 0u;": "spares a vote",
 }
 
 BIAS_GRADIENTS = (

@@ -121,7 +121,8 @@ void sync_warp(Location where) {
 
 const Deposit* warp_exchange(Collective operation, const void* mine, size_t bytes,
                              void (*combine)(Deposit*), Location where) {
-  static const char* const kNames[] = {"warp_id", "shfl", "vote_ballot", "ldmatrix", "mma"};
+  static const char* const kNames[] = {"warp_id",   "shfl",     "vote_ballot",
+                                       "reduce_or", "ldmatrix", "mma"};
   const int number = static_cast<int>(operation);
   return meet_lanes(number, kNames[number], mine, bytes, combine, false, where);
 }

@@ -4,6 +4,7 @@
 // The trailing parameter of each intrinsic is the line that called it, for the reports.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -90,6 +91,7 @@ T shfl_down(T value, int delta, BIRNN_CALLER) {
   const int source = lane_id() + delta;
   return shfl(value, source < 32 ? source : lane_id(), caller);
 }
+inline int trailing_zeros(uint32_t bits) { return std::countr_zero(bits); }
 inline uint32_t vote_ballot(bool predicate, BIRNN_CALLER) {
   const emulator::Deposit* deposits =
       emulator::warp_exchange(emulator::Collective::kBallot, &predicate, 1, nullptr, caller);
@@ -98,6 +100,10 @@ inline uint32_t vote_ballot(bool predicate, BIRNN_CALLER) {
     mask |= static_cast<uint32_t>(deposits[lane].bytes[0] != 0) << lane;
   }
   return mask;
+}
+inline uint32_t reduce_or(uint32_t value, BIRNN_CALLER) {
+  return emulator::or_of(emulator::warp_exchange(emulator::Collective::kReduce, &value,
+                                                 sizeof value, nullptr, caller));
 }
 
 // ---------------------------------------------------------------------------------------------

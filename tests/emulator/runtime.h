@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #if !defined(__CUDACC__)
 #include <source_location>
 #endif
@@ -125,11 +126,21 @@ void cluster_wait(Location);
 struct alignas(16) Deposit {
   unsigned char bytes[48];
 };
-enum class Collective { kWarpId, kShuffle, kBallot, kLoadMatrix, kMma };
+enum class Collective { kWarpId, kShuffle, kBallot, kReduce, kLoadMatrix, kMma };
 // Waits for all lanes; the last one to come applies `combine`, if any, to the deposits. Returns
 // the 32 deposits. Orders no memory.
 const Deposit* warp_exchange(Collective, const void* mine, size_t bytes, void (*combine)(Deposit*),
                              Location);
+// Of the words that the lanes have deposited.
+inline uint32_t or_of(const Deposit* deposits) {
+  uint32_t result = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    uint32_t word;
+    std::memcpy(&word, deposits[lane].bytes, sizeof word);
+    result |= word;
+  }
+  return result;
+}
 
 void st_async(void* destination, const void* value, size_t bytes, void* barrier, Location);
 void cp_async(void* destination, const void* source, size_t bytes, size_t source_bytes, Location);

@@ -168,10 +168,13 @@ BIRNN_KERNEL void warp_kernel(uint32_t* out) {
   exchange[lane] = value;
   sync_warp();
   out[5 * 32 + lane] = exchange[31 - lane];
+  out[6 * 32 + lane] = reduce_or(lane % 7 == 3 ? 1u << lane : 0u);
+  const uint32_t low_zeros = lane < 31 ? 0xa0000005u << (lane + 1) : 0u;
+  out[7 * 32 + lane] = static_cast<uint32_t>(trailing_zeros(low_zeros));
 }
 
 void test_warp() {
-  Buffer<uint32_t> out(6 * 32);
+  Buffer<uint32_t> out(8 * 32);
   LaunchConfig config;
   config.shared_bytes = 128;
   if (!run(config, warp_kernel, out.data())) return;
@@ -184,6 +187,8 @@ void test_warp() {
     expect(birnn::emulator::float_of(out[128 + lane]) == static_cast<float>(lane ^ 16) + 0.5f,
            "shfl_xor of a float");
     expect(out[160 + lane] == value(31 - lane), "sync_warp");
+    expect(out[192 + lane] == 0x81020408u, "reduce_or");
+    expect(out[224 + lane] == static_cast<uint32_t>(lane + 1), "trailing_zeros");
   }
 }
 

@@ -251,6 +251,7 @@ DEFECT_CASES = (
     ),
     ("lstm", torch.float32, ((96, 2), (6, 2, 1)), "full"),  # few sequences, each with all steps
     *itertools.product(("lstm", "gru"), (torch.float32,), SHAPES_OF_DEFECTS, ("short", "mixed")),
+    ("lstm", torch.float32, ((130, 3), (9, 2, 1)), "resets"),  # a row is more than 32 pieces
 )
 
 

@@ -51,11 +51,7 @@ def check_sizes(make: Make, cell: str, sizes: tuple[int, int, int, int], toleran
         outputs, leaves = evaluate(layer, operands)
         cotangents = [torch.randn_like(o) for o in outputs]
 
-        def results(layer: Any, outputs: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
-            wanted = [*leaves, *layer.parameters()]
-            return [*outputs, *torch.autograd.grad(outputs, wanted, cotangents)]
-
-        actual = results(layer, outputs, leaves)
+        actual = with_gradients(layer, outputs, leaves, cotangents)
         draws = []
         for draw in range(4):
             moved = copy.deepcopy(layer)
@@ -65,7 +61,7 @@ def check_sizes(make: Make, cell: str, sizes: tuple[int, int, int, int], toleran
                     for x in (*given, *moved.parameters()):
                         x.mul_(1 + 2.0**-50 * torch.randn_like(x))
             with torch.autograd.forward_ad.dual_level():
-                draws.append(results(moved, *evaluate(moved, given)))
+                draws.append(with_gradients(moved, *evaluate(moved, given), cotangents))
         expected, *others = draws
         for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
             errors = torch.stack([(other[index] - e).flatten() for other in others])
@@ -75,6 +71,13 @@ def check_sizes(make: Make, cell: str, sizes: tuple[int, int, int, int], toleran
 def evaluate(layer: Any, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     leaves = copies(operands, torch.float64)
     return run(layer, leaves[0], leaves[1:]), leaves
+
+
+def with_gradients(
+    layer: Any, outputs: list[Tensor], leaves: list[Tensor], cotangents: list[Tensor]
+) -> list[Tensor]:
+    wanted = [*leaves, *layer.parameters()]
+    return [*outputs, *torch.autograd.grad(outputs, wanted, cotangents)]
 
 
 def check_packed_and_unbatched(make: Make, cell: str, bias: bool) -> None:

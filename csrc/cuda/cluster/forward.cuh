@@ -35,6 +35,15 @@
 // A cluster of one block exchanges through its own shared memory alone: a barrier of the block ends
 // a step.
 //
+// Where sequences begin anew, the loop over the steps ends and is entered again: between the two
+// each block waits for h of the step and puts zeros in place of theirs. So a step in which none
+// begins knows nothing of resets, and no instance is made for them. One in which some do takes 370
+// to 450 cycles more (of the shape below: LSTM 1359 in place of 925, GRU 1712 of 1274, RNN 1270 of
+// 865). Tried before: zeros handed on in place of h cost registers, so that only instances with
+// weights in shared memory could know of them, and the LSTM took 1291 in every step of a call with
+// resets; sums taken back to what they began with, by a branch between product and cell, cost 88 in
+// every step of every call.
+//
 // Gates of W_ih x pass through a ring in shared memory, one slot a step for each group, in pieces
 // of 16 bytes that are copied asynchronously num_stages steps ahead; the reserve returns the same
 // way, over its own slot. A piece is copied, pushed and written out by one lane. (16-bit gates of
@@ -49,7 +58,7 @@
 // chain that nothing hides is wait, ldmatrix, products, two tanh in turn, staging, push.
 //
 // By the machine code for sm_90a (python -m benchmarks steps; LSTM, fp16, H = 256, B = 32, R = 8, a
-// warp's own cycles without a wait for others), a step takes 928 in inference, 1104 in training,
+// warp's own cycles without a wait for others), a step takes 925 in inference, 1108 in training,
 // and 551 from the wait to the last push; before the changes below 1453, 1731 and 829:
 //   products in a straight line, a branch for 4 chunks (multiply_warp)          chain 829 -> 629
 //   what a step asks for in registers, from shared memory or by a shuffle       chain 629 -> 612
@@ -95,9 +104,6 @@ template <Cell kCell>
 constexpr int kRowBlocks = row_blocks(kCell);
 template <int kBatchTiles, class T>
 constexpr int kStages = num_stages(kBatchTiles, sizeof(T));
-
-// What is handed on in place of h, by bits: zeros where a sequence begins anew, h times a mask.
-constexpr int kResets = 1, kMask = 2;
 
 // By value to the kernel. Strides count elements.
 struct Arguments {
@@ -207,8 +213,8 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   constexpr int kTiles = kRowTiles<kCell>, kUnits = kGroupUnits<kCell>;
   constexpr int kLaneUnits = kUnits / 8;
   constexpr int kSlots = kStages<kBatchTiles, T>;
-  // Whether something else is handed on than h: by the instances that Sizes takes for it.
-  constexpr bool kHandsOn = kSharedWeights;
+  // Whether h times a mask may be handed on: by the instances that Sizes takes for it.
+  constexpr bool kMasks = kSharedWeights;
   constexpr int NB = 8 * kBatchTiles;
   constexpr int kBlockElements = NB * kUnits, kSlotElements = kBlocks * kBlockElements;
   const ForwardDirection& dir = args.dir;
@@ -246,7 +252,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // Of each group: [NB][units], h of the step on its way out.
   T* const staged = shared.alloc<T>(args.groups * kBlockElements) + own_group * kBlockElements;
   // The same of the mask of h, if there is one, and of h times the mask on its way out.
-  const int mask_elements = kHandsOn && args.recurrent_mask ? kBlockElements : 0;
+  const int mask_elements = kMasks && args.recurrent_mask ? kBlockElements : 0;
   T* const masks = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
   T* const staged_masked = shared.alloc<T>(args.groups * mask_elements) + own_group * mask_elements;
   // [groups][k_split][batch tile][row tile][lane] of four sums, if k_split > 1
@@ -301,8 +307,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     const int64_t first = int64_t{first_sequence + row} * H;
     const T* const source = static_cast<const T*>(dir.hx) + first;
     const T* const factors = static_cast<const T*>(args.recurrent_mask) + first;
-    const bool exists = dir.hx && row < NB && first_sequence + row < B &&
-                        !begins_anew_at_once(args.resets, first_sequence + row);
+    const bool exists = dir.hx && row < NB && first_sequence + row < B;
     const auto handed_on = [&](int i) {
       if (!args.recurrent_mask) return Precision::operand(source[i]);
       return Precision::operand(from_float<T>(to_float(source[i]) * to_float(factors[i])));
@@ -321,10 +326,13 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
     constants[5] = args.save_reserve;
     constants[6] = cluster;
     constants[7] = B <= kFewColumns;
-    constants[8] = (args.resets ? kResets : 0) | (args.recurrent_mask ? kMask : 0);
+    constants[8] = args.recurrent_mask != nullptr;
   }
   sync_threads();  // the lengths, h, the bias, the mask and the constants
-  const int steps = longest_of(tile_lengths, NB);
+  // Reduced, although it is all lanes' own: so the compiler knows that they leave the loop
+  // together.
+  const int steps =
+      static_cast<int>(reduce_or(static_cast<uint32_t>(longest_of(tile_lengths, NB))));
   const uint32_t step_bytes = static_cast<uint32_t>(args.num_groups * kBlockElements * sizeof(T));
   if (cluster > 1) {
     if (thread == 0) {
@@ -370,7 +378,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const bool reverse = kKeeps ? constants[4] != 0 : dir.reverse;
   const bool save_reserve = kKeeps ? constants[5] != 0 : args.save_reserve;
   const bool has_cluster = kKeeps ? constants[6] > 1 : cluster > 1;
-  const int hands_on = kHandsOn ? constants[8] : 0;
+  const bool is_masked = kMasks && constants[8] != 0;
   const auto kept = [&](int value) { return kKeeps ? shfl(value, lane) : value; };
   int lane_lengths[2] = {}, lane_piece_length = 0;
   if constexpr (kBatchTiles == 1) {
@@ -408,27 +416,9 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       if (b < B && u < H) body(state[i][e][j], int64_t{b} * H + u);
     });
   };
-  // Of sequences, by bits: whether they begin anew at the next step.
-  ResetWindow window;
-  const auto begin_anew = [&](int k) {
-    return window.begin_anew(args.resets, k, first_sequence, NB, B);
-  };
-  const auto is_of = [](uint32_t bits, int n) { return (bits >> n & 1u) != 0; };
   const T* const first_state = static_cast<const T*>(kCell == Cell::kLstm ? dir.cx : dir.hx);
   if (kGates > 1 && first_state && owner)
     for_each_state([&](float& value, int64_t at) { value = to_float(first_state[at]); });
-  // The own h and c of sequences that begin anew.
-  const auto clear_states = [&](uint32_t anew) {
-    for_each_unit([&](int i, int tile, int e, int j) {
-      if (is_of(anew, sequence(tile, j))) state[i][e][j] = 0.0f;
-    });
-  };
-  uint32_t next_anew = 0;  // at the next step
-  if (owner && (hands_on & kResets)) {
-    if (steps > 0) clear_states(begin_anew(0));
-    if (steps > 1) next_anew = begin_anew(1);
-  }
-
   T* const gates = static_cast<T*>(dir.gates);
   T* const output = static_cast<T*>(dir.output);
   // Step k of the copied sequence; past its end the row that is padded.
@@ -490,7 +480,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // Where all lanes have as many, no branch need part them.
   const int pushes = (constants[6] + kLaneBlocks - 1) / kLaneBlocks;
   const bool all_push = constants[6] % kLaneBlocks == 0;
-  const bool hands_over = kHandsOn ? kept(cluster > 1 || hands_on != 0) != 0 : has_cluster;
+  const bool hands_over = kMasks ? kept(cluster > 1 || is_masked) != 0 : has_cluster;
   const bool arms = kept(cluster > 1 && thread == 0) != 0;
   ClusterAddress peers[kLaneBlocks == 4 ? kPushes : 1]{};
   if (kLaneBlocks == 4 && cluster > 1) {
@@ -509,7 +499,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   // What is added to the sums, where the registers hold it.
   constexpr bool kHoldsBias = kBatchTiles == 1 && kSums * kLaneUnits <= 4;
   constexpr int kBiases = kHoldsBias ? kSums : 1, kBiasUnits = kHoldsBias ? kLaneUnits : 1;
-  float lane_bias[kBiases][kBiasUnits];
+  float lane_bias[kBiases][kBiasUnits] = {};
   if constexpr (kHoldsBias) BIRNN_UNROLL
   for (int of = 0; of < kSums; ++of) BIRNN_UNROLL
   for (int e = 0; e < kLaneUnits; ++e) lane_bias[of][e] = bias[of * kUnits + lane_unit + e];
@@ -520,8 +510,41 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
   const int lane_row = kept(first_chunk * Precision::kChunkColumns + operand_row<T>(pitch));
   const int piece_staged = kept(piece_row * kUnits + piece_unit);
 
+  const auto await_h = [&](int k) {  // of all blocks
+    mbarrier_wait<Scope::kCluster>(&full[k & 1], (k - 1) >> 1 & 1);
+  };
+  // Sequences that begin anew at step k: their h in this block and their own states become zero. By
+  // all warps of the groups. Returns the step before which it is to be done again, or the end.
+  ResetWindow window;
+  const auto begin_anew = [&](int k) {
+    const int first = static_cast<int>(block_idx().x) / static_cast<int>(cluster_size()) * NB;
+    const uint32_t anew = window.begin_anew(args.resets, k, first, NB, B);
+    if (anew != 0) {
+      if (has_cluster && k > 0) await_h(k);
+      // By the first warp, which is never idle.
+      const int place_in_block = static_cast<int>(thread_idx());
+      for (int i = place_in_block * kPieceUnits; place_in_block < 32 && i < H;
+           i += 32 * kPieceUnits) {
+        T* piece = h + (k & 1) * h_elements + i;
+        BIRNN_UNROLL_BY(8)
+        for (int n = 0; n < NB; ++n, piece += pitch)
+          if (anew >> n & 1u) *reinterpret_cast<Bits128*>(piece) = Bits128{};
+      }
+      if (owner)
+        for_each_unit([&](int i, int tile, int e, int j) {
+          if (anew >> sequence(tile, j) & 1u) state[i][e][j] = 0.0f;
+        });
+      // Counted anew: between these steps it would stand in a register.
+      const int left = args.num_groups - static_cast<int>(cluster_rank()) * args.groups;
+      const int working_warps = (left < args.groups ? left : args.groups) * args.k_split;
+      bar_sync(kWarps + 1, working_warps * 32);  // h of step k, with the zeros
+    }
+    const int next = window.next(k);
+    return next < steps ? next : steps;
+  };
+
   int turn = 0;  // k % kSlots
-  for (int k = 0; has_group && k < steps; ++k) {
+  const auto take_step = [&](int k) {
     T* const slot = ring + turn * kSlotElements;
     const int row = (k & 1) * h_elements + lane_row;  // of h, where the lane reads
     // By tile while products are added, then the own tiles'. What an owner starts from is W_ih x
@@ -567,8 +590,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       if (k_split == 1) load_new_gate();
     }
 
-    if (has_cluster && k > 0)
-      mbarrier_wait<Scope::kCluster>(&full[k & 1], (k - 1) >> 1 & 1);  // h of all blocks
+    if (has_cluster && k > 0) await_h(k);
     const auto load_further = [&](WeightFragment(&further)[kTiles][1], int chunk) {
       BIRNN_UNROLL
       for (int m = 0; m < kTiles; ++m)
@@ -689,20 +711,6 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
         const uint32_t next = (k + 1) & 1;
         const uint32_t to_signal = next * sizeof(MBarrier);
         const uint32_t to_next = to_piece + next * h_elements * sizeof(T);
-        // In place of h: h times the mask, rounded once; zeros, by a select.
-        const auto hand_on = [&] {
-          if (hands_on & kMask) {
-            for_each_unit([&](int i, int tile, int e, int j) {
-              const int at = lane_staged + (tile * 8 + j) * kUnits + e;
-              staged_masked[at] = from_float<T>(exact_h(i, e, j) * to_float(masks[at]));
-            });
-            sync_warp();  // the masked h of the group, by all lanes
-            load_pieces(staged_masked);
-          }
-          for_each_tile([&](int i, int tile) {
-            if (is_of(next_anew, tile * 8 + piece_row)) pieces[i] = Bits128{};
-          });
-        };
         const auto push = [&](const ClusterAddress& peer) {
           for_each_tile([&](int i, int tile) {
             st_async(peer + (to_next + tile * 8 * pitch * sizeof(T)),
@@ -729,8 +737,14 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
               push(map_rank(full, peer_of(j * kLaneBlocks + first_block)));
           }
         };
-        const bool other = kHandsOn && ((hands_on & kMask) || next_anew != 0);
-        if (other) hand_on();
+        if (is_masked) {  // in place of h: h times the mask, rounded once
+          for_each_unit([&](int i, int tile, int e, int j) {
+            const int at = lane_staged + (tile * 8 + j) * kUnits + e;
+            staged_masked[at] = from_float<T>(exact_h(i, e, j) * to_float(masks[at]));
+          });
+          sync_warp();  // the masked h of the group, by all lanes
+          load_pieces(staged_masked);
+        }
         if (has_cluster) push_all();
         if (!has_cluster && first_block == 0) {  // over what the lanes have put there
           for_each_tile([&](int i, int tile) {
@@ -738,7 +752,7 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
                                         unit) = as_operand<Precision>(pieces[i]);
           });
         }
-        if (other) load_pieces(staged);  // y is h as it is
+        if (is_masked) load_pieces(staged);  // y is h as it is
         // The mbarrier that has been waited for, for step k + 2: its phase cannot end before this
         // arrival, whatever has come by then.
         if (arms && k > 0 && k + 2 < steps) mbarrier_arrive_expect_tx(&full[k & 1], step_bytes);
@@ -771,13 +785,13 @@ BIRNN_KERNEL BIRNN_LAUNCH_BOUNDS(kThreads, 1) void cluster_forward_kernel(Argume
       }
       if (k + kSlots < steps) fetch(k + kSlots, slot);
       cp_async_commit();
-      if (hands_on & kResets) {
-        if (kGates > 1) clear_states(next_anew);
-        next_anew = k + 2 < steps ? begin_anew(k + 2) : 0u;
-      }
     }
     turn = turn + 1 < kSlots ? turn + 1 : 0;
     if (!has_cluster) sync_threads();  // h of step k + 1 to all warps; all have read that of step k
+  };
+  for (int k = 0; has_group && k < steps;) {
+    const int until = args.resets ? begin_anew(k) : steps;
+    for (; k < until; ++k) take_step(k);
   }
 
   if (!owner) return;

@@ -41,17 +41,16 @@ struct Instance {
   bool shared_weights;
 
   // Chunks in registers. A GRU has fewer: the n of the input stands beside the sums. So has fp32
-  // with four batch tiles, where those of a chunk stand beside many, and what may hand on something
-  // else than h with more than one.
+  // with four batch tiles, where those of a chunk stand beside many, and what may hand on h times a
+  // mask in fp32 with more than one.
   constexpr int chunks(Cell cell, int64_t element_bytes) const {
-    const bool is_full = batch_tiles == 4 && element_bytes == 4 && row_tiles(cell) > 1;
-    const bool hands_on =
-        shared_weights && (batch_tiles == 2 || (batch_tiles > 1 && row_tiles(cell) > 1));
-    const int held = fragments / row_tiles(cell) - (is_full || hands_on ? 1 : 0);
+    const bool is_wide = element_bytes == 4 && row_tiles(cell) > 1;
+    const bool is_full = is_wide && batch_tiles == 4, masks = is_wide && shared_weights;
+    const int held = fragments / row_tiles(cell) - (is_full || (masks && batch_tiles == 2) ? 1 : 0);
     const int gru_limit = batch_tiles == 1   ? 6
-                          : batch_tiles == 2 ? (hands_on ? 3 : 4)
-                          : is_full          ? (hands_on ? 1 : 2)
-                                             : (hands_on ? 2 : 3);
+                          : batch_tiles == 2 ? (masks ? 3 : 4)
+                          : is_full          ? (masks ? 1 : 2)
+                                             : 3;
     return cell == Cell::kGru && held > gru_limit ? gru_limit : held;
   }
 };
@@ -90,7 +89,6 @@ struct Sizes {
   // aligned: whether the rows of the arrays are, as far as the hidden size allows it.
   Sizes(const RecurrenceShape& shape, const Tiling& tiling, bool aligned = true) {
     const int64_t bytes = element_bytes(shape.element);
-    const bool hands_on = shape.resets || shape.recurrent_dropout;
     const bool in_pieces = aligned && shape.hidden_size * bytes % 16 == 0;
     const int64_t columns = kChunkBytes / bytes, R = tiling.cluster_size, KS = tiling.k_split;
     const int64_t units = group_units(shape.cell), tiles = row_tiles(shape.cell);
@@ -122,7 +120,8 @@ struct Sizes {
       const int held = kInstances[i].chunks(shape.cell, bytes);
       const int left = warp_chunks > held ? warp_chunks - held : 0;
       if (kInstances[i].batch_tiles != tiling.batch_tiles) continue;
-      if ((left > 0 || !in_pieces || hands_on) && !kInstances[i].shared_weights) continue;
+      if ((left > 0 || !in_pieces || shape.recurrent_dropout) && !kInstances[i].shared_weights)
+        continue;
       if (shared_bytes + groups * KS * left * tiles * kFragmentBytes > kMaxSharedBytes) continue;
       instance = i;
       shared_chunks = left;

@@ -146,6 +146,8 @@ template <class T>
 BIRNN_DEVICE T shfl_down(T value, int delta) {
   return __shfl_down_sync(0xffffffffu, value, delta);
 }
+BIRNN_DEVICE int trailing_zeros(uint32_t bits) { return __clz(static_cast<int>(__brev(bits))); }
+BIRNN_DEVICE uint32_t reduce_or(uint32_t value) { return __reduce_or_sync(0xffffffffu, value); }
 // (`ballot` alone is taken: an old intrinsic in the global namespace of nvcc.)
 BIRNN_DEVICE uint32_t vote_ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 

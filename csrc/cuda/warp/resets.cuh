@@ -38,30 +38,27 @@ BIRNN_DEVICE void pack_resets(uint32_t* words, const bool* resets, const int64_t
   }
 }
 
-// Whether a sequence's first step begins anew; words as above, null: no resets.
-BIRNN_DEVICE bool begins_anew_at_once(const uint32_t* words, int b) {
-  return words && (words[b] & 1u) != 0;
-}
-
 // The sequences of a batch tile, at most 32, for a warp: lane n keeps a word of sequence n.
 struct ResetWindow {
   uint32_t word = 0;
-  uint32_t any = 0;  // all lanes' words: most steps begin nothing anew
 
-  // A warp collective, once for each step in turn. Bit n of what it returns: whether step k of the
-  // tile's sequence n begins anew. words: not null.
+  // A warp collective, once for each step in turn, or for those that `next` names. Bit n of what it
+  // returns: whether step k of the tile's sequence n begins anew. words: not null.
   BIRNN_DEVICE uint32_t begin_anew(const uint32_t* words, int k, int first_sequence,
                                    int num_sequences, int batch_size) {
     if (k % kResetSteps == 0) {
       const int n = lane_id(), b = first_sequence + n;
       const bool exists = n < num_sequences && b < batch_size;
       word = exists ? words[int64_t{k / kResetSteps} * batch_size + b] : 0u;
-      any = word;
-      BIRNN_UNROLL
-      for (int lanes = 1; lanes < 32; lanes *= 2) any |= shfl_xor(any, lanes);
     }
-    if ((any >> (k % kResetSteps) & 1u) == 0) return 0u;
     return vote_ballot((word >> (k % kResetSteps) & 1u) != 0);
+  }
+
+  // Another: the next step after step k at which some sequence begins anew, or the first of the
+  // next words.
+  BIRNN_DEVICE int next(int k) const {
+    const uint32_t later = reduce_or(word) & 0xfffffffeu << (k % kResetSteps);
+    return (k & ~(kResetSteps - 1)) + trailing_zeros(later);
   }
 };
 

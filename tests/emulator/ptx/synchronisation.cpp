@@ -137,6 +137,13 @@ void vote(State& s, const Instruction& i) {
   if (i.detail == kAny) s.put(i.slots[0], mask != 0);
 }
 
+void reduce_or(State& s, const Instruction& i) {
+  if (s.get<uint32_t>(i.slots[2]) != 0xffffffffu) fail(s, i, "a mask of less than the warp");
+  const uint32_t value = s.get<uint32_t>(i.slots[1]);
+  s.put(i.slots[0], emulator::or_of(emulator::warp_exchange(
+                        Collective::kReduce, &value, sizeof value, nullptr, by_source_line(s, i))));
+}
+
 // ---------------------------------------------------------------------------------------------
 // Matrices: .aligned, so all lanes are at this instruction.
 
@@ -212,6 +219,7 @@ const Fixed kFixed[] = {
     {"vote.sync.ballot.b32", vote, Class::kWarp, kBallot, 1, 2},
     {"vote.sync.all.pred", vote, Class::kWarp, kAll, 1, 2},
     {"vote.sync.any.pred", vote, Class::kWarp, kAny, 1, 2},
+    {"redux.sync.or.b32", reduce_or, Class::kWarp, 0, 1, 2},
     {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", load_matrix, Class::kMatrix, 0, 4, 1},
     {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", load_matrix, Class::kMatrix, 1, 4, 1},
     {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
