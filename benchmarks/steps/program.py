@@ -196,8 +196,8 @@ def _copy_to_shared(ins: Instruction) -> Action:
 
 
 def _load_global(ins: Instruction) -> Action:
-    """What a poll finds is there: all bits are set in an epoch that nobody waits for. In the workspace
-    they are too: if resets are given, each sequence begins anew at every step."""
+    """What a poll finds is there: all bits are set in an epoch that nobody waits for. In the
+    workspace they are too: if resets are given, each sequence begins anew at every step."""
     targets = _registers(ins.operands[0], max(_size(ins.operation)[0] // 4, 1))
     match = re.search(r"\[(U?R[^\]]*)\]$", ins.operands[-1])  # desc[UR4][R2.64+0x10]
     where = address(match[1]) if match else lambda warp: None
