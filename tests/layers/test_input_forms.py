@@ -94,7 +94,7 @@ def test_several_threads():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", (*CELLS, *VARIANTS))
 def test_a_sequence_alone_and_among_others_gives_the_same_bits(cell, dtype):
-    """With any number of threads, in training and inference, with inputs of few columns and many."""
+    """With any number of threads, in training and inference; with inputs narrow and wide."""
     for input_size in (3, 17, 40):
         layer = make_layer(birnn_cuda, cell, input_size, 17, bidirectional=True, dtype=dtype)
         input = torch.randn(2, 19, input_size, dtype=dtype)
