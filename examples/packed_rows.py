@@ -1,6 +1,7 @@
 """Texts packed into rows, beside padded batches of them: a training step of the word segmenter.
 
     python examples/packed_rows.py
+    python examples/packed_rows.py --train      # and what is learned from rows (20 minutes)
 
 One and the same network and clauses of the corpus of segment_chinese.py, four ways to make batches
 of about as many characters:
@@ -12,6 +13,9 @@ of about as many characters:
 
 and what resets cost a layer: at 1 % and 10 % of all steps, beside none. Times are the process's own
 time on the CPU, on one thread, the ways taking turns; the medians of the rounds are compared.
+
+--train trains the segmenter of segment_chinese.py as that does, on buckets, then on rows of any
+clauses, and scores both on the text held out.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ from typing import Any
 
 import torch
 from chinese_corpus import Sentence, fetch_archive, read_archive, split
+from rich.console import Console
+from segment_chinese import Training, fit
+from segment_chinese import parser as segmenter_parser
 from segmenter import IGNORED, Encoded, Segmenter, Vocabulary, bucket, collate
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -46,6 +53,15 @@ def shuffled_batches(lengths: Sequence[int], max_characters: int) -> list[list[i
         batches[-1].append(index)
         total += lengths[index]
     return batches
+
+
+class TrainingOnRows(Training):
+    """segment_chinese.py's training, its batches of as many characters packed into rows."""
+
+    row_length: int
+
+    def loss(self, model: Segmenter, indices: Sequence[int]) -> Tensor:
+        return Ways(model, self.encoded, self.row_length).rows(indices)
 
 
 class Ways:
@@ -133,6 +149,28 @@ def time_resets(cell: str, sizes: tuple[int, int, int], rounds: int) -> dict[str
     }
 
 
+def train_ways(
+    arguments: argparse.Namespace, sentences: Sequence[Sentence], held_out: Sequence[Sentence]
+) -> None:
+    """The score and the speed of a model trained on buckets, and of one trained on rows."""
+    options = segmenter_parser().parse_args(["train", "--hidden-size", str(arguments.hidden_size)])
+    on_buckets, on_rows = Training(sentences, options), TrainingOnRows(sentences, options)
+    lengths = [len(sentence.text) for sentence in sentences]
+    on_rows.row_length = max(arguments.row_length, *lengths)
+    torch.manual_seed(options.seed)
+    on_rows.batches = [
+        batch
+        for _ in range(options.epochs)
+        for batch in shuffled_batches(lengths, options.batch_characters)
+    ]
+    for name, training in (("buckets", on_buckets), ("rows", on_rows)):
+        model = training.model()
+        history = fit(training, model, held_out, Console(highlight=False, soft_wrap=True))
+        f1 = history.evaluations[-1].score.f1
+        speed = history.num_characters / history.seconds
+        print(f"trained on {name:8} F1 {f1:.4f}, {speed:,.0f} characters/s", flush=True)
+
+
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--corpus", type=Path, help="the archive (default: downloaded once)")
@@ -142,9 +180,13 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--row-length", type=int, default=320, help="(default: %(default)s)")
     parser.add_argument("--batches", type=int, default=2, help="a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--train", action="store_true", help="and what is learned, of all text")
     arguments = parser.parse_args(given)
     torch.set_num_threads(1)
-    sentences, _ = split(read_archive(arguments.corpus or fetch_archive())[: arguments.paragraphs])
+    paragraphs = read_archive(arguments.corpus or fetch_archive())
+    if arguments.train:
+        train_ways(arguments, *split(paragraphs))
+    sentences, _ = split(paragraphs[: arguments.paragraphs])
     times = time_ways(arguments, sentences)
     mean = sum(len(sentence.text) for sentence in sentences) / len(sentences)
     print("clauses a second, forward and backward, and times as many by rows")

@@ -47,7 +47,7 @@ from segmenter import (
     segment,
     tag,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import birnn_cuda
@@ -154,9 +154,7 @@ class Training:
         for indices in self.batches:
             start = time.perf_counter()
             model.train()
-            batch = collate([self.encoded[i] for i in indices], self.device)
-            scores = model(batch.characters, batch.bigrams, batch.lengths)
-            loss = cross_entropy(scores.flatten(0, 1), batch.tags.flatten(), ignore_index=IGNORED)
+            loss = self.loss(model, indices)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -166,7 +164,14 @@ class Training:
                 schedule.step()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            yield Step(loss.item(), batch.num_characters, time.perf_counter() - start)
+            num_characters = sum(len(self.encoded[i].tags) for i in indices)
+            yield Step(loss.item(), num_characters, time.perf_counter() - start)
+
+    def loss(self, model: Segmenter, indices: Sequence[int]) -> Tensor:
+        """Of a batch, side by side."""
+        batch = collate([self.encoded[i] for i in indices], self.device)
+        scores = model(batch.characters, batch.bigrams, batch.lengths)
+        return cross_entropy(scores.flatten(0, 1), batch.tags.flatten(), ignore_index=IGNORED)
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -45,9 +46,11 @@ def test_report(tmp_path, capsys, monkeypatch):
     options = ["--hidden-size", "8", "--batch-characters", "60", "--batches", "1", "--rounds", "1"]
     threads = torch.get_num_threads()
     try:
-        assert packed_rows.main(["--corpus", corpus, *options]) == 0
+        assert packed_rows.main(["--corpus", corpus, *options, "--train"]) == 0
     finally:
         torch.set_num_threads(threads)
     report = capsys.readouterr().out
     for name in ("rows", "buckets", "shuffled", "padded", "LSTM T=4 B=2 H=3: none 1.000"):
         assert name in report
+    for name in ("buckets", "rows"):
+        assert re.search(rf"trained on {name} +F1 [01]\.\d{{4}}", report)
