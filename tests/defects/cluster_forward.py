@@ -315,7 +315,7 @@ KERNEL_EXPLAINED = {
     "constants[8] = args.recurrent_mask": "see h_not_masked",
     "const bool is_masked =": "see h_not_masked",
     "if (anew != 0) {": "spares a barrier where nothing begins",
-    "if (owner) for_each_unit": "of `owner`, above",
+    "<|if (owner)|>\n        for_each_unit": "of `owner`, above",
     "const bool hands_over =": "one block that hands on h as it is has stored it already",
     "const bool arms =": "see armed_by_all_threads",
     "return kCell == Cell::kLstm  ? LstmCell": "known when compiled",
