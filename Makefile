@@ -7,7 +7,7 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help streaming-figures install test test-long test-ptx test-ptx-kernels sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz soak-tests docs clean
+.PHONY: help streaming-figures install test test-long test-ptx test-ptx-kernels sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz fuzz-ptx soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make sanitize  every kind of tensor in every argument, under AddressSanitizer"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
+	@echo "make fuzz-ptx  mutated PTX against the interpreter of PTX, under sanitizers, for MINUTES=10"
 	@echo "make exchange weights and models to and from other frameworks and runtimes"
 	@echo "make bench   measure against torch.nn, onnxruntime and OpenVINO on this machine's CPU"
 	@echo "make real-models  replace the layers of published networks, and compare"
@@ -107,6 +108,9 @@ soak-tests: install
 MINUTES ?= 10
 fuzz: install
 	PYTHONPATH=tests $(VENV)/bin/python tests/layers/properties.py --minutes $(MINUTES)
+
+fuzz-ptx: install
+	$(VENV)/bin/python tests/emulator/fuzz_ptx.py --minutes $(MINUTES)
 
 demo: install
 	$(VENV)/bin/python examples/segment_chinese.py train

@@ -174,6 +174,14 @@ def _runtime():
         return [*objects, _nvcc_object(cuda_runtime, host, INCLUDES)]
 
 
+def ptx_text(source):
+    """The PTX that nvcc makes of a source, in a file."""
+    target = f"arch=compute_{architecture},code=compute_{architecture}"
+    command = [nvcc()[0], "-x", "cu", *NVCC_FLAGS, "-gencode", target]
+    command += [*(f"-I{path}" for path in INCLUDES), "-ptx", str(Path(source).resolve())]
+    return _build(Path(source).stem, ".ptx", command, finds_headers=True)
+
+
 def ptx_fuzzer():
     """The program that mutates PTX, the sanitizers on the interpreter itself."""
     runtime = [_object(EMULATOR / f"{name}.cpp", RUNTIME_FLAGS) for name in RUNTIME_SOURCES]

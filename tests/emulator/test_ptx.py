@@ -13,6 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
+import fuzz_ptx
 import pytest
 import test_emulator as emulated
 from defects import device_header
@@ -206,3 +207,10 @@ def test_counts(library: ctypes.CDLL) -> None:
         assert warp["opcodes"]["fma.rn.f32"] == 1
     library.ptx_count_launches(0)
     assert json.loads(library.ptx_counts()) == []
+
+
+def test_mutated_texts_are_answered_without_a_crash() -> None:
+    """The same few in every run; `make fuzz-ptx` goes on with others."""
+    result = fuzz_ptx.fuzz(300, seed=1)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert re.fullmatch(r"300 texts, \d+ run, \d+ launches\n", result.stdout)
