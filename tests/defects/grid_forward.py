@@ -189,3 +189,9 @@ KERNEL_EXPLAINED = {
     "<|if (resets) {|>\n        clear_states": "as above",
     "next_anew = k + 2 < steps ?": "past the last step there are no words",
 }
+
+# What the interpreter of PTX has no means to see, and why.
+NOT_IN_PTX = {
+    "blocks_without_units_stay": "nobody reads what they compute; that they poll for words which may "
+    "be overwritten by then is known where a poll is called one",
+}

@@ -20,7 +20,7 @@ constexpr size_t kMostFrames = 64;
 uint32_t most_branches_back() {
   static const uint32_t most = [] {
     const char* const given = std::getenv("PTX_MOST_BRANCHES");
-    return given ? static_cast<uint32_t>(std::strtoul(given, nullptr, 10)) : 1u << 27;
+    return given ? static_cast<uint32_t>(std::strtoul(given, nullptr, 10)) : 1u << 22;
   }();
   return most;
 }
