@@ -192,6 +192,6 @@ KERNEL_EXPLAINED = {
 
 # What the interpreter of PTX has no means to see, and why.
 NOT_IN_PTX = {
-    "blocks_without_units_stay": "nobody reads what they compute; that they poll for words which may "
-    "be overwritten by then is known where a poll is called one",
+    "blocks_without_units_stay": "nobody reads what they compute; that they poll for words which "
+    "may be overwritten by then is known where a poll is called one",
 }
