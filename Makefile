@@ -7,14 +7,15 @@ TORCH ?= requirements/torch-cpu.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help streaming-figures install test test-long test-ptx test-ptx-kernels sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz fuzz-ptx soak-tests docs clean
+.PHONY: help streaming-figures install test test-long test-ptx test-ptx-kernels test-ptx-defects sanitize exchange demo bench real-models lint cuda gpu-check gpu-rehearsal package fuzz fuzz-ptx soak-tests docs clean
 
 help:
 	@echo "make demo    train and try the word segmenter (about 5 minutes on 2 cores)"
 	@echo "make test    run the test-suite"
 	@echo "make test-long  the defects planted in the kernels, each of which it must catch; sanitizers"
 	@echo "make test-ptx  what nvcc compiles, by an interpreter of its PTX, and defects planted in it"
-	@echo "make test-ptx-kernels  the kernels' tests, defects and all instances on what nvcc compiles"
+	@echo "make test-ptx-kernels  the kernels' tests and all instances on what nvcc compiles"
+	@echo "make test-ptx-defects  the defects planted in the kernels, as nvcc compiles them"
 	@echo "make sanitize  every kind of tensor in every argument, under AddressSanitizer"
 	@echo "make soak-tests  the kernels' tests again and again, with SEEDS=100 seeds"
 	@echo "make fuzz    random layers against the fp64 oracle, for MINUTES=10"
@@ -60,16 +61,19 @@ test-long: install
 test-ptx: install
 	$(VENV)/bin/python -m pytest -q -n auto -m long tests/emulator/test_ptx.py
 
-# The tests of the kernels and of the GPU layer on what nvcc compiled: the same problems, schedules and
-# planted defects; every instance that a GPU build has; the values on other compute capabilities, whose
-# code differs.
+# The tests of the kernels and of the GPU layer on what nvcc compiled: the same problems and schedules;
+# every instance that a GPU build has; the values on other compute capabilities, whose code differs.
+# And the planted defects, as nvcc compiles them.
 KERNEL_TESTS := $(patsubst %,tests/kernels/test_%.py,stepwise cluster_forward cluster_backward grid_forward grid_backward)
 WITH_PTX = EMULATOR_FRONT_END=ptx $(VENV)/bin/python -m pytest -q -n auto
 test-ptx-kernels: install
-	$(WITH_PTX) -m "long or not long" $(KERNEL_TESTS) $(wildcard tests/kernels/test_*_defects.py) tests/kernels/test_gpu_layer.py
+	$(WITH_PTX) -m "not long" $(KERNEL_TESTS) tests/kernels/test_gpu_layer.py
 	$(WITH_PTX) -m long tests/kernels/test_instances.py
 	for capability in 80 100; do EMULATOR_ARCHITECTURE=$$capability $(WITH_PTX) -m "not long" \
 	    -k "(values or gradients) and not absent" $(KERNEL_TESTS) || exit 1; done
+
+test-ptx-defects: install
+	$(WITH_PTX) -m long $(KERNEL_TESTS) $(wildcard tests/kernels/test_*_defects.py)
 
 # The tests that hand a layer every kind of tensor, and those around them, on an extension that
 # AddressSanitizer watches: a copy of the sources, built in build/asan beside the one in place.
