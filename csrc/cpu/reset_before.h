@@ -1,10 +1,10 @@
 // The recurrence of a GRU whose reset gate comes before the product (cells.h).
 //
 // A step has two products with h, one after the other: r and z of h, then n of r * h, which is in
-// memory by then. Each gate has panels of its own, of units alone, so that a unit's r is there where
-// its h is; their sums continue those of W_ih x, of some steps at once. `gates` is the reserve, r z n
-// and r * h of every step, or in inference r * h and z of a step, [B, 2 * H]. Plain numbers only.
-// Threads that share units meet twice a step.
+// memory by then. Each gate has panels of its own, of units alone, so that a unit's r is there
+// where its h is; their sums continue those of W_ih x, of some steps at once. `gates` is the
+// reserve, r z n and r * h of every step, or in inference r * h and z of a step, [B, 2 * H]. Plain
+// numbers only. Threads that share units meet twice a step.
 
 template <class N>
 void run_reset_before_forward(const ForwardTask& task) {
