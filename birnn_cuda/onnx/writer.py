@@ -87,7 +87,7 @@ def export(
     _finish(onnx_program.model, chosen, len(calls))
     for input, sizes in zip(onnx_program.model.graph.inputs, stated, strict=bool(stated)):
         for dim, size in sizes.items():
-            input.shape[dim] = size  # type: ignore[index]
+            input.shape[dim] = size
     onnx_program.save(os.fspath(path))
 
 
