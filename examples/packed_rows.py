@@ -1,7 +1,7 @@
 """Texts packed into rows, beside padded batches of them: a training step of the word segmenter.
 
     python examples/packed_rows.py
-    python examples/packed_rows.py --train      # and what is learned from rows (20 minutes)
+    python examples/packed_rows.py --train      # and what is learned from rows (5 minutes)
 
 One and the same network and clauses of the corpus of segment_chinese.py, four ways to make batches
 of about as many characters:

@@ -84,7 +84,7 @@ SIZES = ((1, 1, 3, 4), (3, 2, 70, 130), (40, 3, 16, 16), (90, 16, 8, 33), (5, 33
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes(cell, sizes):
-    check_sizes(make, cell, sizes, 1e-12)
+    check_sizes(make, cell, sizes, 1e-12, num_draws=12)
 
 
 @pytest.mark.parametrize("bias", [False, True])
