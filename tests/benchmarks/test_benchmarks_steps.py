@@ -142,11 +142,33 @@ def test_a_division_is_followed_through_floating_point() -> None:
         ("IMAD.WIDE.U32 R4, R2, 0x3, RZ", 5, 2),
         ("LEA.HI.X.SX32 R1, R2, R3, 0x1, PT", 1, 5),
         ("LDC R1, c[0x0][0x214]", 1, 0x08070605),
+        ("FLO.U32 R1, R3", 1, 2),
+        ("FLO.U32.SH R1, R3", 1, 29),
+        ("FLO.U32 R1, RZ", 1, 0xFFFFFFFF),
     ],
 )
 def test_integers_are_computed(instruction: str, register: int, value: int) -> None:
     code = kernel("MOV R2, 0xffffffff", "MOV R3, 0x5", instruction, "EXIT")
     assert walk(code, parameters=bytes(range(1, 9))).registers[register] == value
+
+
+def test_lanes_are_reduced_and_the_workspace_is_full_of_bits() -> None:
+    """Loaded by the lanes below 10, from there and from elsewhere."""
+    code = kernel(
+        "S2R R0, SR_TID.X",
+        "ISETP.GE.AND P0, PT, R0, 0xa, PT",
+        "MOV R1, RZ",
+        "MOV R4, RZ",
+        "REDUX.OR UR4, R0",
+        "@!P0 IADD3 R2, R0, 0x1000000, RZ",
+        "@!P0 LDG.E R1, desc[UR4][R2.64]",
+        "@!P0 LDG.E R4, desc[UR4][R0.64]",
+        "EXIT",
+    )
+    warp = walk(code)
+    assert warp.uniforms[4] == 31
+    assert warp.registers[1] == [0xFFFFFFFF] * 10 + [0] * 22
+    assert warp.registers[4] == [None] * 10 + [0] * 22
 
 
 def test_a_loop_without_an_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
