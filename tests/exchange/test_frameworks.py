@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_layer
+from rounding import check
 
 import birnn_cuda
 
@@ -42,11 +43,11 @@ def run(layers, x):
     return x.detach()
 
 
-def assert_same(theirs, ours, tolerance=1e-5):
+def assert_same(theirs, ours):
     """Inside the sequences: what stands past a sequence's end is each library's own affair."""
     theirs = torch.from_numpy(np.array(theirs))
     assert theirs.shape == ours.shape
-    torch.testing.assert_close(theirs[INSIDE], ours[INSIDE], rtol=1e-5, atol=tolerance)
+    check(theirs[INSIDE], ours[INSIDE], 1e-5)
 
 
 def randomise(arrays):
@@ -84,7 +85,7 @@ def test_keras_in(cell, bidirectional, use_bias):
     ours = birnn_cuda.load_keras(theirs)
     assert ours.bias == use_bias and ours.bidirectional == bidirectional
     x = batch()
-    assert_same(by_keras([theirs], x), run([ours], x), 1e-4)
+    assert_same(by_keras([theirs], x), run([ours], x))
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -98,7 +99,7 @@ def test_keras_with_the_reset_gate_before_the_product(bidirectional, use_bias):
     assert not any(half.reset_after for half in halves)
     x = batch()
     wanted = run([ours], x)
-    assert_same(by_keras([theirs], x), wanted, 1e-4)
+    assert_same(by_keras([theirs], x), wanted)
     assert_same(by_keras([back], x), wanted)
 
 
@@ -302,7 +303,7 @@ def test_the_flat_vector_of_jax(bidirectional):
     )
     output, final = ours(x)
     for theirs, mine in zip((y, h_n, c_n), (output, *final), strict=True):
-        torch.testing.assert_close(torch.from_numpy(np.array(theirs)), mine, rtol=0, atol=1e-5)
+        check(torch.from_numpy(np.array(theirs)), mine, 1e-5)
     with pytest.raises(ValueError, match="vector of"):
         birnn_cuda.load_jax(weights[:-1], INPUT, HIDDEN, 2, bidirectional)
 

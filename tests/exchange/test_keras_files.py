@@ -117,7 +117,7 @@ def test_files_of_keras_3(suffix, tmp_path):
         found = [found[index] for index in (0, 4, 1, 3, 2)]
         found[0] = birnn_cuda.load_keras(path, **given, merge_mode="sum")[0]
     x = batch()
-    assert_same(by_keras(layers, x), run([each.layer for each in found], x), 1e-4)
+    assert_same(by_keras(layers, x), run([each.layer for each in found], x))
 
 
 def arrays_of(kind, bias=None):

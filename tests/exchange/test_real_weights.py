@@ -83,7 +83,7 @@ def test_g2pm():
     x = torch.from_numpy(g2pm.embeddings[ids]).float().transpose(0, 1)
     (output, _), ours = timed(lambda: layer(x, lengths=torch.tensor(lengths)))
     chosen = output[torch.tensor(steps), torch.arange(3)]
-    torch.testing.assert_close(chosen.double(), torch.from_numpy(read[0]), rtol=0, atol=1e-5)
+    check(chosen, torch.from_numpy(read[0]), 1e-5)
     report("g2pM", theirs, ours)
 
 
@@ -105,7 +105,7 @@ def test_nagisa():
         x = torch.randn(23, ours.input_size)
         wanted, their_time = timed(theirs.transduce, x.numpy())
         (output, _), our_time = timed(ours, x)
-        torch.testing.assert_close(output, torch.from_numpy(wanted), rtol=0, atol=1e-5)
+        check(output, torch.from_numpy(wanted), 1e-5, what=name)
         without, _ = load_dynet(layers, forget_bias_add=0.0)(x)
         assert (without - output).abs().max() > 1e-3
         report(f"nagisa, {name}", their_time, our_time)
@@ -134,8 +134,12 @@ def test_silero_vad():
     (x, y, h_n, c_n), theirs = timed(session.run, names, feeds)
     states = tuple(torch.from_numpy(feeds[name]) for name in "hc")
     (output, final), ours = timed(imported.layer, torch.from_numpy(x), states)
-    for got, wanted in ((output, y[:, 0]), (final[0], h_n), (final[1], c_n)):
-        torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=0, atol=1e-5)
+    for what, got, wanted in (
+        ("output", output, y[:, 0]),
+        ("h_n", final[0], h_n),
+        ("c_n", final[1], c_n),
+    ):
+        check(got, torch.from_numpy(wanted), 1e-5, what=what)
     report("silero-vad (the package's time is that of its whole network)", theirs, ours)
     nested = load_onnx(folder / "silero_vad.onnx")
     assert len(nested) == 4 and all("_branch/" in each.name for each in nested)
@@ -161,7 +165,7 @@ def test_ddddocr():
     (x, y), theirs = timed(session.run, [node.input[0], node.output[0]], picture)
     (output, _), ours = timed(imported.layer, torch.from_numpy(x))
     difference = output - torch.from_numpy(y).transpose(1, 2).flatten(2)
-    assert difference.pow(2).mean().sqrt() < 0.1 * output.pow(2).mean().sqrt()
+    assert difference.pow(2).mean().sqrt() < 0.02 * output.pow(2).mean().sqrt()
     report("ddddocr (the package's time is that of its whole network)", theirs, ours)
 
 
@@ -203,7 +207,7 @@ def test_g2p_en(monkeypatch):
     (output, h_n), our_time = timed(lambda: encoder(padded, lengths=lengths))
     for row, want in enumerate(wanted):
         got = output[row, : len(want)]
-        torch.testing.assert_close(got, torch.from_numpy(want), rtol=0, atol=1e-5)
+        check(got, torch.from_numpy(want), 1e-5, what=words[row])
     report("g2p_en's encoder", their_time, our_time)
     for row, word in enumerate(words):  # what its predict does, by the decoder, a step at a time
         sound, state, sounds = 2, h_n[:, row : row + 1], []
@@ -228,7 +232,7 @@ def test_resemblyzer(monkeypatch):
     with torch.no_grad():
         wanted, their_time = timed(theirs, frames)
         got, our_time = timed(ours, frames)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    check(got, wanted, 1e-5)
     report("resemblyzer (whole networks)", their_time, our_time)
 
 
