@@ -73,8 +73,8 @@ def distance(output, wanted):
 
 
 def errors(model, path, run, sizes=SIZES, fixed=(False, True)):
-    """How far the file, run, is from the model, at each size: of its outputs the most, each relative
-    to itself, or to 1 where it is less."""
+    """How far the file, run, is from the model, at each size: the most of its outputs, each
+    relative to itself, or to 1 where it is less."""
     names = [value.name for value in onnx.load(path).graph.input]
     for seq_len, batch_size, lengths in sizes:
         operands = model.operands(seq_len, batch_size, lengths)

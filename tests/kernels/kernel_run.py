@@ -19,6 +19,7 @@ import torch
 from guard_zones import GuardZones
 from problem import (
     CELL_VALUES,
+    CELLS,
     DGATES_BLOCKS,
     DTYPES,
     NAN,
@@ -349,6 +350,15 @@ GIVEN: tuple[dict[str, Any], ...] = (
     {"regularisers": "dropout"},
     {"resets": True, "regularisers": "dropout"},
 )
+# In every run of the suite: all cells and precisions; those with gates in fp32 and in 16 bits.
+GIVEN_IN_EVERY_RUN = {
+    *(("tanh", "bf16"), ("relu", "ieee")),
+    *itertools.product(("gru", "lstm"), ("tf32", "fp16")),
+}
+CASES_WITH_GIVEN = [
+    pytest.param(*case, marks=() if case in GIVEN_IN_EVERY_RUN else pytest.mark.long)
+    for case in itertools.product(CELLS, PRECISIONS)
+]
 # More steps than the bits of a word of resets, twice.
 MANY_STEPS = 70
 # What planted defects are looked for with: what is given, steps, a pattern of lengths.

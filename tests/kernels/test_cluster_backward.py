@@ -14,6 +14,7 @@ import torch
 from defects import cluster_backward as defects
 from defects import planting, shared
 from kernel_run import (
+    CASES_WITH_GIVEN,
     GIVEN,
     GIVEN_OF_DEFECTS,
     MANY_STEPS,
@@ -76,8 +77,7 @@ def test_gradients(cell: str, precision: str, seed: int) -> None:
         check_backward(problem, kernel(cluster, tiles, tf32=precision == "tf32"), without)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "precision"), CASES_WITH_GIVEN)
 def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
     patterns = ("none", "mixed", "long", "short")
     for problem, tiling in problems_with_given(cell, precision, seed, SHAPES, patterns, True):

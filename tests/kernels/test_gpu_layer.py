@@ -282,7 +282,7 @@ def test_values_and_gradients(kernel: str, cell: str, format_: str, seed: int) -
         check(problem, format_, kernel)
 
 
-@pytest.mark.parametrize("format_", ("ieee", "fp16"))
+@pytest.mark.parametrize("format_", [pytest.param("ieee", marks=pytest.mark.long), "fp16"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kernel", ("block", "grid"))
 def test_backward_in_parts(kernel: str, cell: str, format_: str) -> None:

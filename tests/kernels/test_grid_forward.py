@@ -16,6 +16,7 @@ import torch
 from defects import grid_forward as defects
 from defects import planting, shared
 from kernel_run import (
+    CASES_WITH_GIVEN,
     GIVEN,
     GIVEN_OF_DEFECTS,
     MANY_STEPS,
@@ -76,8 +77,7 @@ def test_values_and_reserve(cell: str, precision: str, seed: int) -> None:
             check_in_place(problem, under_test, run)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "precision"), CASES_WITH_GIVEN)
 def test_resets_and_masks(cell: str, precision: str, seed: int) -> None:
     patterns = ("none", "mixed", "none", "short")
     for problem, tiling in problems_with_given(cell, precision, seed, SHAPES, patterns):

@@ -20,6 +20,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 @needs_nvcc
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_80"])
 @pytest.mark.parametrize("source", ["conformance.cu", "litmus.cu", "defects.cu"])
 def test_kernel_tests_compile(source: str, architecture: str, tmp_path: Path) -> None:
@@ -61,10 +62,8 @@ OTHER_ARCHITECTURES = ("sm_80", "sm_100", "sm_120")
 
 
 @needs_nvcc
-@pytest.mark.parametrize(
-    "architecture",
-    ["sm_90a", *(pytest.param(name, marks=pytest.mark.long) for name in OTHER_ARCHITECTURES)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["sm_90a", *OTHER_ARCHITECTURES])
 def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> None:
     report = compile_cubin("stepwise/stepwise.cu", architecture, tmp_path / "out.cubin")
     kernels = spills(report)
@@ -75,10 +74,8 @@ def test_stepwise_compiles_without_spills(architecture: str, tmp_path: Path) -> 
 
 
 @needs_nvcc
-@pytest.mark.parametrize(
-    "architecture",
-    ["sm_90a", *(pytest.param(name, marks=pytest.mark.long) for name in OTHER_ARCHITECTURES)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["sm_90a", *OTHER_ARCHITECTURES])
 def test_normalised_cells_compile_without_spills(architecture: str, tmp_path: Path) -> None:
     report = compile_cubin("stepwise/normalised.cu", architecture, tmp_path / "out.cubin")
     kernels = spills(report)

@@ -193,12 +193,21 @@ def check(call: Call, directions: int) -> None:
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"states": False, "bias": False}, {"directions": 1})
 
 
-@pytest.mark.parametrize("capture", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize(
+    ("cell", "capture"),
+    [
+        pytest.param("tanh", False, marks=pytest.mark.long),
+        pytest.param("gru", False, marks=pytest.mark.long),
+        ("lstm", False),
+        ("lstm", True),
+    ],
+)
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_directions_do_not_wait_for_each_other(kernel: str, parts: int, capture: bool) -> None:
-    cells = ("lstm",) if capture else ("tanh", "gru", "lstm")
-    for cell, options in itertools.product(cells, OPTIONS):
+def test_directions_do_not_wait_for_each_other(
+    kernel: str, parts: int, cell: str, capture: bool
+) -> None:
+    for options in OPTIONS:
         problem = Problem(cell, torch.float32, (7, 3, 4, 20), **options)
         with forced(kernel, parts):
             calls = record(problem, capture=capture)

@@ -139,7 +139,11 @@ def call_any(function, input, **options):
 
 @pytest.mark.parametrize(
     ("cell", "with_lengths"),
-    [("tanh", True), ("gru", False), ("lstm", True), ("lstm", False), ("lstm_proj", True)],
+    [
+        *(pytest.param("tanh", True, marks=pytest.mark.long), ("gru", False)),
+        *(("lstm", True), pytest.param("lstm", False, marks=pytest.mark.long)),
+        ("lstm_proj", True),
+    ],
 )
 def test_dynamic_compiles_once(cell, with_lengths):
     """dynamic=True: one forward and one backward for all T and B from 2 on; 1 is apart."""

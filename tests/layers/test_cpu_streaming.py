@@ -127,8 +127,15 @@ torch.testing.assert_close(actual[1], expected[1])
 """
 
 
-@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_THREAD_LIMIT": "3"},
-                                   {"OMP_DYNAMIC": "true"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param({"OMP_THREAD_LIMIT": "1"}, marks=pytest.mark.long),
+        {"OMP_THREAD_LIMIT": "3"},
+        pytest.param({"OMP_DYNAMIC": "true"}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_fewer_threads_than_asked_for(limit):
     """A thread that stands for several does not wait for those that never come."""
     subprocess.run(

@@ -261,8 +261,9 @@ def test_recomputed_activations_are_the_same_bits(cell, kind):
 # ---- derivatives of all orders, transforms of the operators
 
 
-@pytest.mark.parametrize("kind", ["zoneout", "expectation"])
-@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm", "lstm_proj"])
+@pytest.mark.parametrize("kind", ["zoneout", pytest.param("expectation", marks=pytest.mark.long)])
+@pytest.mark.parametrize("cell", ["tanh", "gru", pytest.param("lstm", marks=pytest.mark.long),
+                                  "lstm_proj"])  # fmt: skip
 def test_derivatives_by_difference_quotients(cell, kind):
     layer, _, operands, drawn = make_case(cell, torch.float64, kind, (3, 3, 1, 2))
     lengths = torch.tensor([3, 0, 2])

@@ -283,8 +283,11 @@ def make_function(cell, has_lengths):
     return function, leaves
 
 
-@pytest.mark.parametrize("has_lengths", [False, True], ids=["full", "lengths"])
-@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm", "lstm_proj"])
+@pytest.mark.parametrize(
+    "has_lengths", [pytest.param(False, marks=pytest.mark.long), True], ids=["full", "lengths"]
+)
+@pytest.mark.parametrize("cell", ["tanh", "gru", pytest.param("lstm", marks=pytest.mark.long),
+                                  "lstm_proj"])  # fmt: skip
 def test_derivatives_by_difference_quotients(cell, has_lengths):
     function, leaves = make_function(cell, has_lengths)
     assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True)
@@ -369,7 +372,8 @@ def test_vmap(cell):
 
 @pytest.mark.usefixtures("forgets_compiled")
 @pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+@pytest.mark.parametrize("cell", [*(pytest.param(cell, marks=pytest.mark.long)
+                                    for cell in ("tanh", "gru")), "lstm"])  # fmt: skip
 def test_compile(cell, dynamic):
     layer = make_layer(birnn_cuda, cell, 3, 5, num_layers=2, bidirectional=True)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
