@@ -50,7 +50,6 @@ struct State {
   Allocation* latest = nullptr;
   int num_allocations = 0;
   size_t live_bytes = 0;
-  int enqueued = -1;  // the operation whose accesses are recorded
   std::set<std::string> seen;
 };
 
@@ -120,10 +119,13 @@ Allocation& add(const void* begin, size_t bytes, int writer) {
 
 }  // namespace
 
+int enqueued = -1;
+
 void begin(Stream* caller, bool capturing, const Mistake& mistake) {
   const int number = state.number + 1;
   state = State();
   state.number = number;
+  enqueued = -1;
   state.recording = true;
   state.capturing = capturing;
   state.mistake = mistake;
@@ -144,6 +146,7 @@ Recording end() {
   const int number = state.number;
   state = State();
   state.number = number;
+  enqueued = -1;
   return result;
 }
 
@@ -236,11 +239,11 @@ void freed(const void* begin) {
 }
 
 Enqueued::Enqueued(Stream* stream, const std::string& what) {
-  if (state.recording) state.enqueued = enqueue(stream, what);
+  if (state.recording) enqueued = enqueue(stream, what);
 }
 Enqueued::~Enqueued() {
-  const int ended = state.enqueued;
-  state.enqueued = -1;
+  const int ended = enqueued;
+  enqueued = -1;
   if (ended < 0 || ended != state.mistake.freed_after) return;
   for (const auto& [begin, one] : state.allocations)
     if (one.number == state.mistake.freed_allocation) {
@@ -249,11 +252,10 @@ Enqueued::~Enqueued() {
     }
 }
 
-void access(const void* address, size_t bytes, bool writes) {
-  if (state.enqueued < 0) return;
+void access_of_enqueued(const void* address, size_t bytes, bool writes) {
   Allocation* const one = find(address);
   if (!one) return;
-  const int self = state.enqueued;
+  const int self = enqueued;
   Operation& operation = state.result.operations[self];
   (writes ? operation.writes : operation.reads).insert(one->number);
   const auto check = [&](int other, const char* what) {

@@ -93,6 +93,13 @@ class Enqueued {
   Enqueued(const Enqueued&) = delete;
   Enqueued& operator=(const Enqueued&) = delete;
 };
-void access(const void* address, size_t bytes, bool writes);
+
+extern int enqueued;  // the operation that runs, by number; -1: none, or nothing is recorded
+void access_of_enqueued(const void* address, size_t bytes, bool writes);
+
+// Every load and store of a kernel comes here, in most calls for nothing.
+inline void access(const void* address, size_t bytes, bool writes) {
+  if (enqueued >= 0) access_of_enqueued(address, bytes, writes);
+}
 
 }  // namespace birnn::emulator::timeline
