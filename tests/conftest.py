@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # On tensors this small more threads only wait for each other; what runs on several threads
     # has a test of its own.
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the collector need not walk through torch again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,11 @@ namespace {
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kGuardBytes = 4096;
+// Stacks begin at different offsets into a page, or the few lines in use of all of them would share
+// a few sets of the first cache, and each switch would miss it.
+constexpr size_t kLineBytes = 64;
+constexpr size_t kOffsets = 64;
+constexpr size_t kLinesInUse = 5;  // odd, so that all offsets occur
 
 }  // namespace
 
@@ -96,12 +101,15 @@ Fiber* take_fiber() {
     spare_fibers.pop_back();
     return fiber;
   }
-  void* memory = mmap(nullptr, kStackBytes + kGuardBytes, PROT_READ | PROT_WRITE,
+  constexpr size_t bytes = kGuardBytes + kStackBytes + kOffsets * kLineBytes;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw Error("no memory for the stack of a thread");
   mprotect(memory, kGuardBytes, PROT_NONE);  // stacks grow downwards
+  static size_t num_fibers = 0;
+  const size_t offset = num_fibers++ * kLinesInUse % kOffsets * kLineBytes;
   Fiber* fiber = new Fiber;
-  fiber->stack = static_cast<char*>(memory) + kGuardBytes;
+  fiber->stack = static_cast<char*>(memory) + kGuardBytes + offset;
 #if defined(__x86_64__)
   // What the switch pops: six registers, then the address it returns to. One word above, so that
   // the stack is aligned as after a call.

@@ -1,6 +1,7 @@
 // The modelled machine: what the files of the runtime share.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -188,6 +189,20 @@ class ThreadQueue {
   size_t head_ = 0, size_ = 0;
 };
 
+// How many of the buffered stores are to a word of eight bytes, and from one block, by a hash:
+// mostly none, and then nobody need look at all stores. Each lies within one such word.
+class StoreFilter {
+ public:
+  uint16_t& at(const void* address, const Block* issuer = nullptr) {
+    const auto word = reinterpret_cast<uintptr_t>(address) >> 3;
+    return counts_[(word + reinterpret_cast<uintptr_t>(issuer) / sizeof(Block) * 977) % kWords];
+  }
+
+ private:
+  static constexpr size_t kWords = 1 << 15;
+  std::array<uint16_t, kWords> counts_{};
+};
+
 struct Machine {
   Options options;
   LaunchConfig config;
@@ -201,6 +216,7 @@ struct Machine {
   size_t favourite_position = 0;
   std::vector<AsyncCopy> copies;      // in flight
   std::vector<BufferedStore> stores;  // in the order of their issue
+  StoreFilter stores_to_word, stores_of_block_to_word;
 
   uint64_t random_state = 1;
   uint64_t progress = 0;   // changes when something may have become possible

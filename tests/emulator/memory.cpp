@@ -316,7 +316,8 @@ void mark_stores_ordered() {
 
 void land_store(size_t index) {
   // Earlier stores to the same place first.
-  for (size_t i = 0; i < index; ++i) {
+  const bool is_alone = machine->stores_to_word.at(machine->stores[index].address) == 1;
+  for (size_t i = 0; i < index && !is_alone; ++i) {
     const BufferedStore& later = machine->stores[index];
     if (!overlap(machine->stores[i], later.address, later.bytes)) continue;
     land_store(i);
@@ -330,6 +331,8 @@ void land_store(size_t index) {
   ++mutable_statistics.async_operations;
   ++machine->progress;
   --store.issuer->buffered_stores;
+  --machine->stores_to_word.at(store.address);
+  --machine->stores_of_block_to_word.at(store.address, store.issuer->block);
   if (store.fenced && tsan::active()) {
     tsan::As releaser(store.issuer->fence->releaser);
     tsan::release(store.address);
@@ -366,6 +369,8 @@ void store_relaxed(void* destination, const void* value, size_t bytes, Location 
   store.where = where;
   store.agent = issue(running->store_agent, false);  // relaxed: nobody inherits anything from it
   ++running->buffered_stores;
+  ++machine->stores_to_word.at(destination);
+  ++machine->stores_of_block_to_word.at(destination, running->block);
   {
     RuntimeScope allocates;
     machine->stores.push_back(store);
@@ -376,7 +381,8 @@ void store_relaxed(void* destination, const void* value, size_t bytes, Location 
 void load_relaxed(const void* source, void* value, size_t bytes, Location where) {
   check_global(source, bytes, "load_relaxed_gpu", where);
   // A thread sees its own stores, and those of its block before a barrier.
-  for (size_t i = 0; i < machine->stores.size();) {
+  const uint16_t& own = machine->stores_of_block_to_word.at(source, running->block);
+  for (size_t i = 0; own > 0 && i < machine->stores.size();) {
     if (overlap(machine->stores[i], source, bytes) && precedes_running_thread(machine->stores[i])) {
       land_store(i);
       i = 0;
