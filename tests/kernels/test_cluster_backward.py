@@ -139,9 +139,10 @@ def test_a_tiling_that_no_instance_holds_is_refused() -> None:
         Run(problem, backward=kernel(1, 1)).backward()
 
 
-@pytest.mark.parametrize(("variant", "defines"), SANITIZERS)
-def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
-    check_clean_under_sanitizers("cluster_backward", variant, defines)
+@pytest.mark.long
+@pytest.mark.parametrize("variant", SANITIZERS)
+def test_clean_under_sanitizers(variant: str) -> None:
+    check_clean_under_sanitizers("cluster_backward", variant)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -149,10 +149,10 @@ def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]
         Run(problem, backward=kernel(*tiling)).backward()
 
 
-# Its program is of the LSTM alone, and takes as long as the others': none of it in every run.
-@pytest.mark.parametrize(("variant", "defines"), SANITIZERS[:2])
-def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
-    check_clean_under_sanitizers("grid_backward", variant, defines, landing="random")
+@pytest.mark.long
+@pytest.mark.parametrize("variant", SANITIZERS)
+def test_clean_under_sanitizers(variant: str) -> None:
+    check_clean_under_sanitizers("grid_backward", variant, landing="random")
 
 
 # ---------------------------------------------------------------------------------------------

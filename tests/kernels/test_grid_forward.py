@@ -139,9 +139,10 @@ def test_a_tiling_that_no_instance_holds_is_refused(tiling: tuple[int, int, int]
         Run(problem, forward=kernel(*tiling))
 
 
-@pytest.mark.parametrize(("variant", "defines"), SANITIZERS)
-def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
-    check_clean_under_sanitizers("grid_forward", variant, defines, landing="random")
+@pytest.mark.long
+@pytest.mark.parametrize("variant", SANITIZERS)
+def test_clean_under_sanitizers(variant: str) -> None:
+    check_clean_under_sanitizers("grid_forward", variant, landing="random")
 
 
 # ---------------------------------------------------------------------------------------------

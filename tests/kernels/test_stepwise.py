@@ -120,6 +120,7 @@ def test_errors_of_the_product_are_returned(cell: str) -> None:
             assert status == (0 if before == products else GEMM_ERROR)
 
 
-@pytest.mark.parametrize(("variant", "defines"), SANITIZERS[:2])
-def test_clean_under_sanitizers(variant: str, defines: tuple[str, ...]) -> None:
-    check_clean_under_sanitizers("stepwise", variant, defines)
+@pytest.mark.long
+@pytest.mark.parametrize("variant", SANITIZERS)
+def test_clean_under_sanitizers(variant: str) -> None:
+    check_clean_under_sanitizers("stepwise", variant)

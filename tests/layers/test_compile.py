@@ -44,6 +44,7 @@ def test_compile(cell):
     assert_compiles(model, input, lengths=torch.tensor([2, 5]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_compiled_autograd(cell, recompute):
@@ -153,6 +154,7 @@ def test_dynamic_compiles_once(cell, with_lengths):
     assert counts[:5] == [(1, 1)] * 5 and counts[5] == (2, 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_lengths", [False, True])
 def test_automatic_dynamic_compiles_once_more_for_each_dimension(with_lengths):
     model = birnn_cuda.LSTM(3, 4, num_layers=2, bidirectional=True)
@@ -191,7 +193,8 @@ def test_inductor():
         assert_close(*results, 1e-6)
 
 
-@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm_proj", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("cell", ["gru", "lstm_proj"])
 def test_forward_mode_compiled(cell):
     """Tangents go through compiled code, which is compiled apart from that without a level."""
     model = make_layer(birnn_cuda, cell, 3, 4, bidirectional=True, dtype=torch.float64)
