@@ -48,10 +48,11 @@ test: install
 	$(VENV)/bin/python -m pytest -q -n auto -m "not long" tests
 
 # What takes minutes and shows something only where a kernel or its tests have changed: the planted
-# defects, the sanitizers; and what is slow elsewhere: gpu-check's waiting for what hangs, a training
-# that is killed, ten thousand steps without a leak, a library that inductor packs, the backend by
-# each instruction set, more cells and precisions of what `make test` has tried with some. Those tests that need nvcc are the next target's and, where they take minutes,
-# `make cuda`'s; those that need other frameworks, `make exchange`'s.
+# defects, the sanitizers; and what is slow elsewhere: gpu-check's waiting for what hangs, a
+# training that is killed, ten thousand steps without a leak, a library that inductor packs, the
+# backend by each instruction set, more cells and precisions of what `make test` has tried with
+# some. Those tests that need nvcc are the next target's and, where they take minutes, `make
+# cuda`'s; those that need other frameworks, `make exchange`'s.
 OTHERS_LONG := emulator/test_ptx.py $(patsubst %,kernels/test_%.py,nvcc steps instances) exchange
 test-long: install
 	$(VENV)/bin/python -m pytest -q -n auto -m long tests $(patsubst %,--ignore=tests/%,$(OTHERS_LONG))
