@@ -286,7 +286,7 @@ def test_the_flat_vector_of_jax(bidirectional):
     directions = 2 if bidirectional else 1
     weights = rnn.init_lstm_weight(jax.random.key(0), INPUT, HIDDEN, 2, bidirectional)
     ours = birnn_cuda.load_jax(weights, INPUT, HIDDEN, 2, bidirectional)
-    x = torch.randn(B, T, INPUT)
+    x = batch()
     zeros = np.zeros((2 * directions, B, HIDDEN), "f")
     parts = rnn.unpack_lstm_weights(weights, INPUT, HIDDEN, 2, bidirectional)
     y, h_n, c_n = rnn.lstm_ref(
@@ -294,14 +294,14 @@ def test_the_flat_vector_of_jax(bidirectional):
         zeros,
         zeros,
         *parts,
-        seq_lengths=np.full(B, T, "i"),
+        seq_lengths=np.array(LENGTHS, "i"),
         input_size=INPUT,
         hidden_size=HIDDEN,
         num_layers=2,
         dropout=0.0,
         bidirectional=bidirectional,
     )
-    output, final = ours(x)
+    output, final = ours(x, lengths=torch.tensor(LENGTHS))
     for theirs, mine in zip((y, h_n, c_n), (output, *final), strict=True):
         check(torch.from_numpy(np.array(theirs)), mine, 1e-5)
     with pytest.raises(ValueError, match="vector of"):
