@@ -68,13 +68,13 @@ test-ptx: install
 KERNEL_TESTS := $(patsubst %,tests/kernels/test_%.py,stepwise cluster_forward cluster_backward grid_forward grid_backward)
 WITH_PTX = EMULATOR_FRONT_END=ptx $(VENV)/bin/python -m pytest -q -n auto
 test-ptx-kernels: install
-	$(WITH_PTX) -m "not long" $(KERNEL_TESTS) tests/kernels/test_gpu_layer.py
+	$(WITH_PTX) -k "not defect" $(KERNEL_TESTS) tests/kernels/test_gpu_layer.py
 	$(WITH_PTX) -m long tests/kernels/test_instances.py
 	for capability in 80 100; do EMULATOR_ARCHITECTURE=$$capability $(WITH_PTX) -m "not long" \
 	    -k "(values or gradients) and not absent" $(KERNEL_TESTS) || exit 1; done
 
 test-ptx-defects: install
-	$(WITH_PTX) -m long $(KERNEL_TESTS) $(wildcard tests/kernels/test_*_defects.py)
+	$(WITH_PTX) -k defect $(KERNEL_TESTS) $(wildcard tests/kernels/test_*_defects.py)
 
 # The tests that hand a layer every kind of tensor, and those around them, on an extension that
 # AddressSanitizer watches: a copy of the sources, built in build/asan beside the one in place.

@@ -193,14 +193,14 @@ class ThreadQueue {
 // mostly none, and then nobody need look at all stores. Each lies within one such word.
 class StoreFilter {
  public:
-  uint16_t& at(const void* address, const Block* issuer = nullptr) {
+  uint32_t& at(const void* address, const Block* issuer = nullptr) {
     const auto word = reinterpret_cast<uintptr_t>(address) >> 3;
     return counts_[(word + reinterpret_cast<uintptr_t>(issuer) / sizeof(Block) * 977) % kWords];
   }
 
  private:
   static constexpr size_t kWords = 1 << 15;
-  std::array<uint16_t, kWords> counts_{};
+  std::array<uint32_t, kWords> counts_{};
 };
 
 struct Machine {

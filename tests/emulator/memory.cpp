@@ -381,7 +381,7 @@ void store_relaxed(void* destination, const void* value, size_t bytes, Location 
 void load_relaxed(const void* source, void* value, size_t bytes, Location where) {
   check_global(source, bytes, "load_relaxed_gpu", where);
   // A thread sees its own stores, and those of its block before a barrier.
-  const uint16_t& own = machine->stores_of_block_to_word.at(source, running->block);
+  const uint32_t& own = machine->stores_of_block_to_word.at(source, running->block);
   for (size_t i = 0; own > 0 && i < machine->stores.size();) {
     if (overlap(machine->stores[i], source, bytes) && precedes_running_thread(machine->stores[i])) {
       land_store(i);

@@ -21,8 +21,6 @@ TOLERANCE = 1e-5
 # How near to the middle between two steps, in steps, a number of float32 may be rounded either way;
 # and one that float32 has computed, h before its projection, of which the oracle knows float64's.
 MIDDLE, MIDDLE_COMPUTED = 2e-5, 1e-3
-# Half a step is 4e-3 of a row's largest number, and all of them move results by about 1e-2.
-ROUNDED_DIFFERENTLY = 3e-3
 
 
 def rounded_rows(x):
